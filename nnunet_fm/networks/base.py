@@ -1,0 +1,84 @@
+"""What every network of the package does alike: pad to a legal size, run in bfloat16 on CPUs that have it, return float32."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+
+import torch
+from dynamic_network_architectures.architectures.abstract_arch import AbstractDynamicNetworkArchitectures
+from torch import Tensor
+from torch.nn import functional as F
+
+BF16_SWITCH = "NNUNET_FM_BF16"
+
+
+@lru_cache(maxsize=1)
+def _cpu_has_bf16() -> bool:
+    """True on processors with bfloat16 arithmetic (AVX512-BF16, AMX); elsewhere it is emulated, and slower."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name)() for name in checks if hasattr(torch.cpu, name))
+
+
+def cpu_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """bfloat16 autocast for a CPU that computes in it, nothing elsewhere. ``NNUNET_FM_BF16=0`` turns it off."""
+    if device.type == "cpu" and os.environ.get(BF16_SWITCH, "1") != "0" and _cpu_has_bf16():
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+    return nullcontext()
+
+
+class FoundationNetwork(AbstractDynamicNetworkArchitectures):
+    """Base of all networks: ``(B, C, [Z,] Y, X)`` in, float32 logits ``(B, K, [Z,] Y, X)`` out, any spatial size.
+
+    A subclass implements `forward_logits` for sizes that are multiples of `size_multiple`, sets the keys that
+    dynamic-network-architectures declares (``key_to_encoder``, ``key_to_stem``, ``keys_to_in_proj``,
+    ``key_to_lpe``) and, if it has several outputs in training, `deep_supervision_scales`.
+
+    With `deep_supervision` on and more than one scale, the output is a list, full resolution first.
+    """
+
+    key_to_head: Sequence[str] = ()
+    """Prefixes of the parameters that depend on the number of classes."""
+    deep_supervision: bool = False
+
+    @property
+    def decoder(self) -> FoundationNetwork:
+        """The module whose ``deep_supervision`` flag stock nnU-Net sets: this one."""
+        return self
+
+    @property
+    def size_multiple(self) -> tuple[int, ...]:
+        """Each spatial edge must be a multiple of this; one entry per axis."""
+        raise NotImplementedError
+
+    @property
+    def deep_supervision_scales(self) -> list[list[float]] | None:
+        """Size of each output relative to the input, one list per output; None: one full-size output."""
+        return None
+
+    @abstractmethod
+    def forward_logits(self, x: Tensor) -> list[Tensor]:
+        """Logits for a legal input ``(B, C, …)``, full resolution first; only the first without deep supervision."""
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        size = x.shape[2:]
+        legal = [-(-edge // step) * step for edge, step in zip(size, self.size_multiple, strict=True)]
+        padding = [p for edge, full in zip(reversed(size), reversed(legal), strict=True) for p in (0, full - edge)]
+        if any(padding):
+            x = F.pad(x, padding, mode="replicate")
+        with cpu_autocast(x.device):
+            outputs = self.forward_logits(x)
+        if any(padding):
+            outputs = [_crop(out, size, legal) for out in outputs]
+        if x.device.type == "cpu":
+            outputs = [out.float() for out in outputs]
+        return outputs if self.deep_supervision and len(outputs) > 1 else outputs[0]
+
+
+def _crop(out: Tensor, size: Sequence[int], legal: Sequence[int]) -> Tensor:
+    """Cut the padded part off an output of any resolution, rounding as nnU-Net does for its training targets."""
+    edges = [round(edge * o / full) for edge, o, full in zip(size, out.shape[2:], legal, strict=True)]
+    return out[(..., *(slice(0, e) for e in edges))]
