@@ -30,6 +30,10 @@ class UnknownNameError(AttributeError):
         nearest = f" Nearest legal names: {', '.join(near)}." if near else ""
         super().__init__(f"'{name}' is not a name nnunet-fm knows.{nearest}{' ' + hint if hint else ''}")
         self.nearest = near
+        self._arguments = (name, near, hint)
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, list[str], str]]:
+        return UnknownNameError, self._arguments  # a worker process that cannot send its error back hangs nnU-Net
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,109 @@
+"""The import hook: makes stock nnU-Net commands find the planners, trainers and preprocessing of this package.
+
+The start-up line ``nnunet_fm_hook.pth`` calls `install` in every interpreter, so this module costs next to nothing:
+it imports only ``sys`` and ``os``. It waits for the two nnU-Net modules in `TARGETS` and, once one of them has been
+executed, hands it to `nnunet_fm.hook.wrap`. No file of nnU-Net changes, and ``NNUNET_FM_HOOK=0`` turns all of it off.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing, types and importlib would cost start-up time
+    from collections.abc import Sequence
+    from importlib.abc import Loader
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+SWITCH = "NNUNET_FM_HOOK"
+TARGETS = {
+    "nnunetv2.utilities.find_class_by_name": "recursive_find_python_class",
+    "nnunetv2.run.run_training": "run_training_entry",
+}
+"""nnU-Net module -> the one function of it that is wrapped."""
+
+_outcomes: dict[str, str] = {}
+
+
+def _wrap(module: ModuleType) -> None:
+    """Wrap the target function of an executed module; nnU-Net must import whatever goes wrong here."""
+    name = module.__name__
+    try:
+        from nnunet_fm.hook.wrap import wrap
+
+        _outcomes[name] = wrap(module, TARGETS[name])
+    except Exception as error:
+        _outcomes[name] = f"left alone: {error}"
+
+
+class _Loader:
+    """Stands in for a module's own loader until the module is executed, then steps aside."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._loader, name)  # get_code for `python -m`, get_source, resource readers, ...
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        _wrap(module)
+
+
+class _Finder:
+    """First on ``sys.meta_path``: lets the other finders find the targets and wraps the loader they return."""
+
+    def __init__(self) -> None:
+        self._searching: set[str] = set()
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name not in TARGETS or name in self._searching:
+            return None
+        self._searching.add(name)  # other hooks may ask all finders again, this one included
+        try:
+            for finder in list(sys.meta_path):
+                find_spec = getattr(finder, "find_spec", None)
+                spec: ModuleSpec | None = find_spec(name, path, target) if find_spec else None
+                if spec is not None:
+                    if hasattr(spec.loader, "exec_module"):
+                        spec.loader = _Loader(spec.loader)  # type: ignore[assignment, arg-type]
+                    return spec
+            return None
+        finally:
+            self._searching.discard(name)
+
+
+_finder = _Finder()
+
+
+def install() -> None:
+    """Put the finder on ``sys.meta_path`` and wrap the targets that are already imported; harmless to repeat."""
+    if os.environ.get(SWITCH) == "0":
+        return
+    if _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)
+    for name in TARGETS:
+        if name in sys.modules and _outcomes.get(name) != "wrapped":
+            _wrap(sys.modules[name])
+
+
+def status() -> dict[str, str]:
+    """What the hook does in this process, in words: an entry for the hook and one for each wrapped function."""
+    if _finder in sys.meta_path:
+        hook = "active"
+    elif os.environ.get(SWITCH) == "0":
+        hook = f"off ({SWITCH}=0)"
+    else:
+        hook = "not started: this installation's start-up line is missing or was not read"
+    waiting = "waits for its import" if hook == "active" else "as nnU-Net made it"
+    return {"hook": hook} | {f"{name}.{function}": _outcomes.get(name, waiting) for name, function in TARGETS.items()}

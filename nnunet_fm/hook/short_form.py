@@ -1,0 +1,198 @@
+"""The short form of training: ``nnUNetv2_train 501 fm_trainer 0`` stands for the command that names a plan.
+
+    nnUNetv2_train 501 fm_trainer 0 --npz
+    nnUNetv2_train 501 3d_fullres 0 -tr fm_trainer -p FMPlans_stunet_b --npz
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from nnunet_fm.models.names import (
+    PLANNER_PREFIX,
+    PLANS_PREFIX,
+    TRAINER_PREFIX,
+    Spec,
+    UnknownNameError,
+    plans_name,
+    trainer_name,
+)
+from nnunet_fm.models.plan_key import KEY
+from nnunet_fm.models.registry import get_card, grammar
+
+COMMAND = "nnUNetv2_train"
+NOT_PLANS = frozenset({"dataset.json", "dataset_fingerprint.json", "splits_final.json"})
+VALUE_OPTIONS = ("-tr", "-p", "-pretrained_weights", "-num_gpus", "-device")
+FLAGS = ("--npz", "--c", "--val", "--val_best", "--disable_checkpointing")
+
+
+class ShortFormError(ValueError):
+    """The short form cannot be expanded; the message says why and what to type instead."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise argparse.ArgumentError(None, message)
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """nnU-Net's own arguments, options that were not given left out; the second part is what it may know besides."""
+    parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    for positional in ("dataset", "configuration", "fold"):
+        parser.add_argument(positional)
+    for option in VALUE_OPTIONS:
+        parser.add_argument(option, dest=option)
+    for flag in FLAGS:
+        parser.add_argument(flag, dest=flag, action="store_true")
+    return parser.parse_known_args(arguments)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the short form reads of a plans file."""
+
+    name: str
+    configurations: tuple[str, ...]
+    model: str | None
+    head: str | None
+    adapter: str | None
+
+    @classmethod
+    def read(cls, path: Path) -> Plan | None:
+        """The plan in a JSON file, None if the file holds something else."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ShortFormError(f"{path} is not a JSON file: {error}") from None
+        if not isinstance(content, dict) or not isinstance(content.get("configurations"), dict):
+            return None
+        key = content.get(KEY, {})
+        return cls(
+            path.name[: -len(".json")],
+            tuple(content["configurations"]),
+            *(key.get(part) for part in ("model", "head", "adapter")),
+        )
+
+    def fits(self, spec: Spec) -> bool:
+        """Whether a trainer of this meaning can follow the plan: same model, and parts that the model may have."""
+        if self.model is None or spec.model not in (None, self.model):
+            return False
+        wanted = Spec(self.model, spec.head, spec.adapter)
+        return trainer_name(wanted) in grammar().trainers
+
+    def exactly(self, spec: Spec) -> bool:
+        """Whether the plan itself has the head and the adapter that the trainer's name asks for."""
+        return spec.head in (None, self.head) and spec.adapter in (None, self.adapter)
+
+    def configuration(self, spec: Spec) -> str:
+        """The configuration to train: the plan's only one, else the one that suits the model's dimension."""
+        if len(self.configurations) == 1:
+            return self.configurations[0]
+        model = spec.model or self.model
+        if model is None:
+            raise ShortFormError(
+                f"the plans {self.name} name no model; plan with -pl {PLANNER_PREFIX}_<model>, or pin the model: "
+                f"{TRAINER_PREFIX}_<model>"
+            )
+        configuration = get_card(model).configuration
+        if configuration not in self.configurations:
+            raise ShortFormError(f"the plans {self.name} have no configuration {configuration}, which {model} needs")
+        return configuration
+
+
+def _find_plans(dataset: str) -> list[Plan]:
+    """All plans of a dataset, sorted by name."""
+    from nnunetv2.paths import nnUNet_preprocessed
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+    try:
+        folder = Path(nnUNet_preprocessed) / maybe_convert_to_dataset_name(dataset)
+    except (RuntimeError, ValueError) as error:
+        raise ShortFormError(str(error).splitlines()[0]) from None
+    files = sorted(path for path in folder.glob("*.json") if path.name not in NOT_PLANS)
+    return [plan for plan in map(Plan.read, files) if plan is not None]
+
+
+def _choose(plans: list[Plan], spec: Spec, chosen: str | None) -> list[Plan]:
+    """The plan given by ``-p``, else every plan of ours that fits; those with exactly the right parts go first."""
+    if chosen is not None:
+        return [plan for plan in plans if plan.name == chosen]
+    ours = [plan for plan in plans if plan.name == PLANS_PREFIX or plan.name.startswith(f"{PLANS_PREFIX}_")]
+    fitting = [plan for plan in ours if plan.fits(spec)]
+    return [plan for plan in fitting if plan.exactly(spec)] or fitting
+
+
+def _none_found(dataset: str, name: str, spec: Spec, chosen: str | None, plans: list[Plan]) -> ShortFormError:
+    if chosen is not None:
+        there = ", ".join(plan.name for plan in plans) or "none"
+        return ShortFormError(f"dataset {dataset} has no plans {chosen}; plans there: {there}")
+    planner = plans_name(spec).replace(PLANS_PREFIX, PLANNER_PREFIX, 1) if spec.pinned else f"{PLANNER_PREFIX}_<model>"
+    number = dataset[len("Dataset") :].split("_")[0].lstrip("0") if dataset.startswith("Dataset") else dataset
+    command = f"nnUNetv2_plan_and_preprocess -d {number} -pl {planner}"
+    return ShortFormError(f"dataset {dataset} has no plans that {name} can train; make them with: {command}")
+
+
+def expand(arguments: list[str]) -> list[str]:
+    """The arguments of ``nnUNetv2_train``, with a short form replaced by what it stands for.
+
+    Arguments that are no short form, or that nnU-Net will refuse, are returned as they are.
+
+    Raises:
+        ShortFormError: if no plan fits, several do, ``-tr`` is given as well, or the trainer's name is not legal.
+    """
+    try:
+        parsed, unknown = _parse(arguments)
+    except argparse.ArgumentError:
+        return arguments
+    options = vars(parsed)
+    dataset, name, fold = (options.pop(key) for key in ("dataset", "configuration", "fold"))
+    if not name.startswith(TRAINER_PREFIX):
+        return arguments
+    plans = _find_plans(dataset)
+    if any(name in plan.configurations for plan in plans):
+        return arguments
+    if "-tr" in options:
+        raise ShortFormError(f"{name} stands where the configuration belongs, and -tr {options['-tr']} is given as well")
+    try:
+        spec = grammar().trainer(name)
+    except UnknownNameError as error:
+        raise ShortFormError(str(error)) from None
+    chosen = options.pop("-p", None)
+    candidates = _choose(plans, spec, chosen)
+    if not candidates:
+        raise _none_found(dataset, name, spec, chosen, plans)
+    rest = [part for option, value in options.items() for part in ([option] if value is True else [option, value])]
+    commands = [
+        [dataset, plan.configuration(spec), fold, "-tr", name, "-p", plan.name, *rest, *unknown] for plan in candidates
+    ]
+    if len(commands) > 1:
+        choices = "\n".join(f"  {shlex.join([COMMAND, *command])}" for command in commands)
+        raise ShortFormError(f"dataset {dataset} has several plans that {name} can train; choose one:\n{choices}")
+    return commands[0]
+
+
+def run(entry: Callable[[], Any]) -> Any:
+    """Call nnU-Net's training entry point with the short form in ``sys.argv`` expanded, and printed first.
+
+    Exits with code 2 and the reason on stderr if it cannot be expanded.
+    """
+    given = sys.argv
+    try:
+        arguments = expand(given[1:])
+    except ShortFormError as error:
+        print(f"{COMMAND}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if arguments != given[1:]:
+        print(shlex.join([COMMAND, *arguments]), flush=True)
+    sys.argv = [given[0], *arguments]
+    try:
+        return entry()
+    finally:
+        sys.argv = given

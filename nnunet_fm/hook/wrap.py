@@ -1,0 +1,136 @@
+"""The two wrappers, and which names of classes and functions are ours."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from types import ModuleType, TracebackType
+from typing import Any
+
+Function = Callable[..., Any]
+
+_SEARCH_PARAMETERS = ("folder", "class_name", "current_module")
+_MARK = "_wrapped_by_nnunet_fm"
+
+
+def home(name: str) -> str | None:
+    """Module that answers for a class or function name, None for the names that are nnU-Net's business."""
+    if name.startswith("fm_trainer"):
+        return "nnunet_fm.trainers"
+    if name.startswith("FMPlanner"):
+        return "nnunet_fm.plans.planner"
+    if name == "FMPreprocessor":
+        return "nnunet_fm.plans.preprocessor"
+    if name.startswith("FM") and name.endswith("Normalization"):
+        return "nnunet_fm.data.normalization"
+    if name.startswith("fm_resample_"):
+        return "nnunet_fm.data.resampling"
+    return None
+
+
+def resolve(name: str, module_name: str) -> Any:
+    """The object of this name in one of our modules.
+
+    Raises:
+        UnknownNameError: where there is none, naming the nearest. A command that it ends prints one line and exits 1.
+    """
+    module = importlib.import_module(module_name)
+    try:
+        return getattr(module, name)
+    except AttributeError as error:
+        from nnunet_fm.models.names import UnknownNameError
+
+        _print_without_traceback(UnknownNameError)
+        if isinstance(error, UnknownNameError) or hasattr(module, "__getattr__"):
+            raise
+        raise UnknownNameError(name, [n for n in dir(module) if home(n) == module_name]) from None
+
+
+@functools.cache
+def _print_without_traceback(kind: type[BaseException]) -> None:
+    """A wrong name in a command is the user's slip: let an uncaught one end the process with its message alone."""
+    previous = sys.excepthook
+
+    def excepthook(type_: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
+        if issubclass(type_, kind):
+            print(f"Error: {value}", file=sys.stderr)
+        else:
+            previous(type_, value, traceback)
+
+    sys.excepthook = excepthook
+
+
+def _wrap_search(original: Function) -> Function:
+    @functools.wraps(original)
+    def recursive_find_python_class(
+        folder: str, class_name: str, current_module: str | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        module_name = home(class_name)
+        if module_name is not None:
+            return resolve(class_name, module_name)
+        return original(folder, class_name, current_module, *args, **kwargs)
+
+    return recursive_find_python_class
+
+
+def _may_be_short_form(arguments: list[str]) -> bool:
+    """True if a trainer name of ours stands where no option takes it as its value (only ``-x`` options take any)."""
+    return any(
+        argument.startswith("fm_trainer") and (before.startswith("--") or not before.startswith("-"))
+        for before, argument in pairwise(arguments)
+    )
+
+
+def _wrap_entry(original: Function) -> Function:
+    @functools.wraps(original)
+    def run_training_entry() -> Any:
+        if not _may_be_short_form(sys.argv):
+            return original()
+        from nnunet_fm.hook.short_form import run
+
+        return run(original)
+
+    return run_training_entry
+
+
+def _search_fits(parameters: dict[str, inspect.Parameter]) -> bool:
+    first, rest = list(parameters)[:3], list(parameters.values())[3:]
+    return tuple(first) == _SEARCH_PARAMETERS and all(p.default is not p.empty for p in rest)
+
+
+def _entry_fits(parameters: dict[str, inspect.Parameter]) -> bool:
+    return not parameters
+
+
+_WRAPPERS = {
+    "recursive_find_python_class": (_search_fits, _wrap_search),
+    "run_training_entry": (_entry_fits, _wrap_entry),
+}
+
+
+def wrap(module: ModuleType, function: str) -> str:
+    """Replace a function in its module, and in nnU-Net modules that already hold it by name.
+
+    Returns:
+        ``"wrapped"``, or why the function was left alone.
+    """
+    original = getattr(module, function, None)
+    if original is None:
+        return "left alone: this nnU-Net has no such function"
+    if hasattr(original, _MARK):
+        return "wrapped"
+    fits, make = _WRAPPERS[function]
+    signature = inspect.signature(original)
+    if not fits(dict(signature.parameters)):
+        return f"left alone: this nnU-Net gives it the parameters {signature}"
+    wrapper = make(original)
+    setattr(wrapper, _MARK, True)
+    for name, holder in list(sys.modules.items()):
+        if name.startswith("nnunetv2.") and getattr(holder, "__dict__", {}).get(function) is original:
+            setattr(holder, function, wrapper)
+    setattr(module, function, wrapper)
+    return "wrapped"
