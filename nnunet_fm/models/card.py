@@ -19,20 +19,19 @@ class _Strict(BaseModel):
 class Recipe(_Strict):
     """How a network is trained; a plan carries one, and ``--set recipe.<field>=<value>`` changes a field."""
 
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: PositiveFloat = 1e-2
     weight_decay: float = Field(3e-5, ge=0)
     momentum: float = Field(0.99, ge=0, lt=1, description="SGD with Nesterov momentum")
     schedule: Literal["poly", "warmup_cosine", "warmup_linear", "constant"] = "poly"
     poly_exponent: PositiveFloat = 0.9
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the training with linearly rising rate")
-    loss: Literal["nnunet", "dice_ce", "ce"] = "nnunet"
+    loss: Literal["nnunet", "ce"] = Field("nnunet", description="nnunet: Dice + cross-entropy; ce: cross-entropy alone")
     augmentation: Literal["nnunet", "light", "none"] = "nnunet"
     mirror: bool = Field(True, description="mirroring in training and at test time")
     oversample_foreground: float = Field(0.33, ge=0, le=1, description="share of patches centred on foreground")
     deep_supervision: bool = True
     gradient_clip: PositiveFloat = 12.0
-    weight_average: float = Field(0.0, ge=0, lt=1, description="decay of an average of the weights used for prediction")
     iterations_per_epoch: PositiveInt = 250
     validation_iterations: PositiveInt = 50
     save_every: PositiveInt = Field(50, description="epochs between two writings of checkpoint_latest")
@@ -98,11 +97,13 @@ class Pretraining(_Strict):
 
 
 class NetworkCard(_Strict):
-    """The class that builds the network and its arguments; ``stages`` and ``strides`` describe legal patches."""
+    """The class that builds the network, its arguments, and which patches are legal for it."""
 
     class_path: str
     arguments: dict[str, Any] = Field(default_factory=dict)
     max_pooling: int | None = Field(None, description="most halvings along one axis; the planner derives the strides")
+    deep_supervision: bool = Field(False, description="whether the network has an output per decoder stage")
+    input_range: bool = Field(False, description="whether the network must be told if inputs are in [0, 1] or z-scored")
     multiple: PositiveInt = Field(1, description="a patch edge must be a multiple of this, strides aside")
     min_edge: PositiveInt = Field(16, description="smallest legal patch edge where the axis is pooled at all")
 

@@ -1,0 +1,114 @@
+"""``nnunet-fm plan``: plan a model with options for which the stock planning command has no flag."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+AXES = {"z": 0, "y": 1, "x": 2, "0": 0, "1": 1, "2": 2}
+"""Slice axis as typed -> index into (z, y, x)."""
+
+EPILOG = """
+Examples:
+
+  nnunet-fm plan -d 501 -m stunet_b
+
+  nnunet-fm plan -d 501 -m stunet_s --spacing native --set recipe.max_minutes=30 --name FMPlans_quick
+
+  nnunet-fm plan -d 501 -m dinov2_s --head linear --adapter full --slice-axis y
+
+Then: nnUNetv2_preprocess -d 501 -plans_name FMPlans_stunet_b -c 3d_fullres
+"""
+
+
+def plan(
+    dataset: Annotated[str, typer.Option("-d", "--dataset", help="Dataset ID or name.")],
+    model: Annotated[str | None, typer.Option("-m", "--model", help="Model; without it, chosen from the data.")] = None,
+    head: Annotated[str | None, typer.Option("--head", help="Decode head of a 2D model.")] = None,
+    adapter: Annotated[str | None, typer.Option("--adapter", help="Adapter.")] = None,
+    variant: Annotated[str, typer.Option("--variant", help="mission, official, thesis or nnunet.")] = "mission",
+    iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="Optimiser steps, met exactly.")] = None,
+    spacing: Annotated[
+        list[str] | None, typer.Option("--spacing", help="Z Y X in mm (2D: Y X), or 'native'.", metavar="Z Y X")
+    ] = None,
+    patch: Annotated[list[int] | None, typer.Option("--patch", help="Patch edges in voxels.", metavar="Z Y X")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Batch size.")] = None,
+    slice_axis: Annotated[str | None, typer.Option("--slice-axis", help="z, y or x: axis of 2D slices.")] = None,
+    gpu_memory_target: Annotated[
+        float, typer.Option("--gpu-memory-target", "-gpu_memory_target", min=0.1, help="GB to fit patch and batch into.")
+    ] = 8.0,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a recipe field, e.g. recipe.loss=ce; repeatable.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Plans name instead of FMPlans_<model>…")] = None,
+    portable: Annotated[bool, typer.Option("--portable", help="Plans that nnU-Net can use without our hook.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace plans that have trained models.")] = False,
+    processes: Annotated[int, typer.Option("-npfp", min=1, help="Processes for a fingerprint that is missing.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the path and the plan as JSON.")] = False,
+) -> None:
+    """Write nnU-Net plans for one model from the dataset's fingerprint and the model's card."""
+    import contextlib
+    import sys
+    from pathlib import Path
+
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
+    from nnunetv2.paths import nnUNet_preprocessed
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+    from nnunet_fm.models.names import PLANNER_PREFIX, VARIANTS
+    from nnunet_fm.plans.planner import Options, planner_class
+
+    if variant not in ("mission", *VARIANTS):
+        raise typer.BadParameter(f"'{variant}' is not one of mission, {', '.join(VARIANTS)}", param_hint="--variant")
+    if model is None and (head or adapter):
+        raise typer.BadParameter("a head or an adapter needs a model: add -m MODEL")
+    if slice_axis is not None and slice_axis not in AXES:
+        raise typer.BadParameter(f"'{slice_axis}' is not one of z, y, x", param_hint="--slice-axis")
+    suffix = None if variant == "mission" else variant
+    planner = planner_class("_".join(p for p in (PLANNER_PREFIX, model, head, adapter, suffix) if p))
+    options = Options(
+        iterations=iterations,
+        spacing=_spacing(spacing),
+        patch=patch,
+        batch=batch,
+        slice_axis=None if slice_axis is None else AXES[slice_axis],
+        recipe=_recipe(settings or []),
+        portable=portable,
+        force=force,
+    )
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        dataset_name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
+        folder = Path(nnUNet_preprocessed, dataset_name)
+        if not (folder / "dataset_fingerprint.json").is_file():
+            number = int(dataset_name[len("Dataset") :].split("_")[0])
+            extract_fingerprint_dataset(number, num_processes=processes)
+        plans = planner(dataset_name, gpu_memory_target, plans_name=name, options=options).plan_experiment()
+    if as_json:
+        print(json.dumps({"path": str(folder / f"{plans['plans_name']}.json"), "plans": plans}))
+
+
+def _spacing(words: list[str] | None) -> list[float] | str | None:
+    if not words:
+        return None
+    if words == ["native"]:
+        return "native"
+    try:
+        return [float(w) for w in words]
+    except ValueError:
+        raise typer.BadParameter(f"'{' '.join(words)}' is neither numbers in mm nor 'native'", param_hint="--spacing") from None
+
+
+def _recipe(settings: list[str]) -> dict[str, Any]:
+    """``recipe.max_minutes=30`` -> ``{"max_minutes": 30}``; values are read as JSON where they are JSON."""
+    changed: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.startswith("recipe."):
+            raise typer.BadParameter(f"'{setting}' is not of the form recipe.<field>=<value>", param_hint="--set")
+        try:
+            changed[key.removeprefix("recipe.")] = json.loads(text)
+        except json.JSONDecodeError:
+            changed[key.removeprefix("recipe.")] = text
+    return changed

@@ -1,0 +1,25 @@
+"""A command whose list options take several values at once, as nnU-Net's do: ``--spacing 2 1.5 1.5``."""
+
+from __future__ import annotations
+
+import click
+from typer.core import TyperCommand
+
+
+class VariadicCommand(TyperCommand):
+    """For commands without positional arguments: repeats the name of a list option before each further value."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        lists = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts}
+        expanded: list[str] = []
+        current: str | None = None
+        values = 0
+        for word in args:
+            if word.startswith("-") and not word[1:2].isdigit():
+                current, values = (word if word in lists else None), 0
+            elif current is not None:
+                if values:
+                    expanded.append(current)
+                values += 1
+            expanded.append(word)
+        return super().parse_args(ctx, expanded)

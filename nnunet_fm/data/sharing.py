@@ -1,0 +1,107 @@
+"""Preprocessed folders that several plans share: stamps that say what is in them, locks, and leases of running trainings."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock
+
+try:
+    import fcntl
+except ImportError:  # Windows has no shared locks on files; there, a running training is not protected
+    fcntl = None  # type: ignore[assignment]
+
+
+class FolderInUseError(RuntimeError):
+    """A preprocessed folder would be replaced while a training reads it."""
+
+
+def raw_stamp(dataset: Mapping[str, Mapping[str, Any]]) -> dict[str, list[int]]:
+    """Size in bytes and time of change in ns of every raw file, by path.
+
+    Args:
+        dataset: nnU-Net's mapping of case to ``{"images": [...], "label": ...}``.
+    """
+    files = sorted({str(f) for case in dataset.values() for f in [*case["images"], case["label"]]})
+    return {f: [stat.st_size, stat.st_mtime_ns] for f in files for stat in [os.stat(f)]}
+
+
+def stamp_path(folder: Path) -> Path:
+    """The stamp lies beside the folder: nnU-Net takes a folder's content for cases."""
+    return folder.with_name(folder.name + ".stamp.json")
+
+
+def is_current(folder: Path, stamp: Mapping[str, Any]) -> bool:
+    """True if the folder exists and was written from exactly what the stamp describes."""
+    path = stamp_path(folder)
+    if not (folder.is_dir() and path.is_file()):
+        return False
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")) == stamp)
+    except json.JSONDecodeError:  # a stamp that was cut off says nothing about the folder
+        return False
+
+
+def lock(folder: Path) -> FileLock:
+    """The lock that whoever writes the folder holds; a second process waits for it."""
+    return FileLock(str(folder.with_name(folder.name + ".lock")))
+
+
+def replace_folder(new: Path, folder: Path, stamp: Mapping[str, Any]) -> None:
+    """Put a finished folder in its place with its stamp; an older one is removed last.
+
+    Raises:
+        FolderInUseError: if a training reads the older folder; nothing is changed then.
+    """
+    with _exclusive(folder):
+        old = folder.with_name(folder.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        stamp_path(folder).unlink(missing_ok=True)
+        if folder.is_dir():
+            os.replace(folder, old)
+        os.replace(new, folder)
+        partial = stamp_path(folder).with_suffix(".partial")
+        partial.write_text(json.dumps(stamp), encoding="utf-8")
+        os.replace(partial, stamp_path(folder))
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def lease(folder: Path) -> IO[str] | None:
+    """Hold a folder for reading as long as the returned file is open; the system ends it with the process."""
+    if fcntl is None:
+        return None
+    handle = open(_lease_path(folder), "a", encoding="utf-8")  # noqa: SIM115  (stays open as long as the training runs)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    return handle
+
+
+def check_not_leased(folder: Path) -> None:
+    """Raise `FolderInUseError` if a training reads the folder now."""
+    with _exclusive(folder):
+        pass
+
+
+def _lease_path(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".inuse")
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    if fcntl is None:
+        yield
+        return
+    with open(_lease_path(folder), "a", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FolderInUseError(
+                f"the raw files or settings of {folder} have changed, but a training that is running reads this "
+                f"folder: preprocess again when it has ended"
+            ) from None
+        yield

@@ -1,0 +1,95 @@
+"""From a model card to nnU-Net's ``architecture`` entry of a plan, and from that entry to a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pydoc import locate
+from typing import Any
+
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+
+from nnunet_fm.adapters import apply_adapter
+from nnunet_fm.models.card import ModelCard
+from nnunet_fm.networks.base import FoundationNetwork
+
+Architecture = dict[str, Any]
+
+MIN_BOTTLENECK_EDGE = 4
+"""An axis is halved only while at least this many voxels remain, as in nnU-Net's own planner."""
+
+UNIT_RANGE = frozenset({"FMPercentileNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"})
+"""Normalisation schemes whose results lie in [0, 1]."""
+
+
+def legal_patch(card: ModelCard, patch: Sequence[int], spacing: Sequence[float]) -> tuple[list[int], list[list[int]]]:
+    """Round a patch up to the next size that the network takes.
+
+    Args:
+        card: the model.
+        patch: wanted edges in voxels, one per axis.
+        spacing: voxel spacing in mm, same axes.
+
+    Returns:
+        Legal edges, and the strides per stage (first stage ``[1, 1, 1]``) where the network has configurable
+        pooling, else an empty list.
+    """
+    multiple = card.network.multiple
+    edges = [-(-max(edge, card.network.min_edge) // multiple) * multiple for edge in patch]
+    if card.network.max_pooling is None:
+        return edges, []
+    # Pooling follows nnU-Net's rule, so an axis of few or thick slices is pooled less; min_edge does not bind it.
+    thin = [max(1, edge) for edge in patch]
+    _, strides, _, rounded, _ = get_pool_and_conv_props(spacing, thin, MIN_BOTTLENECK_EDGE, card.network.max_pooling)
+    return [int(e) for e in rounded], [list(s) for s in strides]
+
+
+def architecture(
+    card: ModelCard,
+    *,
+    strides: Sequence[Sequence[int]] = (),
+    head: str | None = None,
+    normalization_schemes: Sequence[str] = (),
+) -> Architecture:
+    """nnU-Net's ``architecture`` entry: a class path and arguments that build the network without the card.
+
+    Args:
+        card: the model.
+        strides: pooling per stage, for networks with configurable pooling.
+        head: decode head of a 2D model; None takes the card's first.
+        normalization_schemes: schemes of the plan, one per channel; they tell a network that was pre-trained on
+            photographs whether its inputs lie in [0, 1].
+    """
+    arguments = dict(card.network.arguments)
+    if card.network.max_pooling is not None:
+        arguments["strides"] = [list(s) for s in strides]
+    if card.heads:
+        arguments["head"] = head or card.heads[0]
+    if card.network.input_range:
+        unit = bool(normalization_schemes) and all(s in UNIT_RANGE for s in normalization_schemes)
+        arguments["input_range"] = "unit" if unit else "standardised"
+    return {"network_class_name": card.network.class_path, "arch_kwargs": arguments, "_kw_requires_import": []}
+
+
+def build_network(
+    entry: Mapping[str, Any],
+    input_channels: int,
+    num_classes: int,
+    *,
+    adapter: str | None = None,
+    deep_supervision: bool = False,
+) -> FoundationNetwork:
+    """Build the network of an ``architecture`` entry, with random weights; touches neither the net nor the disk.
+
+    Raises:
+        ImportError: if the class of the entry does not exist.
+        TypeError: if the entry's class is not one of ours.
+    """
+    network_class = locate(entry["network_class_name"])
+    if network_class is None:
+        raise ImportError(f"network class '{entry['network_class_name']}' of the plan does not exist")
+    if not (isinstance(network_class, type) and issubclass(network_class, FoundationNetwork)):
+        raise TypeError(f"'{entry['network_class_name']}' is not a network of nnunet-fm")
+    network = network_class(input_channels, num_classes, deep_supervision=deep_supervision, **entry["arch_kwargs"])
+    if adapter is not None:
+        apply_adapter(adapter, network)
+    return network

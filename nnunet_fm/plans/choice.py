@@ -1,0 +1,104 @@
+"""Which model FMPlanner chooses: a table of rules over the fingerprint, read top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nnunet_fm.models.registry import get_card
+from nnunet_fm.weights.cache import find
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rules look at. Spacing in mm, volume in voxels, memory in GB."""
+
+    modality: str
+    anisotropy: float
+    slices: int
+    volume: float
+    classes: int
+    memory_gb: float
+
+    @classmethod
+    def of(cls, fingerprint: Mapping[str, Any], dataset_json: Mapping[str, Any], memory_gb: float) -> Facts:
+        """Facts of a dataset from its fingerprint and dataset.json."""
+        spacing = np.median(np.vstack(fingerprint["spacings"]), axis=0)
+        shape = np.median(np.vstack(fingerprint["shapes_after_crop"]), axis=0)
+        thick = int(np.argmax(spacing))
+        channels = [name.casefold() for name in (dataset_json.get("channel_names") or dataset_json["modality"]).values()]
+        return cls(
+            modality="CT" if all(name == "ct" for name in channels) else "other",
+            anisotropy=float(spacing[thick] / np.median(spacing)),
+            slices=int(shape[thick] if spacing[thick] > 1.25 * np.median(spacing) else shape.min()),
+            volume=float(shape.prod()),
+            classes=len(dataset_json["labels"]),
+            memory_gb=memory_gb,
+        )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """If ``applies``, the first of ``models`` whose official file is at hand, else the first."""
+
+    condition: str
+    applies: Callable[[Facts], bool]
+    models: tuple[str, ...]
+    reason: str
+
+
+RULES = (
+    Rule(
+        "a single slice, or slices more than 3 times as thick as the in-plane spacing",
+        lambda f: f.slices < 8 or f.anisotropy > 3,
+        ("dinov2_b", "dinov2_s", "dinov2_l"),
+        "slices are too few or too thick for a 3D network pre-trained on near-isotropic data",
+    ),
+    Rule(
+        "median image below 64³ voxels",
+        lambda f: f.volume < 64**3,
+        ("stunet_s", "stunet_b"),
+        "the images are small: the small network suffices and trains fastest",
+    ),
+    Rule(
+        "CT, at least 24 GB, and more than 20 classes or more than 300³ voxels",
+        lambda f: f.modality == "CT" and f.memory_gb >= 24 and (f.classes > 20 or f.volume > 300**3),
+        ("stunet_l", "stunet_b", "stunet_s"),
+        "CT with much to tell apart, and memory for the large network pre-trained on 104 structures in CT",
+    ),
+    Rule(
+        "less than 6 GB",
+        lambda f: f.memory_gb < 6,
+        ("stunet_s", "stunet_b"),
+        "the memory target is small",
+    ),
+    Rule(
+        "everything else",
+        lambda f: True,
+        ("stunet_b", "stunet_s", "stunet_l"),
+        "a 3D network supervised on 104 structures is the best start for volumes of near-isotropic voxels",
+    ),
+)
+
+
+def choose_model(
+    fingerprint: Mapping[str, Any], dataset_json: Mapping[str, Any], *, memory_gb: float
+) -> tuple[str, str]:
+    """Name of the model for a dataset, and the reason in one sentence."""
+    facts = Facts.of(fingerprint, dataset_json, memory_gb)
+    rule = next(rule for rule in RULES if rule.applies(facts))
+    model = next((name for name in rule.models if _at_hand(name)), rule.models[0])
+    seen = (
+        f"{facts.modality}, anisotropy {facts.anisotropy:.1f}, {facts.volume / 1e6:.2f} million voxels, "
+        f"{facts.classes} classes, {facts.memory_gb:g} GB"
+    )
+    weights = "official weights at hand" if _at_hand(model) else "official weights not at hand yet"
+    return model, f"{rule.reason} ({seen}; {weights}; licence of the weights: {get_card(model).weights_licence})"
+
+
+def _at_hand(name: str) -> bool:
+    checkpoint = get_card(name).checkpoint
+    return checkpoint is not None and find(checkpoint.files) is not None

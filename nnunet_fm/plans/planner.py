@@ -1,0 +1,413 @@
+"""FMPlanner: an nnU-Net experiment planner that plans one model, and the planner classes of all legal names."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+from pydantic import ValidationError
+
+from nnunet_fm.models.build import architecture, build_network, legal_patch
+from nnunet_fm.models.card import ModelCard, Recipe
+from nnunet_fm.models.names import PLANNER_PREFIX, Spec, UnknownNameError, plans_name
+from nnunet_fm.models.plan_key import KEY, PlanError, PlanKey, WeightsEntry
+from nnunet_fm.models.registry import get_card, grammar
+from nnunet_fm.plans import memory
+from nnunet_fm.plans.choice import choose_model
+from nnunet_fm.plans.geometry import Choice, choose_spacing, median_shape, nnunet_patch, shrink_patch, wanted_patch
+from nnunet_fm.plans.intensity import normalization
+from nnunet_fm.plans.preprocessor import data_identifier
+from nnunet_fm.weights.cache import find, sha256
+
+DATA_RESAMPLING = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+SEG_RESAMPLING = {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None}
+PROBABILITY_RESAMPLING = {"is_seg": False, "force_separate_z": False, "memefficient_seg_resampling": False}
+"""Arguments of nnU-Net's own torch planner for ``resample_torch_fornnunet``, 5 times as fast as the default."""
+
+
+@dataclass
+class Options:
+    """What `nnunet-fm plan` can change; None and empty leave the choice to card and data."""
+
+    iterations: int | None = None
+    spacing: list[float] | str | None = None
+    patch: list[int] | None = None
+    batch: int | None = None
+    slice_axis: int | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    portable: bool = False
+    force: bool = False
+
+
+class FMPlanner(ExperimentPlanner):
+    """Plans one model for one dataset and writes ``FMPlans[_<model>…].json``.
+
+    The base class of all planner names; alone, it chooses the model from the fingerprint (`choose_model`).
+    Geometry and budget come from the card's variant, fitted to the data and to ``gpu_memory_target_in_gb``.
+    """
+
+    spec = Spec()
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float = 8,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str | None = None,
+        overwrite_target_spacing: Sequence[float] | None = None,
+        suppress_transpose: bool = False,
+        options: Options | None = None,
+    ) -> None:
+        super().__init__(
+            dataset_name_or_id,
+            gpu_memory_target_in_gb,
+            preprocessor_name,
+            plans_name or self.default_plans_name(),
+            list(overwrite_target_spacing) if overwrite_target_spacing is not None else None,
+            suppress_transpose,
+        )
+        # The stock command always passes DefaultPreprocessor, so only another name can be a user's wish.
+        if preprocessor_name not in ("DefaultPreprocessor", "FMPreprocessor"):
+            raise PlanError(f"plans of nnunet-fm use FMPreprocessor (or --portable), not '{preprocessor_name}'")
+        self.options = options or Options()
+        if overwrite_target_spacing is not None:
+            self.options.spacing = [float(s) for s in overwrite_target_spacing]
+
+    @classmethod
+    def default_plans_name(cls) -> str:
+        """Name of the plans that this planner writes unless told otherwise."""
+        return plans_name(cls.spec)
+
+    def plan_experiment(self) -> dict[str, Any]:
+        """Write the plan and return it.
+
+        Raises:
+            PlanError: if the model cannot take the data, an option is illegal, or the plan already has trained models.
+        """
+        spec, reasons = self.spec, {}
+        if spec.model is None:
+            name, reasons["model"] = choose_model(
+                self.dataset_fingerprint, self.dataset_json, memory_gb=self.UNet_vram_target_GB
+            )
+            print(f"FMPlanner chose {name}: {reasons['model']}")
+            spec = Spec(model=name, variant=spec.variant)
+        assert spec.model is not None
+        card = get_card(spec.model)
+        plans = self._plan(card, spec, reasons)
+        recursive_fix_for_json_export(plans)
+        self.plans = plans
+        self.save_plans(plans)
+        self._print_summary(card, plans)
+        return plans
+
+    def _plan(self, card: ModelCard, spec: Spec, reasons: dict[str, str]) -> dict[str, Any]:
+        variant = spec.variant or "mission"
+        planned = card.variants[variant]  # type: ignore[index]
+        origin = {"recipe": "official" if variant == "mission" else variant}
+        transpose = self._transpose(card, origin)
+        recipe = self._recipe(planned.recipe, origin)
+        norm = normalization(
+            planned.intensity,
+            self.dataset_json,
+            self.dataset_fingerprint,
+            portable=self.options.portable,
+            model=card.name,
+        )
+
+        full_spacing = self._spacing(card, planned.geometry.spacing, variant, transpose)
+        origin["spacing"] = full_spacing.origin
+        if full_spacing.reason:
+            reasons["spacing"] = full_spacing.reason
+        shapes, spacings = self._transposed(transpose)
+        image = median_shape(shapes, spacings, full_spacing.value)
+        spacing, image = full_spacing.value[-card.dim :], image[-card.dim :]
+        if card.dim == 3 and min(image) == 1:
+            raise PlanError(f"'{card.name}' is a 3D model, but the images of {self.dataset_name} have a single slice")
+
+        head = spec.head or (card.heads[0] if card.heads else None)
+        adapter = spec.adapter or (card.adapters[0] if card.adapters else None)
+        patch, batch = self._patch_and_batch(card, planned.geometry, spacing, image, (head, adapter), recipe, origin, reasons)
+        strides = legal_patch(card, patch, spacing)[1]
+        entry = architecture(card, strides=strides, head=head, normalization_schemes=norm.schemes)
+        iterations = self._iterations(card, planned.iterations, variant, origin)
+
+        configuration: dict[str, Any] = {
+            "data_identifier": "",
+            "preprocessor_name": "DefaultPreprocessor" if self.options.portable else "FMPreprocessor",
+            "batch_size": batch,
+            "patch_size": patch,
+            "median_image_size_in_voxels": [float(e) for e in image],
+            "spacing": spacing,
+            "normalization_schemes": norm.schemes,
+            "use_mask_for_norm": norm.use_mask,
+            "resampling_fn_data": "resample_data_or_seg_to_shape" if self.options.portable else "fm_resample_data_to_shape",
+            "resampling_fn_seg": "resample_data_or_seg_to_shape",
+            "resampling_fn_data_kwargs": DATA_RESAMPLING,
+            "resampling_fn_seg_kwargs": SEG_RESAMPLING,
+            "resampling_fn_probabilities": "resample_torch_fornnunet",
+            "resampling_fn_probabilities_kwargs": PROBABILITY_RESAMPLING,
+            "architecture": entry,
+            "batch_dice": card.dim == 2,
+        }
+        plans: dict[str, Any] = {
+            "dataset_name": self.dataset_name,
+            "plans_name": self.plans_identifier,
+            "original_median_spacing_after_transp": np.median(np.vstack(spacings), axis=0).tolist(),
+            "original_median_shape_after_transp": np.median(np.vstack(shapes), axis=0).round().astype(int).tolist(),
+            "image_reader_writer": self.determine_reader_writer().__name__,
+            "transpose_forward": transpose,
+            "transpose_backward": [transpose.index(axis) for axis in range(3)],
+            "configurations": {card.configuration: configuration},
+            "experiment_planner_used": type(self).__name__,
+            "label_manager": "LabelManager",
+            "foreground_intensity_properties_per_channel": norm.properties,
+        }
+        configuration["data_identifier"] = data_identifier(plans, card.configuration)
+        plans[KEY] = PlanKey(
+            model=card.name,
+            head=head,
+            adapter=adapter,
+            variant=variant,
+            recipe=recipe,
+            iterations=iterations,
+            origin=origin,
+            reasons=reasons,
+            weights=_weights_at_hand(card),
+        ).model_dump()
+        return plans
+
+    def _transpose(self, card: ModelCard, origin: dict[str, str]) -> list[int]:
+        """Axis order: identity for 3D networks, which know an orientation; slices along the anatomy's axis in 2D."""
+        axis = self.options.slice_axis
+        if card.dim == 3:
+            if axis is not None:
+                raise PlanError(f"--slice-axis is for 2D models; '{card.name}' is a 3D model")
+            return [0, 1, 2]
+        if axis is not None:
+            origin["slice_axis"] = "user"
+        elif (axis := self._converter_slice_axis()) is not None:
+            origin["slice_axis"] = "dataset"
+        else:
+            spacings = np.median(np.vstack(self.dataset_fingerprint["spacings"]), axis=0)
+            axis, origin["slice_axis"] = int(np.argmax(spacings)), "data"
+        return [axis, *(a for a in range(3) if a != axis)]
+
+    def _converter_slice_axis(self) -> int | None:
+        """The anatomy's slice axis (index into z, y, x) where a converter has written it beside the raw data."""
+        path = Path(self.raw_dataset_folder, "conversion.json")
+        return json.loads(path.read_text(encoding="utf-8")).get("slice_axis") if path.is_file() else None
+
+    def _transposed(self, transpose: list[int]) -> tuple[list[list[int]], list[list[float]]]:
+        """Shapes (voxels) and spacings (mm) of all cases in the plan's axis order."""
+        shapes = [[shape[a] for a in transpose] for shape in self.dataset_fingerprint["shapes_after_crop"]]
+        spacings = [[float(spacing[a]) for a in transpose] for spacing in self.dataset_fingerprint["spacings"]]
+        return shapes, spacings
+
+    def _spacing(
+        self, card: ModelCard, wanted: list[float] | str | None, variant: str, transpose: list[int]
+    ) -> Choice:
+        """Target spacing of all three axes in mm, in the plan's axis order."""
+        shapes, spacings = self._transposed(transpose)
+        by_user, self.overwrite_target_spacing = self.options.spacing, None
+        native = [float(self.determine_fullres_target_spacing()[a]) for a in transpose]
+        if isinstance(by_user, list):
+            if len(by_user) not in (card.dim, 3) or min(by_user) <= 0:
+                raise PlanError(f"a spacing for '{card.name}' is {card.dim} positive numbers in mm, not {by_user}")
+            return Choice([*native[: 3 - len(by_user)], *by_user], "user")
+        if by_user == "native":
+            return Choice(native, "user")
+        if wanted is None or wanted == "native":
+            return Choice(native, "nnunet" if variant == "nnunet" else "data")
+        assert not isinstance(wanted, str)
+        if card.dim == 2:
+            return Choice([native[0], *wanted], variant)
+        return choose_spacing(wanted, native, shapes, spacings, variant)
+
+    def _patch_and_batch(
+        self,
+        card: ModelCard,
+        geometry: Any,
+        spacing: list[float],
+        image: list[int],
+        parts: tuple[str | None, str | None],
+        recipe: Recipe,
+        origin: dict[str, str],
+        reasons: dict[str, str],
+    ) -> tuple[list[int], int]:
+        """Patch and batch size, shrunk to the data and to the memory target unless the user gave both."""
+        variant = self.spec.variant or "mission"
+        wanted_edges = nnunet_patch(image, spacing) if variant == "nnunet" else geometry.patch
+        if self.options.patch is not None:
+            patch = [int(e) for e in self.options.patch]
+            if len(patch) != card.dim or min(patch) < 1:
+                raise PlanError(f"a patch for '{card.name}' has {card.dim} positive edges, not {patch}")
+            legal = legal_patch(card, patch, spacing)[0]
+            if legal != patch:
+                raise PlanError(f"'{card.name}' cannot take a patch of {patch}; the next legal one is {legal}")
+            origin["patch_size"] = "user"
+        else:
+            patch = wanted_patch(card, wanted_edges, image, spacing)
+            origin["patch_size"] = variant if patch == list(wanted_edges) else "data"
+            if origin["patch_size"] == "data":
+                reasons["patch_size"] = f"the median image has {image} voxels, less than the card's patch {wanted_edges}"
+        batch = self.options.batch or geometry.batch
+        origin["batch_size"] = "user" if self.options.batch else variant
+
+        cost = self._memory_cost(card, spacing, parts, recipe)
+        shrink = (lambda p: None) if self.options.patch else (lambda p: _shrunk(card, p, image, spacing))
+        fitted, fitted_batch, fits = memory.fit(cost, tuple(patch), batch, shrink, self.UNet_vram_target_GB * 1024**3)
+        if not fits:
+            reasons["memory"] = (
+                f"even patch {list(fitted)} and batch {fitted_batch} are predicted to need more than "
+                f"{self.UNet_vram_target_GB:g} GB"
+            )
+            print(f"WARNING: {reasons['memory']}")
+        if list(fitted) != patch:
+            origin["patch_size"], reasons["patch_size"] = "memory", f"{patch} does not fit {self.UNet_vram_target_GB:g} GB"
+        if fitted_batch != batch:
+            origin["batch_size"], reasons["batch_size"] = "memory", f"{batch} does not fit {self.UNet_vram_target_GB:g} GB"
+        return list(fitted), fitted_batch
+
+    def _memory_cost(
+        self, card: ModelCard, spacing: list[float], parts: tuple[str | None, str | None], recipe: Recipe
+    ) -> memory.Cost:
+        """Predicted bytes of one training step on a GPU, for a patch and a batch size."""
+        channels = len(self.dataset_json.get("channel_names") or self.dataset_json["modality"])
+        head, adapter = parts
+
+        @lru_cache(maxsize=None)
+        def cost(patch: tuple[int, ...], batch: int) -> float:
+            entry = architecture(card, strides=legal_patch(card, patch, spacing)[1], head=head)
+            supervised = recipe.deep_supervision and card.network.deep_supervision
+            return memory.gpu_bytes(
+                lambda: build_network(
+                    entry, channels, self._num_outputs(), adapter=adapter, deep_supervision=supervised
+                ),
+                patch,
+                batch,
+                channels,
+                recipe.optimizer,
+            )
+
+        return cost
+
+    def _num_outputs(self) -> int:
+        """Output channels of the network: labels without the ignore label, or regions."""
+        labels = self.dataset_json["labels"]
+        regions = any(isinstance(v, (list, tuple)) and len(v) > 1 for v in labels.values())
+        return len([name for name in labels if name != "ignore"]) - (1 if regions else 0)
+
+    def _recipe(self, recipe: Recipe, origin: dict[str, str]) -> Recipe:
+        if not self.options.recipe:
+            return recipe
+        origin["recipe"] = f"{origin['recipe']}, changed by user: {', '.join(sorted(self.options.recipe))}"
+        try:
+            return Recipe(**{**recipe.model_dump(), **self.options.recipe})
+        except ValidationError as error:
+            faults = "; ".join(f"recipe.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise PlanError(f"{faults}. Recipe fields are: {', '.join(Recipe.model_fields)}") from None
+
+    def _iterations(self, card: ModelCard, of_variant: int | None, variant: str, origin: dict[str, str]) -> int:
+        if self.options.iterations is not None:
+            origin["iterations"] = "user"
+            return self.options.iterations
+        origin["iterations"] = variant
+        if of_variant is not None:
+            return of_variant
+        key = self.dataset_name.split("_", 1)[-1].lower()
+        return card.iterations.get(key, card.iterations["default"])
+
+    def save_plans(self, plans: dict[str, Any]) -> None:
+        """Replace the plan file, in one step; nothing of an older file is kept.
+
+        Raises:
+            PlanError: if models were trained with a different plan of this name and ``force`` is not set.
+        """
+        folder = Path(nnUNet_preprocessed, self.dataset_name)
+        target = folder / f"{self.plans_identifier}.json"
+        if target.is_file() and not self.options.force and not _same_plan(target, plans):
+            trained = self._trained_folders()
+            if trained:
+                raise PlanError(
+                    f"{target.name} has trained models ({', '.join(trained)}) and would change. Keep both with "
+                    f"-overwrite_plans_name (nnunet-fm plan --name), or replace it with `nnunet-fm plan --force`"
+                )
+        shutil.copy(Path(self.raw_dataset_folder, "dataset.json"), folder / "dataset.json")
+        partial = target.with_suffix(f".json.{os.getpid()}")
+        partial.write_text(json.dumps(plans, indent=4), encoding="utf-8")
+        os.replace(partial, target)
+        print(f"Plans were saved to {target}")
+
+    def _trained_folders(self) -> list[str]:
+        """Result folders of this dataset whose models were trained with plans of this name."""
+        if not nnUNet_results.is_set():
+            return []
+        pattern = f"*__{self.plans_identifier}__*/fold_*/checkpoint_*.pth"
+        found = Path(nnUNet_results, self.dataset_name).glob(pattern)
+        return sorted({path.parent.parent.name for path in found})
+
+    def _print_summary(self, card: ModelCard, plans: Mapping[str, Any]) -> None:
+        key, configuration = plans[KEY], plans["configurations"][card.configuration]
+        origin = key["origin"]
+        print(f"\n{card.title} on {self.dataset_name}, configuration {card.configuration}:")
+        print(f"  spacing     {configuration['spacing']} mm  [{origin['spacing']}]")
+        print(f"  patch size  {configuration['patch_size']}  [{origin['patch_size']}]")
+        print(f"  batch size  {configuration['batch_size']}  [{origin['batch_size']}]")
+        print(f"  iterations  {key['iterations']}  [{origin['iterations']}]")
+        print(f"  intensities {', '.join(configuration['normalization_schemes'])}")
+        for subject, reason in key["reasons"].items():
+            print(f"  {subject}: {reason}")
+
+
+def _shrunk(card: ModelCard, patch: tuple[int, ...], image: list[int], spacing: list[float]) -> tuple[int, ...] | None:
+    smaller = shrink_patch(card, patch, image, spacing)
+    return tuple(smaller) if smaller else None
+
+
+def _same_plan(file: Path, plans: Mapping[str, Any]) -> bool:
+    """True if a plan file holds this plan; that official weights have come to hand since then is no change."""
+
+    def comparable(content: Mapping[str, Any]) -> dict[str, Any]:
+        key = {name: value for name, value in content.get(KEY, {}).items() if name != "weights"}
+        return {**content, KEY: key}
+
+    written = json.loads(file.read_text(encoding="utf-8"))
+    return comparable(written) == comparable(json.loads(json.dumps(plans)))
+
+
+def _weights_at_hand(card: ModelCard) -> dict[str, WeightsEntry]:
+    """Entry of the official file, with its hash if it is in the cache already."""
+    if card.checkpoint is None:
+        return {}
+    path = find(card.checkpoint.files)
+    return {"backbone": WeightsEntry(name=card.checkpoint.name, sha256=sha256(path) if path else None)}
+
+
+@lru_cache(maxsize=None)
+def planner_class(name: str) -> type[FMPlanner]:
+    """The planner class of a legal name; raises `UnknownNameError` with the nearest names."""
+    spec = grammar().planner(name)
+    if name == PLANNER_PREFIX:
+        return FMPlanner
+    of = f"Plans {get_card(spec.model).title}" if spec.model else "Plans the model that suits the data"
+    doc = f"{of}; writes {plans_name(spec)}.json."
+    return type(name, (FMPlanner,), {"spec": spec, "__module__": __name__, "__qualname__": name, "__doc__": doc})
+
+
+def __getattr__(name: str) -> type[FMPlanner]:
+    if not name.startswith(PLANNER_PREFIX):
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return planner_class(name)
+
+
+__all__ = ["FMPlanner", "Options", "UnknownNameError", "planner_class"]

@@ -1,0 +1,337 @@
+"""fm_trainer: an nnUNetTrainer that trains the network, weights and recipe that a plan or its own name describes."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from time import monotonic
+from typing import IO, Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.helpers import dummy_context
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import autocast, nn
+from torch._dynamo import OptimizedModule
+
+from nnunet_fm.data.augmentation import SPATIAL_PRESETS, with_preset, without_timing
+from nnunet_fm.data.sharing import lease
+from nnunet_fm.models.build import build_network
+from nnunet_fm.models.names import Spec
+from nnunet_fm.networks.base import FoundationNetwork
+from nnunet_fm.trainers.schedule import ProgressSchedule
+from nnunet_fm.trainers.setting import check_configuration, network_architecture, resolve
+from nnunet_fm.weights.cache import locate
+from nnunet_fm.weights.load import load_checkpoint
+
+CHECKPOINT_KEY = "nnunet_fm"
+
+
+class fm_trainer(nnUNetTrainer):  # type: ignore[misc]  # noqa: N801  (the name is what users type)
+    """Trains plans of nnunet-fm: network, official weights, adapter and recipe are those of the plan.
+
+    Longer names override parts of the plan or, pinned to a model, train stock plans; see `nnunet_fm.trainers`.
+    """
+
+    spec = Spec()
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature)
+    ) -> None:
+        # Refuse before nnU-Net creates folders and logs.
+        setting = resolve(plans, self.spec)
+        warning = check_configuration(setting, plans, configuration)
+        plans.setdefault("continue_training", False)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.setting, self.recipe = setting, setting.recipe
+        self.initial_lr = self.recipe.learning_rate
+        self.weight_decay = self.recipe.weight_decay
+        self.oversample_foreground_percent = self.recipe.oversample_foreground
+        self.num_iterations_per_epoch = min(self.recipe.iterations_per_epoch, setting.iterations)
+        self.num_val_iterations_per_epoch = self.recipe.validation_iterations
+        self.num_epochs = -(-setting.iterations // self.recipe.iterations_per_epoch)
+        self.save_every = self.recipe.save_every
+        self.enable_deep_supervision = setting.deep_supervision
+
+        self.iteration = 0
+        """Optimiser steps taken so far."""
+        self._seconds_before, self._started_at = 0.0, monotonic()
+        self._restored_random_state: dict[str, Any] | None = None
+        self._restoring = False
+        self._lease: IO[str] | None = None
+        if warning:
+            self.print_to_log_file(f"WARNING: {warning}")
+
+    # What is trained
+
+    @classmethod
+    def build_network_architecture(  # type: ignore[override]
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The network with random weights; prediction calls this too, with nothing but the plan and this class."""
+        setting = resolve(plans_manager.plans, cls.spec)
+        return build_network(
+            network_architecture(setting, configuration_manager),
+            num_input_channels,
+            num_output_channels,
+            adapter=setting.adapter,
+            deep_supervision=enable_deep_supervision and setting.deep_supervision,
+        )
+
+    @property
+    def bare_network(self) -> FoundationNetwork:
+        """The network without DDP and compile wrappers."""
+        module = self.network.module if self.is_ddp else self.network
+        return module._orig_mod if isinstance(module, OptimizedModule) else module
+
+    def initialize(self) -> None:
+        """Build network, optimiser and loss; load the official weights unless a checkpoint will follow."""
+        checkpoint = self.setting.card.checkpoint
+        weights: Path | None = None
+        if checkpoint is not None and not self.setting.scratch and not self._restoring:
+            # Before the network is built: a missing file should not cost the user any time.
+            weights = locate(checkpoint.name, checkpoint.files, page=checkpoint.page, scratch=self.setting.scratch_name)
+        _seed(self.recipe.seed + self.local_rank)
+        super().initialize()
+        if weights is not None:
+            self._load_official(weights)
+
+    def _load_official(self, file: Path) -> None:
+        checkpoint = self.setting.card.checkpoint
+        assert checkpoint is not None
+        report = load_checkpoint(self.bare_network, file, containers=checkpoint.container, drop=checkpoint.drop)
+        self.print_to_log_file(f"Official weights\n{report}")
+        if self.local_rank == 0:
+            report.write(Path(self.output_folder))
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, ProgressSchedule]:
+        """Optimiser over what the adapter leaves trainable, and its schedule over the training's progress."""
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        recipe = self.recipe
+        optimizer: torch.optim.Optimizer
+        if recipe.optimizer == "sgd":
+            optimizer = torch.optim.SGD(
+                trained, recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0
+            )
+        else:
+            optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay)
+        return optimizer, ProgressSchedule(optimizer, recipe)
+
+    def _build_loss(self) -> nn.Module:
+        loss = super()._build_loss()
+        if self.recipe.loss == "ce":
+            getattr(loss, "loss", loss).weight_dice = 0
+        return loss
+
+    # Deep supervision, mirroring, augmentation
+
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        return self.bare_network.deep_supervision_scales if self.enable_deep_supervision else None
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Switch the extra outputs; nnU-Net switches them on after validation whether they were in use or not."""
+        self.bare_network.deep_supervision = enabled and self.enable_deep_supervision
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...] | None]:
+        rotation, dummy_2d, initial_patch, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if self.recipe.augmentation not in SPATIAL_PRESETS:
+            dummy_2d, initial_patch = False, self.configuration_manager.patch_size
+        if not self.recipe.mirror:
+            self.inference_allowed_mirroring_axes = mirror_axes = None
+        return rotation, dummy_2d, initial_patch, mirror_axes
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:  # type: ignore[override]
+        stock = nnUNetTrainer.get_training_transforms(*args, **kwargs)
+        return without_timing(with_preset(self.recipe.augmentation, stock))
+
+    # The training loop
+
+    @property
+    def seconds_spent(self) -> float:
+        """Training time so far in s, over all interruptions."""
+        return self._seconds_before + monotonic() - self._started_at
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done: of the iterations or, if that is more, of ``max_minutes``."""
+        done = self.iteration / self.setting.iterations
+        if self.recipe.max_minutes is not None:
+            done = max(done, self.seconds_spent / (60 * self.recipe.max_minutes))
+        return min(done, 1.0)
+
+    def run_training(self) -> None:
+        """nnU-Net's loop, except that the last epoch ends with the budget, not with a full count of iterations."""
+        self.on_train_start()
+        while self.current_epoch < self.num_epochs and self.progress < 1:
+            self.on_epoch_start()
+            self.on_train_epoch_start()
+            outputs = []
+            while len(outputs) < self.num_iterations_per_epoch and (not outputs or self.progress < 1):
+                outputs.append(self.train_step(next(self.dataloader_train)))
+            self.on_train_epoch_end(outputs)
+            with torch.no_grad():
+                self.on_validation_epoch_start()
+                outputs = [self.validation_step(next(self.dataloader_val)) for _ in range(self.num_val_iterations_per_epoch)]
+                self.on_validation_epoch_end(outputs)
+            self.on_epoch_end()
+        self.on_train_end()
+
+    def on_train_start(self) -> None:
+        self._lease = lease(Path(self.preprocessed_dataset_folder))
+        super().on_train_start()
+        if self._restored_random_state is not None:
+            # Only now: starting the loaders draws a sample from each.
+            _set_random_state(self._restored_random_state)
+        self._started_at = monotonic()
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None
+
+    def on_train_epoch_start(self) -> None:
+        self.network.train()
+        self.lr_scheduler.step(self.progress)
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.num_iterations_per_epoch = min(self.recipe.iterations_per_epoch, self.setting.iterations - self.iteration)
+        self.print_to_log_file("")
+        self.print_to_log_file(f"Epoch {self.current_epoch}")
+        self.print_to_log_file(f"Current learning rate: {rate:.3g}")
+        self.logger.log("lrs", rate, self.current_epoch)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One optimiser step; as nnU-Net's, with the recipe's rate per step and gradient clipping."""
+        self.lr_scheduler.step(self.progress)
+        data = batch["data"].to(self.device, non_blocking=True)
+        target = batch["target"]
+        target = (
+            [t.to(self.device, non_blocking=True) for t in target]
+            if isinstance(target, list)
+            else target.to(self.device, non_blocking=True)
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        # On a CPU the networks choose their precision themselves (see networks/base.py).
+        with autocast("cuda") if self.device.type == "cuda" else dummy_context():
+            loss = self.loss(self.network(data), target)
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.grad_scaler is not None:
+            self.grad_scaler.scale(loss).backward()
+            self.grad_scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(trained, self.recipe.gradient_clip)
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        else:
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, self.recipe.gradient_clip)
+            self.optimizer.step()
+        self.iteration += 1
+        return {"loss": loss.detach().cpu().numpy()}
+
+    # Checkpoints
+
+    def on_epoch_end(self) -> None:
+        """As nnU-Net's, but the best score is updated before ``checkpoint_latest`` is written.
+
+        In stock order a training that continues from ``checkpoint_latest`` can overwrite a better ``checkpoint_best``.
+        """
+        score = self.logger.get_value("ema_fg_dice", step=-1)
+        best_before, is_best = self._best_ema, self._best_ema is None or score > self._best_ema
+        if is_best:
+            self._best_ema = score
+        save_latest, self.save_every = self.save_every, self.num_epochs + 1
+        try:
+            super().on_epoch_end()  # prints and plots; its own saving is kept from running
+        finally:
+            self.save_every = save_latest
+        self.current_epoch -= 1
+        if is_best:
+            self.print_to_log_file(f"New best EMA pseudo Dice: {score:.4f} (before: {best_before})")
+            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best.pth"))
+        if (self.current_epoch + 1) % self.save_every == 0 and self.current_epoch != self.num_epochs - 1:
+            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+        self.current_epoch += 1
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write nnU-Net's checkpoint with the training's progress and random state, in one step.
+
+        The file is written under a temporary name and renamed, so that a crash leaves the previous one whole.
+        """
+        if self.local_rank != 0:
+            return
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return
+        checkpoint = {
+            "network_weights": self.bare_network.state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
+            "logging": self.logger.get_checkpoint(),
+            "_best_ema": self._best_ema,
+            "current_epoch": self.current_epoch + 1,
+            "init_args": self.my_init_kwargs,
+            "trainer_name": type(self).__name__,
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+            CHECKPOINT_KEY: {
+                "iteration": self.iteration,
+                "seconds_spent": self.seconds_spent,
+                "random_state": _random_state(),
+            },
+        }
+        partial = f"{filename}.partial"
+        with open(partial, "wb") as handle:
+            torch.save(checkpoint, handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(partial, filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:  # type: ignore[override]
+        """Continue from a checkpoint: weights, optimiser, best score, progress and random state.
+
+        The official weights are not read: the checkpoint holds what they have become.
+        """
+        self._restoring = True
+        super().load_checkpoint(filename_or_checkpoint)
+        # Memory-mapped: the weights, which were just read, are not read again.
+        extra = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False, mmap=True).get(CHECKPOINT_KEY)
+        if extra is None:
+            raise RuntimeError(f"{filename_or_checkpoint} was not written by a trainer of nnunet-fm")
+        self.iteration = extra["iteration"]
+        self._seconds_before = extra["seconds_spent"]
+        self._restored_random_state = extra["random_state"]
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _random_state() -> dict[str, Any]:
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

@@ -1,0 +1,63 @@
+"""Learning-rate schedules as a function of progress, the share of the training that is done (0 to 1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch.optim import Optimizer
+
+from nnunet_fm.models.card import Recipe
+
+
+def _poly(done: float, recipe: Recipe) -> float:
+    return float((1 - done) ** recipe.poly_exponent)
+
+
+def _cosine(done: float, recipe: Recipe) -> float:
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _linear(done: float, recipe: Recipe) -> float:
+    return 1 - done
+
+
+def _constant(done: float, recipe: Recipe) -> float:
+    return 1.0
+
+
+_DECAY: dict[str, Callable[[float, Recipe], float]] = {
+    "poly": _poly,
+    "warmup_cosine": _cosine,
+    "warmup_linear": _linear,
+    "constant": _constant,
+}
+
+
+def rate_factor(recipe: Recipe, progress: float) -> float:
+    """Learning rate relative to the recipe's, at a progress of 0 to 1.
+
+    During warm-up the factor rises linearly to 1; after it, the decay runs over the rest of the training and ends
+    at zero (except for ``constant``).
+    """
+    progress = min(max(progress, 0.0), 1.0)
+    if progress < recipe.warmup:
+        return progress / recipe.warmup
+    return _DECAY[recipe.schedule]((progress - recipe.warmup) / (1 - recipe.warmup), recipe)
+
+
+class ProgressSchedule:
+    """Sets the learning rate of an optimiser from the progress of the training.
+
+    Each parameter group keeps its own ratio to the recipe's rate.
+    """
+
+    def __init__(self, optimizer: Optimizer, recipe: Recipe) -> None:
+        self.optimizer, self.recipe = optimizer, recipe
+        self._base = [group["lr"] for group in optimizer.param_groups]
+
+    def step(self, progress: float) -> None:
+        """Set the rates for this progress (0 to 1)."""
+        factor = rate_factor(self.recipe, progress)
+        for group, base in zip(self.optimizer.param_groups, self._base, strict=True):
+            group["lr"] = base * factor

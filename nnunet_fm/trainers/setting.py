@@ -1,0 +1,127 @@
+"""What a training is: the plan's extra key, overridden by the parts of the trainer's name, or the card on stock plans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+from nnunet_fm.models.build import Architecture, architecture
+from nnunet_fm.models.card import ModelCard, Recipe
+from nnunet_fm.models.names import Spec, trainer_name
+from nnunet_fm.models.plan_key import PlanError, PlanKey
+from nnunet_fm.models.registry import get_card
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything a training needs to know beyond nnU-Net's own plan."""
+
+    card: ModelCard
+    head: str | None
+    adapter: str | None
+    scratch: bool
+    recipe: Recipe
+    iterations: int
+    from_our_plan: bool
+
+    @property
+    def deep_supervision(self) -> bool:
+        """True if the network has several outputs and the recipe uses them."""
+        return self.recipe.deep_supervision and self.card.network.deep_supervision
+
+    @property
+    def scratch_name(self) -> str:
+        """Trainer name that starts the same network from random weights."""
+        model = None if self.from_our_plan else self.card.name
+        return trainer_name(Spec(model=model, scratch=True))
+
+
+def resolve(plans: Mapping[str, Any], spec: Spec) -> Setting:
+    """Setting of a trainer name on a plan.
+
+    Raises:
+        PlanError: if name and plan do not fit; the message names what would.
+    """
+    key = PlanKey.read(plans)
+    name, plans_name = trainer_name(spec), plans.get("plans_name", "?")
+    if key is None and spec.model is None:
+        raise PlanError(
+            f"'{name}' trains plans of nnunet-fm, but '{plans_name}' is a plan of stock nnU-Net: plan with "
+            f"`nnUNetv2_plan_and_preprocess -d ID -pl FMPlanner_<model>` and pass -p FMPlans_<model>, or use a pinned "
+            f"trainer such as fm_trainer_stunet_b"
+        )
+    if key is not None and spec.model is not None and spec.model != key.model:
+        raise PlanError(
+            f"'{name}' is pinned to {spec.model}, but '{plans_name}' plans {key.model}: use fm_trainer, or other plans"
+        )
+    card = get_card(spec.model or key.model)  # type: ignore[union-attr]
+    head = spec.head or (key.head if key else None) or (card.heads[0] if card.heads else None)
+    adapter = spec.adapter or (key.adapter if key and not spec.scratch else None)
+    if adapter is None and card.adapters:
+        adapter = "full" if spec.scratch else card.adapters[0]
+    for what, part, legal in (("head", head, card.heads), ("adapter", adapter, card.adapters)):
+        if part is not None and part not in legal:
+            raise PlanError(f"'{card.name}' has no {what} '{part}'; legal: {', '.join(legal) or 'none'}")
+    stock = card.variants["nnunet"]
+    return Setting(
+        card=card,
+        head=head,
+        adapter=adapter,
+        scratch=spec.scratch,
+        recipe=key.recipe if key else stock.recipe,
+        iterations=key.iterations if key else stock.iterations or card.iterations["default"],
+        from_our_plan=key is not None,
+    )
+
+
+def check_configuration(setting: Setting, plans: Mapping[str, Any], configuration: str) -> str | None:
+    """Check that the network can train a configuration; returns a warning or None.
+
+    Raises:
+        PlanError: for a configuration of the wrong dimension, or a cascade.
+    """
+    known = plans["configurations"]
+    if configuration not in known:
+        raise PlanError(f"plans '{plans.get('plans_name')}' have no configuration '{configuration}', only {', '.join(known)}")
+    entry: dict[str, Any] = {}
+    chain, visited = configuration, []
+    while chain is not None:  # nnU-Net lets a configuration inherit from another
+        visited.append(chain)
+        entry = {**known[chain], **entry}
+        chain = known[chain].get("inherits_from")
+        if chain in visited:
+            raise PlanError(f"configuration '{configuration}' inherits from itself")
+    dim = len(entry["patch_size"])
+    if dim != setting.card.dim:
+        raise PlanError(
+            f"'{setting.card.name}' is a {setting.card.dim}D model, but configuration '{configuration}' has "
+            f"{dim}D patches: train configuration {setting.card.configuration}"
+        )
+    if entry.get("previous_stage"):
+        raise PlanError(f"'{setting.card.name}' does not take the second stage of a cascade ('{configuration}')")
+    if setting.card.dim == 3 and list(plans["transpose_forward"]) != [0, 1, 2] and setting.card.checkpoint is not None:
+        return (
+            f"these plans transpose the axes to {plans['transpose_forward']}, while the weights of "
+            f"'{setting.card.name}' know the order (z, y, x): plan with FMPlanner_{setting.card.name} to keep it"
+        )
+    return None
+
+
+def network_architecture(setting: Setting, configuration: ConfigurationManager) -> Architecture:
+    """The ``architecture`` entry of the network: the plan's own, or the card's on stock plans."""
+    if setting.from_our_plan:
+        entry = {**configuration.configuration["architecture"]}
+        entry["arch_kwargs"] = dict(entry["arch_kwargs"])
+        if setting.head is not None:
+            entry["arch_kwargs"]["head"] = setting.head
+        return entry
+    strides = configuration.configuration["architecture"]["arch_kwargs"].get("strides", [])
+    return architecture(
+        setting.card,
+        strides=strides,
+        head=setting.head,
+        normalization_schemes=configuration.normalization_schemes,
+    )

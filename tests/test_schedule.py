@@ -1,0 +1,38 @@
+"""Learning-rate schedules over the progress of a training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nnunet_fm.models.card import Recipe
+from nnunet_fm.trainers.schedule import ProgressSchedule, rate_factor
+
+
+@pytest.mark.parametrize("schedule", ["poly", "warmup_cosine", "warmup_linear"])
+@pytest.mark.parametrize("warmup", [0.0, 0.1])
+def test_rises_then_falls_to_zero(schedule: str, warmup: float) -> None:
+    recipe = Recipe(schedule=schedule, warmup=warmup)
+    factors = [rate_factor(recipe, i / 200) for i in range(201)]
+    peak = factors.index(max(factors))
+    assert factors[0] == (0 if warmup else 1) and factors[-1] == 0
+    assert factors[peak] == pytest.approx(1) and peak == round(200 * warmup)
+    assert factors[: peak + 1] == sorted(factors[: peak + 1])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+
+
+def test_values_of_the_published_formulas() -> None:
+    assert rate_factor(Recipe(schedule="poly", poly_exponent=0.9), 0.25) == pytest.approx(0.75**0.9)
+    assert rate_factor(Recipe(schedule="warmup_cosine", warmup=0.5), 0.75) == pytest.approx(0.5)
+    assert rate_factor(Recipe(schedule="warmup_linear", warmup=0.2), 0.6) == pytest.approx(0.5)
+    assert rate_factor(Recipe(schedule="constant"), 0.9) == 1
+
+
+def test_groups_keep_their_ratio() -> None:
+    a, b = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([{"params": [a], "lr": 1.0}, {"params": [b], "lr": 0.1}])
+    schedule = ProgressSchedule(optimizer, Recipe(schedule="warmup_linear"))
+    schedule.step(0.5)
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.5, 0.05])
+    schedule.step(0.0)
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([1.0, 0.1])
