@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import ImageNormalization
 
-from nnunet_fm.data import normalization
 from nnunet_fm.data.normalization import FMPercentileNormalization, FMWindowNormalization
 
 WINDOW = {"percentile_00_5": -175.0, "percentile_99_5": 250.0, "mean": 40.0, "std": 80.0}
@@ -95,11 +94,3 @@ def test_only_the_masked_normaliser_leaves_zeros_outside() -> None:
     flag = "leaves_pixels_outside_mask_at_zero_if_use_mask_for_norm_is_true"
     assert getattr(FMPercentileNormalization, flag) is True
     assert getattr(FMWindowNormalization, flag) is False
-
-
-def test_unknown_names_list_the_nearest() -> None:
-    with pytest.raises(AttributeError, match="Nearest names: FMPercentileNormalization"):
-        _ = normalization.FMPercentilesNormalization
-    with pytest.raises(AttributeError, match="FMWindowNormalization"):
-        _ = normalization.FMNonsense
-    assert not hasattr(normalization, "ZScoreNormalization")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 import numpy as np
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import ImageNormalization
 from numpy.typing import NDArray
@@ -13,7 +11,7 @@ PERCENTILES = (1.0, 99.0)
 __all__ = ["FMPercentileNormalization", "FMWindowNormalization"]
 
 
-class FMPercentileNormalization(ImageNormalization):  # type: ignore[misc]  # nnU-Net ships no types
+class FMPercentileNormalization(ImageNormalization):
     """Clip to the image's own 1st and 99th percentile, then scale to [0, 1].
 
     With ``use_mask_for_norm`` percentiles and scaling concern the voxels with ``seg >= 0`` (nnU-Net's nonzero
@@ -42,7 +40,7 @@ class FMPercentileNormalization(ImageNormalization):  # type: ignore[misc]  # nn
         return out
 
 
-class FMWindowNormalization(ImageNormalization):  # type: ignore[misc]
+class FMWindowNormalization(ImageNormalization):
     """Clip to a fixed window (HU) and scale to [0, 1].
 
     The window's ends stand in the plans' intensity properties of the channel as ``percentile_00_5`` and
@@ -88,11 +86,3 @@ def _scale(image: NDArray[np.number], lower: float, upper: float) -> NDArray[np.
     out /= np.float32(upper - lower)
     np.clip(out, 0.0, 1.0, out=out)  # rounding may leave 1.0000001
     return out
-
-
-def __getattr__(name: str) -> object:
-    message = f"module '{__name__}' has no attribute '{name}'"
-    if name.startswith("FM"):
-        near = difflib.get_close_matches(name, __all__, n=2, cutoff=0.3) or __all__
-        message = f"'{name}' is not a normaliser of nnunet-fm. Nearest names: {', '.join(near)}."
-    raise AttributeError(message)
