@@ -1,0 +1,1 @@
+"""Official checkpoints: finding, reading and loading them, with every key accounted for."""

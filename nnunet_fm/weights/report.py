@@ -1,0 +1,62 @@
+"""What became of every tensor of an official file, and of the network: for people (text) and programs (JSON)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+REPORT_NAME = "weights_report"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a network and the file that it was loaded from.
+
+    ``matched`` lists names of the network; ``adapted`` and ``missing`` map them, ``dropped`` maps names of the file,
+    to what was done and why.
+    """
+
+    part: str
+    file: str | None = None
+    sha256: str | None = None
+    matched: list[str] = field(default_factory=list)
+    adapted: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        title = f"{self.part}: {self.file or 'a state dict'}" + (f", SHA-256 {self.sha256}" if self.sha256 else "")
+        lines = [title, f"  matched {len(self.matched)} tensors"]
+        for what, names in (("adapted", self.adapted), ("dropped", self.dropped), ("missing", self.missing)):
+            lines += [f"  {what} {len(names)}", *_listed(names)] if names else [f"  {what} none"]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Sections of all loaded parts; reports of several parts add up."""
+
+    sections: tuple[Section, ...] = ()
+
+    def __add__(self, other: LoadReport) -> LoadReport:
+        return LoadReport(self.sections + other.sections)
+
+    def __str__(self) -> str:
+        return "\n\n".join(str(section) for section in self.sections)
+
+    def to_json(self) -> str:
+        """A list of sections, with counts beside the names."""
+        kinds = ("matched", "adapted", "dropped", "missing")
+        sections = [{**asdict(s), "counts": {k: len(getattr(s, k)) for k in kinds}} for s in self.sections]
+        return json.dumps(sections, indent=1)
+
+    def write(self, folder: Path) -> None:
+        """Write ``weights_report.json`` and ``weights_report.txt`` into a folder."""
+        (folder / f"{REPORT_NAME}.json").write_text(self.to_json() + "\n", encoding="utf-8")
+        (folder / f"{REPORT_NAME}.txt").write_text(str(self) + "\n", encoding="utf-8")
+
+
+def _listed(names: Mapping[str, str]) -> list[str]:
+    return [f"    {name}: {what}" for name, what in names.items()]
