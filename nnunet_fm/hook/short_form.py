@@ -115,7 +115,7 @@ def _find_plans(dataset: str) -> list[Plan]:
     try:
         folder = Path(nnUNet_preprocessed) / maybe_convert_to_dataset_name(dataset)
     except (RuntimeError, ValueError) as error:
-        raise ShortFormError(str(error).splitlines()[0]) from None
+        raise ShortFormError(str(error).split(". ")[0]) from None  # nnU-Net goes on for many lines
     files = sorted(path for path in folder.glob("*.json") if path.name not in NOT_PLANS)
     return [plan for plan in map(Plan.read, files) if plan is not None]
 
@@ -159,7 +159,7 @@ def expand(arguments: list[str]) -> list[str]:
     if any(name in plan.configurations for plan in plans):
         return arguments
     if "-tr" in options:
-        raise ShortFormError(f"{name} stands where the configuration belongs, and -tr {options['-tr']} is given as well")
+        raise ShortFormError(f"{name} stands in the configuration's place, and -tr {options['-tr']} is given as well")
     try:
         spec = grammar().trainer(name)
     except UnknownNameError as error:

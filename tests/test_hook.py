@@ -1,0 +1,462 @@
+"""The import hook against a small imitation of nnU-Net's two modules, and the short form of training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from nnunet_fm.hook import short_form, wrap
+from nnunet_fm.hook.short_form import ShortFormError, expand
+from nnunet_fm.models.names import UnknownNameError
+
+REPOSITORY = Path(__file__).parents[1]
+
+SEARCH = """
+def recursive_find_python_class(folder, class_name, current_module, base_folder=None, verbose=False):
+    return f"stock {class_name}"
+"""
+OTHER_SEARCH = """
+def recursive_find_python_class(class_name):
+    return f"stock {class_name}"
+"""
+ENTRY = """
+import sys
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+def run_training_entry():
+    print("stock", *sys.argv[1:])
+if __name__ == "__main__":
+    run_training_entry()
+"""
+
+
+@pytest.fixture
+def imitation(tmp_path):
+    """Writes a package called nnunetv2 and returns a function that runs code beside it, in a new interpreter."""
+
+    def write(search: str = SEARCH, entry: str = ENTRY):
+        for name, text in {"utilities/find_class_by_name": search, "run/run_training": entry}.items():
+            path = tmp_path / "nnunetv2" / f"{name}.py"
+            path.parent.mkdir(parents=True)
+            path.write_text(text)
+            (path.parent / "__init__.py").touch()
+        (tmp_path / "nnunetv2" / "__init__.py").touch()
+
+        def run(code: str, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])} | env
+            command = [sys.executable, *(options or ("-c", code))]
+            return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+
+        return run
+
+    return write
+
+
+FAKE_RESAMPLING = (
+    "import sys, types\n"
+    "fake = sys.modules['nnunet_fm.data.resampling'] = types.ModuleType('nnunet_fm.data.resampling')\n"
+    "fake.fm_resample_data = None\n"
+)
+INSTALL = "import nnunet_fm.hook as hook; hook.install()\n"
+FIND = "from nnunetv2.utilities.find_class_by_name import recursive_find_python_class as find\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("fm_trainer", "nnunet_fm.trainers"),
+        ("fm_trainer_dinov2_b_hqhsam_rein_lora_scratch", "nnunet_fm.trainers"),
+        ("FMPlanner", "nnunet_fm.plans.planner"),
+        ("FMPlanner_stunet_b_official", "nnunet_fm.plans.planner"),
+        ("FMPreprocessor", "nnunet_fm.plans.preprocessor"),
+        ("FMPercentileNormalization", "nnunet_fm.data.normalization"),
+        ("fm_resample_data_to_shape", "nnunet_fm.data.resampling"),
+        ("nnUNetTrainer", None),
+        ("ExperimentPlanner", None),
+        ("ResEncUNetPlanner", None),
+        ("DefaultPreprocessor", None),
+        ("CTNormalization", None),
+        ("resample_torch_fornnunet", None),
+        ("DatasetFingerprintExtractor", None),
+        ("LabelManager", None),
+    ],
+)
+def test_names_and_their_homes(name: str, module: str | None) -> None:
+    assert wrap.home(name) == module
+
+
+def test_our_normalisers_and_resamplers_are_found() -> None:
+    from nnunet_fm.data import normalization, resampling
+
+    for module in (normalization, resampling):
+        ours = [name for name in dir(module) if wrap.home(name) == module.__name__]
+        assert ours
+        for name in ours:
+            assert wrap.resolve(name, module.__name__) is getattr(module, name)
+
+
+def test_wrapped_search_answers_our_names_and_passes_the_rest_on(monkeypatch) -> None:
+    calls = []
+
+    def recursive_find_python_class(folder, class_name, current_module, base_folder=None, verbose=False):
+        calls.append((folder, class_name, current_module, base_folder, verbose))
+        return "stock"
+
+    trainers = ModuleType("nnunet_fm.trainers")
+    trainers.fm_trainer_x = object()
+    monkeypatch.setitem(sys.modules, "nnunet_fm.trainers", trainers)
+    search = ModuleType("nnunetv2.search")
+    user = ModuleType("nnunetv2.user")
+    stranger = ModuleType("other.user")
+    for module in (search, user, stranger):
+        module.recursive_find_python_class = recursive_find_python_class
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    assert wrap.wrap(search, "recursive_find_python_class") == "wrapped"
+    find = search.recursive_find_python_class
+    assert user.recursive_find_python_class is find
+    assert stranger.recursive_find_python_class is recursive_find_python_class
+    assert find("folder", "fm_trainer_x", None) is trainers.fm_trainer_x
+    assert find(folder="folder", class_name="fm_trainer_x", current_module=None) is trainers.fm_trainer_x
+    assert calls == []
+    assert find("folder", "nnUNetTrainer", "module", "base", verbose=True) == "stock"
+    assert calls == [("folder", "nnUNetTrainer", "module", "base", True)]
+    assert wrap.wrap(search, "recursive_find_python_class") == "wrapped"
+    assert search.recursive_find_python_class is find, "wrapped twice"
+
+
+def test_unknown_name_of_ours_names_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="FMPercentileNormalization"):
+        wrap.resolve("FMPercentilNormalization", "nnunet_fm.data.normalization")
+
+
+def test_unknown_names_travel_between_processes() -> None:
+    error = UnknownNameError("fm_trainer_stunt_b", ["fm_trainer_stunet_b"], "A hint.")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.nearest) == (str(error), ["fm_trainer_stunet_b"])
+
+
+def test_hook_wraps_on_import_only(imitation) -> None:
+    done = imitation()(
+        INSTALL
+        + "import sys; print(sorted(n for n in sys.modules if n.startswith(('nnunetv2', 'nnunet_fm'))))\n"
+        + FIND
+        + "import nnunetv2.utilities.find_class_by_name as m, importlib, inspect\n"
+        "print(find('f', 'LabelManager', None), 'nnunet_fm.models' in sys.modules)\n"
+        "print(type(m.__loader__).__name__, type(m.__spec__.loader).__name__, 'stock' in inspect.getsource(m))\n"
+        "print(hasattr(importlib.reload(m).recursive_find_python_class, '__wrapped__'))\n"
+        "hook.install(); print([type(f).__name__ for f in sys.meta_path].count('_Finder'), *hook.status().values())"
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "['nnunet_fm', 'nnunet_fm.hook']",
+        "stock LabelManager False",
+        "SourceFileLoader SourceFileLoader True",
+        "True",
+        "1 active wrapped waits for its import",
+    ]
+
+
+def test_hook_wraps_what_is_already_imported(imitation) -> None:
+    code = (
+        "import nnunetv2.run.run_training as user\n"
+        + INSTALL
+        + "print(*hook.status().values(), hasattr(user.recursive_find_python_class, '__wrapped__'))"
+    )
+    assert imitation()(code).stdout.strip() == "active wrapped wrapped True"
+
+
+def test_another_signature_is_left_alone(imitation) -> None:
+    entry = "def run_training_entry(arguments):\n    return arguments\n"
+    code = (
+        INSTALL
+        + FIND
+        + "from nnunetv2.run.run_training import run_training_entry as entry\n"
+        + "print(find('fm_trainer'), entry(1)); print(*hook.status().values(), sep='\\n')"
+    )
+    done = imitation(OTHER_SEARCH, entry)(code)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "stock fm_trainer 1",
+        "active",
+        "left alone: this nnU-Net gives it the parameters (class_name)",
+        "left alone: this nnU-Net gives it the parameters (arguments)",
+    ]
+
+
+def test_a_missing_function_is_left_alone(imitation) -> None:
+    code = INSTALL + "import nnunetv2.utilities.find_class_by_name; print(*hook.status().values(), sep='\\n')"
+    assert "left alone: this nnU-Net has no such function" in imitation("")(code).stdout
+
+
+def test_an_import_error_of_nnunet_stays_its_own(imitation) -> None:
+    done = imitation("import does_not_exist")(INSTALL + FIND)
+    assert "No module named 'does_not_exist'" in done.stderr
+    assert "nnunet_fm" not in done.stderr.splitlines()[-1]
+
+
+def test_the_switch(imitation) -> None:
+    code = INSTALL + FIND + "print(find('f', 'fm_trainer', None), *hook.status().values(), sep='\\n')"
+    done = imitation()(code, NNUNET_FM_HOOK="0")
+    assert done.stdout.splitlines() == [
+        "stock fm_trainer",
+        "off (NNUNET_FM_HOOK=0)",
+        "as nnU-Net made it",
+        "as nnU-Net made it",
+    ]
+
+
+def test_modules_run_as_scripts(imitation, tmp_path) -> None:
+    """``python -m`` asks the loader for code, which the stand-in passes on."""
+    run = imitation()
+    (tmp_path / "sitecustomize.py").write_text(INSTALL)
+    assert run("", "-m", "nnunetv2.run.run_training", "1", "2d").stdout == "stock 1 2d\n"
+
+
+def test_other_hooks_may_search_again(imitation) -> None:
+    """Another finder that asks every finder in turn, as some debuggers' do, must not loop with this one."""
+    code = (
+        "import sys, nnunet_fm.hook as hook\n"
+        "class Other:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.startswith('nnunetv2'):\n"
+        "            found = (f.find_spec(name, path, target) for f in sys.meta_path if f is not self)\n"
+        "            return next((s for s in found if s is not None), None)\n"
+        "hook.install(); sys.meta_path.insert(1, Other())\n" + FIND + "print(hasattr(find, '__wrapped__'))\n"
+    )
+    done = imitation()(code)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_an_unknown_name_ends_a_command_with_one_line(imitation) -> None:
+    done = imitation()(INSTALL + FIND + FAKE_RESAMPLING + "find('folder', 'fm_resample_dta', None)")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Error: 'fm_resample_dta' is not a name")
+    assert "fm_resample_data" in line
+
+
+def test_other_errors_keep_their_traceback(imitation) -> None:
+    code = (
+        INSTALL
+        + FIND
+        + FAKE_RESAMPLING
+        + "try:\n    find('folder', 'fm_resample_dta', None)\nexcept AttributeError:\n    1 / 0"
+    )
+    assert "Traceback" in imitation()(code).stderr
+
+
+# short form -----------------------------------------------------------------------------------------------------------
+
+
+def write_plans(folder: Path, name: str, configurations=("3d_fullres",), **key: str) -> None:
+    content = {"plans_name": name, "configurations": {c: {} for c in configurations}}
+    if key:
+        content["nnunet_fm"] = {"version": 1, "variant": "mission", **key}
+    (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch) -> Path:
+    """Folder of a preprocessed dataset with stock plans and files that are no plans."""
+    folder = tmp_path / "Dataset501_Aorta"
+    folder.mkdir()
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    monkeypatch.delenv("nnUNet_results", raising=False)
+    write_plans(folder, "nnUNetPlans", ("2d", "3d_fullres", "3d_lowres"))
+    (folder / "dataset.json").write_text("{}")
+    (folder / "splits_final.json").write_text("[]")
+    (folder / "dataset_fingerprint.json").write_text("not even JSON")
+    return folder
+
+
+@pytest.mark.parametrize("identifier", ["501", "Dataset501_Aorta"])
+def test_the_one_plan_that_fits(dataset, identifier) -> None:
+    write_plans(dataset, "FMPlans_stunet_b", model="stunet_b")
+    assert expand([identifier, "fm_trainer", "0"]) == [
+        *(identifier, "3d_fullres", "0"),
+        *("-tr", "fm_trainer", "-p", "FMPlans_stunet_b"),
+    ]
+
+
+def test_automatic_plans_count(dataset) -> None:
+    write_plans(dataset, "FMPlans", ("2d",), model="dinov2_b", head="linear")
+    assert expand(["501", "fm_trainer", "all"]) == ["501", "2d", "all", "-tr", "fm_trainer", "-p", "FMPlans"]
+
+
+def test_options_are_kept(dataset) -> None:
+    write_plans(dataset, "FMPlans_stunet_b", model="stunet_b")
+    given = ["--c", "501", "-device", "cpu", "fm_trainer_scratch", "--npz", "0", "-num_gpus=2", "--new_flag"]
+    expanded = expand(given)
+    assert expanded[:7] == ["501", "3d_fullres", "0", "-tr", "fm_trainer_scratch", "-p", "FMPlans_stunet_b"]
+    assert sorted(expanded[7:]) == sorted(["--c", "-device", "cpu", "--npz", "-num_gpus", "2", "--new_flag"])
+    assert expanded[expanded.index("-device") + 1] == "cpu"
+
+
+def test_pinned_names_take_the_plans_of_their_model(dataset) -> None:
+    write_plans(dataset, "FMPlans_stunet_s", model="stunet_s")
+    write_plans(dataset, "FMPlans_stunet_b", model="stunet_b")
+    assert expand(["501", "fm_trainer_stunet_b", "0"])[-3:] == ["fm_trainer_stunet_b", "-p", "FMPlans_stunet_b"]
+
+
+def test_several_plans_list_the_commands(dataset) -> None:
+    write_plans(dataset, "FMPlans_stunet_b", model="stunet_b")
+    write_plans(dataset, "FMPlans_stunet_b_official", model="stunet_b")
+    with pytest.raises(ShortFormError) as error:
+        expand(["501", "fm_trainer", "0", "--npz"])
+    assert str(error.value).splitlines()[1:] == [
+        "  nnUNetv2_train 501 3d_fullres 0 -tr fm_trainer -p FMPlans_stunet_b --npz",
+        "  nnUNetv2_train 501 3d_fullres 0 -tr fm_trainer -p FMPlans_stunet_b_official --npz",
+    ]
+
+
+def test_plans_with_the_named_parts_go_first(dataset, monkeypatch) -> None:
+    from nnunet_fm.models.names import Grammar, Parts
+
+    parts = Parts(("linear", "hqhsam"), ("freeze", "rein"))
+    monkeypatch.setattr(short_form, "grammar", lambda: Grammar({"dinov2_b": parts, "stunet_b": Parts((), ("freeze",))}))
+    write_plans(dataset, "FMPlans_dinov2_b", ("2d",), model="dinov2_b", head="hqhsam", adapter="rein")
+    write_plans(dataset, "FMPlans_stunet_b", model="stunet_b", adapter="freeze")
+    # the trainer overrides the head, which STU-Net cannot have
+    assert expand(["501", "fm_trainer_linear", "0"])[-1] == "FMPlans_dinov2_b"
+    assert expand(["501", "fm_trainer_freeze", "0"])[-1] == "FMPlans_stunet_b"
+    write_plans(dataset, "FMPlans_dinov2_b_linear", ("2d",), model="dinov2_b", head="linear", adapter="rein")
+    assert expand(["501", "fm_trainer_dinov2_b_linear", "0"])[-1] == "FMPlans_dinov2_b_linear"
+    assert expand(["501", "fm_trainer_dinov2_b_hqhsam", "0"])[-1] == "FMPlans_dinov2_b"
+
+
+@pytest.mark.parametrize(
+    ("name", "planner"),
+    [
+        ("fm_trainer", "FMPlanner_<model>"),
+        ("fm_trainer_stunet_b", "FMPlanner_stunet_b"),
+        ("fm_trainer_stunet_b_scratch", "FMPlanner_stunet_b"),
+    ],
+)
+def test_without_plans_the_planning_command_is_named(dataset, name, planner) -> None:
+    with pytest.raises(ShortFormError, match=rf"nnUNetv2_plan_and_preprocess -d 501 -pl {planner}$"):
+        expand(["Dataset501_Aorta", name, "0"])
+
+
+def test_given_plans_are_used(dataset) -> None:
+    write_plans(dataset, "FMPlans_stunet_b", model="stunet_b")
+    write_plans(dataset, "Mine", model="stunet_s")
+    mine = ["501", "3d_fullres", "0", "-tr", "fm_trainer", "-p", "Mine"]
+    assert expand(["501", "fm_trainer", "0", "-p", "Mine"]) == mine
+    # a pinned trainer brings the model to stock plans
+    pinned = ["501", "fm_trainer_stunet_b", "0", "-p", "nnUNetPlans"]
+    assert expand(pinned)[:2] == ["501", "3d_fullres"]
+    with pytest.raises(ShortFormError, match="name no model"):
+        expand(["501", "fm_trainer", "0", "-p", "nnUNetPlans"])
+    with pytest.raises(ShortFormError, match="no plans Missing; plans there: FMPlans_stunet_b, Mine, nnUNetPlans"):
+        expand(["501", "fm_trainer", "0", "-p", "Missing"])
+    write_plans(dataset, "Only2d", ("2d", "2d_b"))
+    with pytest.raises(ShortFormError, match="no configuration 3d_fullres"):
+        expand(["501", "fm_trainer_stunet_b", "0", "-p", "Only2d"])
+
+
+def test_a_real_configuration_of_that_name_wins(dataset) -> None:
+    write_plans(dataset, "FMPlans_stunet_b", model="stunet_b")
+    write_plans(dataset, "Mine", ("3d_fullres", "fm_trainer"))
+    arguments = ["501", "fm_trainer", "0", "-p", "Mine"]
+    assert expand(arguments) == arguments
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["501", "3d_fullres", "0", "-tr", "fm_trainer", "-p", "FMPlans_stunet_b"],
+        ["501", "3d_fullres", "0", "-t", "fm_trainer"],
+        ["501", "3d_fullres", "0"],
+        ["501", "fm_trainer"],
+        ["-h"],
+        [],
+    ],
+)
+def test_stock_arguments_are_untouched(arguments, monkeypatch) -> None:
+    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
+    assert expand(arguments) == arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "possible"),
+    [
+        (["501", "fm_trainer", "0"], True),
+        (["--c", "501", "--npz", "fm_trainer_stunet_b", "0"], True),
+        (["501", "3d_fullres", "0", "-tr", "fm_trainer", "-p", "FMPlans"], False),
+        (["501", "3d_fullres", "0"], False),
+    ],
+)
+def test_only_a_possible_short_form_is_looked_at(arguments, possible) -> None:
+    assert wrap._may_be_short_form(["nnUNetv2_train", *arguments]) == possible
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["501", "fm_trainer", "0", "-tr", "nnUNetTrainer"], "-tr nnUNetTrainer is given as well"),
+        (["501", "fm_trainer_stunt_b", "0"], "fm_trainer_stunet_b"),
+        (["502", "fm_trainer", "0"], "Could not find a dataset with the ID 502"),
+        (["aorta", "fm_trainer", "0"], "did not start with 'Dataset'"),
+    ],
+)
+def test_bad_usage_exits_with_code_two(dataset, monkeypatch, capsys, arguments, message) -> None:
+    write_plans(dataset, "FMPlans_stunet_b", model="stunet_b")
+    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        short_form.run(lambda: pytest.fail("nnU-Net was called"))
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("nnUNetv2_train: error: ")
+    assert message in line
+
+
+def test_missing_folder_variable_and_broken_plans(dataset, monkeypatch) -> None:
+    (dataset / "FMPlans_broken.json").write_text("{")
+    with pytest.raises(ShortFormError, match=r"FMPlans_broken\.json is not a JSON file"):
+        expand(["501", "fm_trainer", "0"])
+    monkeypatch.delenv("nnUNet_preprocessed")
+    with pytest.raises(ShortFormError, match="nnUNet_preprocessed is not defined"):
+        expand(["501", "fm_trainer", "0"])
+
+
+def test_entry_sees_the_long_form_and_argv_is_restored(dataset, monkeypatch, capsys) -> None:
+    write_plans(dataset, "FMPlans_stunet_b", model="stunet_b")
+    given = ["/somewhere/nnUNetv2_train", "501", "fm_trainer", "0"]
+    long = ["501", "3d_fullres", "0", "-tr", "fm_trainer", "-p", "FMPlans_stunet_b"]
+    seen: list[list[str]] = []
+    monkeypatch.setattr(sys, "argv", given)
+    module = ModuleType("nnunetv2.entry")
+    module.run_training_entry = lambda: seen.append(list(sys.argv))
+    assert wrap.wrap(module, "run_training_entry") == "wrapped"
+    module.run_training_entry()
+    assert seen == [[given[0], *long]]
+    assert sys.argv is given
+    assert capsys.readouterr().out == f"nnUNetv2_train {' '.join(long)}\n"
+
+
+def test_stock_options_are_known(monkeypatch) -> None:
+    """The short form's idea of nnU-Net's options, against nnU-Net's parser."""
+    from nnunetv2.run import run_training
+
+    parsers: list[argparse.ArgumentParser] = []
+
+    def parse_args(self: argparse.ArgumentParser) -> None:
+        parsers.append(self)
+        raise SystemExit
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train"])
+    with pytest.raises(SystemExit):
+        run_training.run_training_entry()
+    options = {option: action.nargs for action in parsers[0]._actions for option in action.option_strings}
+    assert {o for o, nargs in options.items() if nargs is None} == set(short_form.VALUE_OPTIONS)
+    assert {o for o, nargs in options.items() if nargs == 0} == {*short_form.FLAGS, "-h", "--help"}
