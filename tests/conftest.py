@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import site
 import subprocess
 import sys
 import venv
@@ -81,10 +80,11 @@ class FreshVenv:
         """Make the running interpreter's libraries importable, save this package and the patterns in ``without``."""
         borrowed = self.root / "borrowed"
         borrowed.mkdir()
-        for folder in map(Path, site.getsitepackages()):
-            for entry in folder.iterdir():
-                if not any(fnmatch(entry.name, pattern) for pattern in (*OURS, *without)):
-                    (borrowed / entry.name).symlink_to(entry)
+        folders = [path for path in map(Path, sys.path) if path.name in ("site-packages", "dist-packages")]
+        for entry in (entry for folder in folders for entry in folder.iterdir()):
+            link = borrowed / entry.name
+            if not link.exists() and not any(fnmatch(entry.name, pattern) for pattern in (*OURS, *without)):
+                link.symlink_to(entry)
         (self.site_packages / "borrowed.pth").write_text(f"{borrowed}\n")
         shim = borrowed / "distutils-precedence.pth"  # setuptools' stand-in for the distutils that Python 3.12 dropped
         if shim.exists():
