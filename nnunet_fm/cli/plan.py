@@ -37,7 +37,8 @@ def plan(
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Batch size.")] = None,
     slice_axis: Annotated[str | None, typer.Option("--slice-axis", help="z, y or x: axis of 2D slices.")] = None,
     gpu_memory_target: Annotated[
-        float, typer.Option("--gpu-memory-target", "-gpu_memory_target", min=0.1, help="GB to fit patch and batch into.")
+        float,
+        typer.Option("--gpu-memory-target", "-gpu_memory_target", min=0.1, help="GB to fit patch and batch into."),
     ] = 8.0,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Change a recipe field, e.g. recipe.loss=ce; repeatable.")
@@ -97,7 +98,9 @@ def _spacing(words: list[str] | None) -> list[float] | str | None:
     try:
         return [float(w) for w in words]
     except ValueError:
-        raise typer.BadParameter(f"'{' '.join(words)}' is neither numbers in mm nor 'native'", param_hint="--spacing") from None
+        raise typer.BadParameter(
+            f"'{' '.join(words)}' is neither numbers in mm nor 'native'", param_hint="--spacing"
+        ) from None
 
 
 def _recipe(settings: list[str]) -> dict[str, Any]:

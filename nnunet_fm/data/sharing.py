@@ -1,4 +1,4 @@
-"""Preprocessed folders that several plans share: stamps that say what is in them, locks, and leases of running trainings."""
+"""Preprocessed folders that several plans share: stamps of their content, locks, leases of running trainings."""
 
 from __future__ import annotations
 

@@ -41,7 +41,8 @@ def _variants_complete(content: dict[str, Any]) -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def cards() -> dict[str, ModelCard]:
     """All model cards by canonical name, in alphabetical order. Files that start with ``_`` hold shared parts."""
-    stems = sorted(p.name[: -len(".yaml")] for p in resources.files(CARDS_PACKAGE).iterdir() if p.name.endswith(".yaml"))
+    files = [entry.name for entry in resources.files(CARDS_PACKAGE).iterdir()]
+    stems = sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
     found = {stem: ModelCard(**_variants_complete(_read(stem))) for stem in stems if not stem.startswith("_")}
     for stem, card in found.items():
         if card.name != stem:

@@ -29,7 +29,8 @@ class Facts:
         spacing = np.median(np.vstack(fingerprint["spacings"]), axis=0)
         shape = np.median(np.vstack(fingerprint["shapes_after_crop"]), axis=0)
         thick = int(np.argmax(spacing))
-        channels = [name.casefold() for name in (dataset_json.get("channel_names") or dataset_json["modality"]).values()]
+        names = dataset_json.get("channel_names") or dataset_json["modality"]
+        channels = [name.casefold() for name in names.values()]
         return cls(
             modality="CT" if all(name == "ct" for name in channels) else "other",
             anisotropy=float(spacing[thick] / np.median(spacing)),

@@ -40,10 +40,12 @@ def orient_spacing(target: Sequence[float], median: Sequence[float]) -> list[flo
     return [*rest[:thick], float(target[coarse]), *rest[thick:]]
 
 
-def median_shape(shapes: Sequence[Sequence[int]], spacings: Sequence[Sequence[float]], target: Sequence[float]) -> list[int]:
+def median_shape(
+    shapes: Sequence[Sequence[int]], spacings: Sequence[Sequence[float]], target: Sequence[float]
+) -> list[int]:
     """Median image shape in voxels once every image has the target spacing (mm), order (z, y, x)."""
     resampled = [compute_new_shape(shape, spacing, target) for shape, spacing in zip(shapes, spacings, strict=True)]
-    return [int(round(edge)) for edge in np.median(np.vstack(resampled), axis=0)]
+    return [round(edge) for edge in np.median(np.vstack(resampled), axis=0)]
 
 
 def choose_spacing(
@@ -70,7 +72,8 @@ def choose_spacing(
         return Choice(wanted, origin)
     reason = (
         f"{_mm(wanted)} would leave a median image of {_voxels(there)} voxels (native: {_voxels(here)}), "
-        f"fewer than {MIN_RESAMPLED_EDGE} along axis {', '.join(str(a) for a in lost)}: kept the data's own {_mm(native)}"
+        f"fewer than {MIN_RESAMPLED_EDGE} along axis {', '.join(str(a) for a in lost)}: "
+        f"kept the data's own {_mm(native)}"
     )
     return Choice([float(s) for s in native], "data", reason)
 
@@ -93,10 +96,12 @@ def nnunet_patch(image: Sequence[int], spacing: Sequence[float]) -> list[int]:
     inverse = 1 / np.asarray(spacing)
     volume = 256**3 if len(spacing) == 3 else 2048**2
     scale = (volume / np.prod(inverse)) ** (1 / len(spacing))
-    return [min(int(round(e)), i) for e, i in zip(inverse * scale, image, strict=True)]
+    return [min(round(e), i) for e, i in zip(inverse * scale, image, strict=True)]
 
 
-def shrink_patch(card: ModelCard, patch: Sequence[int], image: Sequence[int], spacing: Sequence[float]) -> list[int] | None:
+def shrink_patch(
+    card: ModelCard, patch: Sequence[int], image: Sequence[int], spacing: Sequence[float]
+) -> list[int] | None:
     """The next smaller legal patch: one step less along the axis that is largest relative to the image.
 
     Returns:

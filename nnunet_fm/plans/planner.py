@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,8 @@ class FMPlanner(ExperimentPlanner):
 
         head = spec.head or (card.heads[0] if card.heads else None)
         adapter = spec.adapter or (card.adapters[0] if card.adapters else None)
-        patch, batch = self._patch_and_batch(card, planned.geometry, spacing, image, (head, adapter), recipe, origin, reasons)
+        parts = (head, adapter)
+        patch, batch = self._patch_and_batch(card, planned.geometry, spacing, image, parts, recipe, origin, reasons)
         strides = legal_patch(card, patch, spacing)[1]
         entry = architecture(card, strides=strides, head=head, normalization_schemes=norm.schemes)
         iterations = self._iterations(card, planned.iterations, variant, origin)
@@ -150,7 +151,9 @@ class FMPlanner(ExperimentPlanner):
             "spacing": spacing,
             "normalization_schemes": norm.schemes,
             "use_mask_for_norm": norm.use_mask,
-            "resampling_fn_data": "resample_data_or_seg_to_shape" if self.options.portable else "fm_resample_data_to_shape",
+            "resampling_fn_data": "resample_data_or_seg_to_shape"
+            if self.options.portable
+            else "fm_resample_data_to_shape",
             "resampling_fn_seg": "resample_data_or_seg_to_shape",
             "resampling_fn_data_kwargs": DATA_RESAMPLING,
             "resampling_fn_seg_kwargs": SEG_RESAMPLING,
@@ -213,9 +216,7 @@ class FMPlanner(ExperimentPlanner):
         spacings = [[float(spacing[a]) for a in transpose] for spacing in self.dataset_fingerprint["spacings"]]
         return shapes, spacings
 
-    def _spacing(
-        self, card: ModelCard, wanted: list[float] | str | None, variant: str, transpose: list[int]
-    ) -> Choice:
+    def _spacing(self, card: ModelCard, wanted: list[float] | str | None, variant: str, transpose: list[int]) -> Choice:
         """Target spacing of all three axes in mm, in the plan's axis order."""
         shapes, spacings = self._transposed(transpose)
         by_user, self.overwrite_target_spacing = self.options.spacing, None
@@ -259,7 +260,7 @@ class FMPlanner(ExperimentPlanner):
             patch = wanted_patch(card, wanted_edges, image, spacing)
             origin["patch_size"] = variant if patch == list(wanted_edges) else "data"
             if origin["patch_size"] == "data":
-                reasons["patch_size"] = f"the median image has {image} voxels, less than the card's patch {wanted_edges}"
+                reasons["patch_size"] = f"the median image has {image} voxels, less than the patch {wanted_edges}"
         batch = self.options.batch or geometry.batch
         origin["batch_size"] = "user" if self.options.batch else variant
 
@@ -272,10 +273,10 @@ class FMPlanner(ExperimentPlanner):
                 f"{self.UNet_vram_target_GB:g} GB"
             )
             print(f"WARNING: {reasons['memory']}")
-        if list(fitted) != patch:
-            origin["patch_size"], reasons["patch_size"] = "memory", f"{patch} does not fit {self.UNet_vram_target_GB:g} GB"
-        if fitted_batch != batch:
-            origin["batch_size"], reasons["batch_size"] = "memory", f"{batch} does not fit {self.UNet_vram_target_GB:g} GB"
+        for what, before, after in (("patch_size", patch, list(fitted)), ("batch_size", batch, fitted_batch)):
+            if before != after:
+                origin[what] = "memory"
+                reasons[what] = f"{before} does not fit {self.UNet_vram_target_GB:g} GB"
         return list(fitted), fitted_batch
 
     def _memory_cost(
@@ -285,7 +286,7 @@ class FMPlanner(ExperimentPlanner):
         channels = len(self.dataset_json.get("channel_names") or self.dataset_json["modality"])
         head, adapter = parts
 
-        @lru_cache(maxsize=None)
+        @cache
         def cost(patch: tuple[int, ...], batch: int) -> float:
             entry = architecture(card, strides=legal_patch(card, patch, spacing)[1], head=head)
             supervised = recipe.deep_supervision and card.network.deep_supervision
@@ -393,7 +394,7 @@ def _weights_at_hand(card: ModelCard) -> dict[str, WeightsEntry]:
     return {"backbone": WeightsEntry(name=card.checkpoint.name, sha256=sha256(path) if path else None)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def planner_class(name: str) -> type[FMPlanner]:
     """The planner class of a legal name; raises `UnknownNameError` with the nearest names."""
     spec = grammar().planner(name)

@@ -1,4 +1,4 @@
-"""FMPreprocessor: nnU-Net's preprocessing into folders that are shared, kept while current, and replaced in one step."""
+"""FMPreprocessor: nnU-Net's preprocessing into folders that are shared, kept while current, replaced in one step."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def preprocessing_settings(plans: Mapping[str, Any], configuration: str) -> dict
     settings["intensities"] = {
         str(i): properties[str(i)] for i, s in enumerate(entry["normalization_schemes"]) if s == "CTNormalization"
     }
-    return json.loads(json.dumps(settings, default=float))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(settings, default=float))
 
 
 def data_identifier(plans: Mapping[str, Any], configuration: str) -> str:
@@ -54,7 +54,7 @@ def data_identifier(plans: Mapping[str, Any], configuration: str) -> str:
     return f"fm_{configuration}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-class FMPreprocessor(DefaultPreprocessor):  # type: ignore[misc]
+class FMPreprocessor(DefaultPreprocessor):
     """nnU-Net's preprocessing, run only when the folder does not hold the result already.
 
     A stamp beside the folder records the settings and the size and time of every raw file. If it is equal,
@@ -63,7 +63,9 @@ class FMPreprocessor(DefaultPreprocessor):  # type: ignore[misc]
     a running training reads is not replaced.
     """
 
-    def run(self, dataset_name_or_id: int | str, configuration_name: str, plans_identifier: str, num_processes: int) -> None:
+    def run(
+        self, dataset_name_or_id: int | str, configuration_name: str, plans_identifier: str, num_processes: int
+    ) -> None:
         dataset_name = maybe_convert_to_dataset_name(dataset_name_or_id)
         base = Path(nnUNet_preprocessed, dataset_name)
         raw = Path(nnUNet_raw, dataset_name)

@@ -8,7 +8,7 @@ trainer from the name in a checkpoint and a spawned worker can unpickle it.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from nnunet_fm.models.names import TRAINER_PREFIX, Spec
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nnunet_fm.trainers.base import fm_trainer
 
 
-@lru_cache(maxsize=None)
+@cache
 def trainer_class(name: str) -> type[fm_trainer]:
     """The trainer class of a legal name.
 
@@ -43,7 +43,9 @@ def describe(spec: Spec) -> str:
         sentences.append("Trains plans of nnunet-fm with the plan's model.")
     else:
         card = get_card(spec.model)
-        sentences.append(f"Trains {card.title} on stock or own plans, configuration {card.configuration}. {card.summary}")
+        sentences.append(
+            f"Trains {card.title} on stock or own plans, configuration {card.configuration}. {card.summary}"
+        )
     if spec.head is not None:
         sentences.append(f"Decode head: {spec.head}.")
     if spec.adapter is not None:
@@ -51,7 +53,9 @@ def describe(spec: Spec) -> str:
     if spec.scratch:
         sentences.append("Starts from random weights" + ("." if spec.adapter else ", all of them trained."))
     elif spec.model is not None and card.checkpoint is not None:
-        sentences.append(f"Starts from {card.checkpoint.name} ({card.checkpoint.page}; licence: {card.weights_licence}).")
+        sentences.append(
+            f"Starts from {card.checkpoint.name} ({card.checkpoint.page}; licence: {card.weights_licence})."
+        )
     if spec.model is not None:
         sentences.append(f"Paper: {card.paper}.")
     return " ".join(sentences)

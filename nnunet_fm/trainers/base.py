@@ -30,7 +30,7 @@ from nnunet_fm.weights.load import load_checkpoint
 CHECKPOINT_KEY = "nnunet_fm"
 
 
-class fm_trainer(nnUNetTrainer):  # type: ignore[misc]  # noqa: N801  (the name is what users type)
+class fm_trainer(nnUNetTrainer):  # type: ignore[misc]
     """Trains plans of nnunet-fm: network, official weights, adapter and recipe are those of the plan.
 
     Longer names override parts of the plan or, pinned to a model, train stock plans; see `nnunet_fm.trainers`.
@@ -124,7 +124,11 @@ class fm_trainer(nnUNetTrainer):  # type: ignore[misc]  # noqa: N801  (the name 
         optimizer: torch.optim.Optimizer
         if recipe.optimizer == "sgd":
             optimizer = torch.optim.SGD(
-                trained, recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0
+                trained,
+                recipe.learning_rate,
+                recipe.momentum,
+                weight_decay=recipe.weight_decay,
+                nesterov=recipe.momentum > 0,
             )
         else:
             optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay)
@@ -145,8 +149,12 @@ class fm_trainer(nnUNetTrainer):  # type: ignore[misc]  # noqa: N801  (the name 
         """Switch the extra outputs; nnU-Net switches them on after validation whether they were in use or not."""
         self.bare_network.deep_supervision = enabled and self.enable_deep_supervision
 
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, tuple[int, ...] | None]:
-        rotation, dummy_2d, initial_patch, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(
+        self,
+    ) -> tuple[Any, bool, Any, tuple[int, ...] | None]:
+        rotation, dummy_2d, initial_patch, mirror_axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
         if self.recipe.augmentation not in SPATIAL_PRESETS:
             dummy_2d, initial_patch = False, self.configuration_manager.patch_size
         if not self.recipe.mirror:
@@ -184,7 +192,9 @@ class fm_trainer(nnUNetTrainer):  # type: ignore[misc]  # noqa: N801  (the name 
             self.on_train_epoch_end(outputs)
             with torch.no_grad():
                 self.on_validation_epoch_start()
-                outputs = [self.validation_step(next(self.dataloader_val)) for _ in range(self.num_val_iterations_per_epoch)]
+                outputs = [
+                    self.validation_step(next(self.dataloader_val)) for _ in range(self.num_val_iterations_per_epoch)
+                ]
                 self.on_validation_epoch_end(outputs)
             self.on_epoch_end()
         self.on_train_end()
@@ -306,7 +316,9 @@ class fm_trainer(nnUNetTrainer):  # type: ignore[misc]  # noqa: N801  (the name 
         self._restoring = True
         super().load_checkpoint(filename_or_checkpoint)
         # Memory-mapped: the weights, which were just read, are not read again.
-        extra = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False, mmap=True).get(CHECKPOINT_KEY)
+        extra = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False, mmap=True).get(
+            CHECKPOINT_KEY
+        )
         if extra is None:
             raise RuntimeError(f"{filename_or_checkpoint} was not written by a trainer of nnunet-fm")
         self.iteration = extra["iteration"]

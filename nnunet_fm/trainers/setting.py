@@ -85,7 +85,9 @@ def check_configuration(setting: Setting, plans: Mapping[str, Any], configuratio
     """
     known = plans["configurations"]
     if configuration not in known:
-        raise PlanError(f"plans '{plans.get('plans_name')}' have no configuration '{configuration}', only {', '.join(known)}")
+        raise PlanError(
+            f"plans '{plans.get('plans_name')}' have no configuration '{configuration}', only {', '.join(known)}"
+        )
     entry: dict[str, Any] = {}
     chain, visited = configuration, []
     while chain is not None:  # nnU-Net lets a configuration inherit from another
