@@ -1,0 +1,22 @@
+"""Ways to adapt a pre-trained network to a task, one file each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nnunet_fm.adapters.base import Adaptable
+from nnunet_fm.adapters.freeze import freeze
+from nnunet_fm.adapters.full import full
+
+ADAPTERS: dict[str, Callable[[Adaptable], None]] = {"freeze": freeze, "full": full}
+
+
+def apply_adapter(name: str, network: Adaptable) -> None:
+    """Change `network` in place so that training adapts it in the way called `name`.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in ADAPTERS:
+        raise ValueError(f"unknown adapter '{name}', known are {', '.join(sorted(ADAPTERS))}")
+    ADAPTERS[name](network)

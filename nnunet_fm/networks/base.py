@@ -1,4 +1,4 @@
-"""What every network of the package does alike: pad to a legal size, run in bfloat16 on CPUs that have it, return float32."""
+"""What every network does alike: pad to a legal size, run in bfloat16 on CPUs that have it, return float32."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from dynamic_network_architectures.architectures.abstract_arch import AbstractDynamicNetworkArchitectures
 from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 BF16_SWITCH = "NNUNET_FM_BF16"
 
@@ -43,6 +47,14 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
     key_to_head: Sequence[str] = ()
     """Prefixes of the parameters that depend on the number of classes."""
     deep_supervision: bool = False
+    frozen: tuple[str, ...] = ()
+    """Submodules that an adapter keeps in eval mode, so that their statistics and dropout stay as pre-trained."""
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for key in self.frozen:
+            self.get_submodule(key).eval()
+        return self
 
     @property
     def decoder(self) -> FoundationNetwork:
@@ -59,13 +71,23 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
         """Size of each output relative to the input, one list per output; None: one full-size output."""
         return None
 
+    def legal_size(self, size: Sequence[int]) -> list[int]:
+        """Smallest size that the network takes and an input of `size` fits into, one edge per axis.
+
+        Normalisation refuses a single element per channel, so the coarsest feature map keeps at least two.
+        """
+        legal = [-(-edge // step) * step for edge, step in zip(size, self.size_multiple, strict=True)]
+        if legal == list(self.size_multiple):
+            legal[-1] *= 2
+        return legal
+
     @abstractmethod
     def forward_logits(self, x: Tensor) -> list[Tensor]:
         """Logits for a legal input ``(B, C, …)``, full resolution first; only the first without deep supervision."""
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         size = x.shape[2:]
-        legal = [-(-edge // step) * step for edge, step in zip(size, self.size_multiple, strict=True)]
+        legal = self.legal_size(size)
         padding = [p for edge, full in zip(reversed(size), reversed(legal), strict=True) for p in (0, full - edge)]
         if any(padding):
             x = F.pad(x, padding, mode="replicate")
@@ -81,4 +103,4 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
 def _crop(out: Tensor, size: Sequence[int], legal: Sequence[int]) -> Tensor:
     """Cut the padded part off an output of any resolution, rounding as nnU-Net does for its training targets."""
     edges = [round(edge * o / full) for edge, o, full in zip(size, out.shape[2:], legal, strict=True)]
-    return out[(..., *(slice(0, e) for e in edges))]
+    return out[tuple([slice(None)] * 2 + [slice(0, edge) for edge in edges])]

@@ -1,0 +1,104 @@
+"""DINOv2 vision transformers (Oquab et al., arXiv 2304.07193; registers: Darcet et al., arXiv 2309.16588), by timm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import timm
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nnunet_fm.backbones.base import Backbone
+
+PATCH_SIZE = 14
+UNUSED = frozenset({"mask_token"})
+"""Official names without a role outside pre-training."""
+
+
+def resample_positions(patches: Tensor, grid: tuple[int, int], *, antialias: bool, offset: float) -> Tensor:
+    """Resample position embeddings of a square grid bicubically, as the official code does at run time.
+
+    Args:
+        patches: ``(1, n * n, D)``, row by row, without the class token's entry.
+        grid: wanted ``(h, w)``.
+        antialias: low-pass filter when shrinking.
+        offset: if not zero, samples are spaced by the factor ``(g + offset) / n`` in each direction rather than
+            ``g / n``; the published models without registers were trained with 0.1.
+
+    Returns:
+        ``(1, h * w, D)``.
+    """
+    edge = math.isqrt(patches.shape[1])
+    if grid == (edge, edge):
+        return patches
+    image = patches.float().reshape(1, edge, edge, -1).permute(0, 3, 1, 2)
+    if offset:
+        factor = ((grid[0] + offset) / edge, (grid[1] + offset) / edge)
+        image = F.interpolate(image, scale_factor=factor, mode="bicubic", antialias=antialias)
+    else:
+        image = F.interpolate(image, size=grid, mode="bicubic", antialias=antialias)
+    return image.flatten(2).transpose(1, 2).to(patches.dtype)
+
+
+class DINOv2(Backbone):
+    """A DINOv2 ViT for images of one size.
+
+    timm resamples positions by another rule than the official code, so the network is built at its final size and
+    `from_official` resamples.
+
+    Args:
+        size: "small", "base", "large" or "giant".
+        registers: the variant with four register tokens.
+        image_size: edge in pixels, or ``(Y, X)``; multiples of 14.
+
+    Raises:
+        ValueError: if an edge is no multiple of 14.
+    """
+
+    patch_size = PATCH_SIZE
+    key_to_patch_embed = "vit.patch_embed"
+    keys_to_in_proj = ("vit.patch_embed.proj",)
+    key_to_lpe = "vit.pos_embed"
+
+    def __init__(self, size: str, *, registers: bool, image_size: int | tuple[int, int]) -> None:
+        super().__init__()
+        edges = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if any(edge < PATCH_SIZE or edge % PATCH_SIZE for edge in edges):
+            raise ValueError(f"DINOv2 takes image edges that are multiples of {PATCH_SIZE}, got {image_size}")
+        name = f"vit_{size}_patch{PATCH_SIZE}{'_reg4' if registers else ''}_dinov2"
+        self.vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=edges)
+        self.registers = registers
+        self.embed_dim = int(self.vit.embed_dim)
+        self.depth = len(self.vit.blocks)
+        self.grid = (edges[0] // PATCH_SIZE, edges[1] // PATCH_SIZE)
+        self.position_antialias = registers
+        self.position_offset = 0.0 if registers else 0.1
+
+    def features(self, x: Tensor, blocks: Sequence[int], norm: bool = True) -> list[Tensor]:
+        ascending = sorted(blocks)
+        maps = self.vit.forward_intermediates(x, indices=ascending, norm=norm, stop_early=True, intermediates_only=True)
+        by_block = dict(zip(ascending, maps, strict=True))
+        return [by_block[block] for block in blocks]
+
+    def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        ours = dict(state_dict)
+        if "pos_embed" in ours:
+            class_position, patches = ours["pos_embed"][:, :1], ours["pos_embed"][:, 1:]
+            patches = resample_positions(
+                patches, self.grid, antialias=self.position_antialias, offset=self.position_offset
+            )
+            if self.registers and "cls_token" in ours:  # timm keeps positions of patches only in this variant
+                ours["cls_token"] = ours["cls_token"] + class_position
+                ours["pos_embed"] = patches
+            else:
+                ours["pos_embed"] = torch.cat((class_position, patches), dim=1)
+        return {f"vit.{_timm_name(name)}": value for name, value in ours.items() if name not in UNUSED}
+
+
+def _timm_name(name: str) -> str:
+    """timm's name for a tensor of the official state dict."""
+    if name == "register_tokens":
+        return "reg_token"
+    return name.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2.")

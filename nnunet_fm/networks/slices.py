@@ -1,0 +1,65 @@
+"""How 2D networks take slices of any size and number of channels: to three channels, to a square, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Per-channel statistics of RGB images in [0, 1], with which backbones of natural images were trained."""
+
+RGB = 3
+
+
+def channel_stem(input_channels: int) -> nn.Conv2d | None:
+    """A learned 1x1 convolution to three channels that starts as the mean of all; None where one or three come in."""
+    if input_channels in (1, RGB):
+        return None
+    stem = nn.Conv2d(input_channels, RGB, 1)
+    nn.init.constant_(stem.weight, 1 / input_channels)
+    nn.init.zeros_(stem.bias)  # type: ignore[arg-type]
+    return stem
+
+
+def to_rgb(x: Tensor, stem: nn.Module | None) -> Tensor:
+    """``(B, C, Y, X)`` to ``(B, 3, Y, X)``: one channel is repeated, three stay, others go through `stem`."""
+    return x.expand(-1, RGB, -1, -1) if stem is None else stem(x)
+
+
+def imagenet_normalise(x: Tensor) -> Tensor:
+    """Standardise ``(B, 3, Y, X)`` in [0, 1] with the statistics of ImageNet."""
+    mean, std = (x.new_tensor(v).view(1, RGB, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (x - mean) / std
+
+
+def to_square(x: Tensor, edge: int) -> Tensor:
+    """Pad ``(B, C, Y, X)`` at its end to a square and resize that to ``(B, C, edge, edge)``.
+
+    Shrinking averages areas, as bilinear sampling would skip pixels; enlarging is bilinear.
+    """
+    height, width = x.shape[2:]
+    side = max(height, width)
+    if height != width:
+        x = F.pad(x, (0, side - width, 0, side - height), mode="replicate")
+    if side > edge:
+        return F.interpolate(x, size=(edge, edge), mode="area")
+    return F.interpolate(x, size=(edge, edge), mode="bilinear", align_corners=False) if side < edge else x
+
+
+def from_square(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Undo `to_square`: bilinear resize of ``(B, K, h, h)`` and crop to ``(B, K, Y, X)``, in float32.
+
+    Args:
+        logits: logits of the whole square, at any resolution.
+        size: ``(Y, X)`` of the slice before `to_square`.
+    """
+    height, width = size
+    side = max(height, width)
+    logits = logits.to(torch.float32)
+    if logits.shape[2:] != (side, side):
+        logits = F.interpolate(logits, size=(side, side), mode="bilinear", align_corners=False)
+    return logits[..., :height, :width]

@@ -1,0 +1,1 @@
+"""Numerical parity with the official implementations: see ``run.py``."""

@@ -1,0 +1,28 @@
+"""Which of our networks a parity case is about: one file per family, one line per official module in `BUILDERS`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from parity.adapters import dinov2, heads, stunet, unet
+from parity.cases import Case, NotSupportedError
+from torch import Tensor
+
+Builder = Callable[[Case], dict[str, Tensor]]
+
+BUILDERS: dict[str, Builder] = {
+    r"(?i)stunet": stunet.outputs,
+    r"dinov2\.models\.vision_transformer\.vit_\w+$": dinov2.outputs,
+    r"^decoders\.ConvHeadLinear$": heads.linear,
+    r"^benchmarks\.UNet\.unet\.UNet$": unet.outputs,
+}
+"""Regular expression on a case's module -> function that builds and fills our network and gives outputs by name."""
+
+
+def builder(case: Case) -> Builder:
+    """The function for a case; raises `NotSupportedError` where there is none."""
+    for pattern, build in BUILDERS.items():
+        if re.search(pattern, case.module):
+            return build
+    raise NotSupportedError(f"no network of ours corresponds to '{case.module}'")

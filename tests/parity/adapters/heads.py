@@ -1,0 +1,21 @@
+"""2D decode heads on given feature maps."""
+
+from __future__ import annotations
+
+from parity.cases import Case, NotSupportedError
+from torch import Tensor
+
+from nnunet_fm.heads import create_head
+
+
+def linear(case: Case) -> dict[str, Tensor]:
+    """``out``: logits at the resolution of the maps."""
+    features = list(case.inputs().values())
+    widths = set(case.constructor["in_channels"])
+    if len(widths) != 1:
+        raise NotSupportedError(f"feature maps of different widths: {sorted(widths)}")
+    height, width = features[0].shape[2:]
+    head = create_head("linear", widths.pop(), case.constructor["num_classes"], (height, width), maps=len(features))
+    case.expect_names(head)
+    case.fill(head)
+    return {"out": head.eval()(features)[0]}
