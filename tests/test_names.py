@@ -13,6 +13,7 @@ HEADS = (
     "linear", "resdec", "unetdec", "unetdec_small", "da", "da_small", "segformer", "samdec", "samdec_frozen_pe",
     "hqsam", "hsam", "hqhsam",
 )  # fmt: skip
+MAP_HEADS = ("unetdec_small", "linear", "resdec", "unetdec", "da", "da_small", "segformer")
 ADAPTERS = ("freeze", "full", "lora", "rein", "rein_lora", "ladder")
 VOLUMETRIC = {
     **{f"stunet_{size}": Parts(adapters=("full", "freeze", "lora")) for size in "sblh"},
@@ -33,9 +34,8 @@ RESNETS = [f"resnet{depth}" for depth in (18, 34, 50, 101, 152)]
 EVERYTHING = {
     **VOLUMETRIC,
     **{name: Parts(HEADS, ADAPTERS) for name in BACKBONES},
-    **{name: Parts(("unetdec_small", "linear", "resdec", "unetdec", "da", "da_small", "segformer"), ("full", "freeze", "lora"))
-       for name in RESNETS},
-}  # fmt: skip
+    **{name: Parts(MAP_HEADS, ("full", "freeze", "lora")) for name in RESNETS},
+}
 
 
 def test_every_name_of_the_whole_product_parses_one_way_only() -> None:

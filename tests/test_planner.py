@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ def test_less_memory_never_gives_a_larger_plan(plan: Planner, planner: str) -> N
             size *= edge
         voxels.append((size, edges))
     assert voxels[0][0] <= voxels[1][0] <= voxels[2][0]
-    assert all(a <= b for smaller, larger in zip(voxels, voxels[1:], strict=False)
+    assert all(a <= b for smaller, larger in pairwise(voxels)
                for a, b in zip(smaller[1], larger[1], strict=True))  # fmt: skip
 
 

@@ -203,10 +203,8 @@ def test_time_ends_a_training_and_the_rate_with_it() -> None:
     trainer.run_training()
     assert 6 <= trainer.seconds_spent < 60 and 1 < trainer.iteration < 10**6
     assert rates == sorted(rates, reverse=True) and rates[-1] < rates[0]
-    spent = torch.load(Path(trainer.output_folder, "checkpoint_final.pth"), weights_only=False)["nnunet_fm"][
-        "seconds_spent"
-    ]
-    assert spent >= 6
+    checkpoint = torch.load(Path(trainer.output_folder, "checkpoint_final.pth"), weights_only=False)
+    assert checkpoint["nnunet_fm"]["seconds_spent"] >= 6
 
 
 @pytest.mark.parametrize("bf16", ["0", "1"])
@@ -249,20 +247,13 @@ def test_the_best_score_is_in_the_latest_checkpoint() -> None:
 
     trainer.save_checkpoint = spy
     trainer.run_training()
-    assert [name for name, _ in written] == [
-        "checkpoint_best.pth",
-        "checkpoint_latest.pth",
-        *[n for n, _ in written[2:]],
-    ]
+    assert [name for name, _ in written[:2]] == ["checkpoint_best.pth", "checkpoint_latest.pth"]
     assert written[0][1] == written[1][1] is not None
     assert not list(Path(trainer.output_folder).glob("*.partial"))
 
 
-IN_BRIEF = {
-    ("regions_ignore", "FMPlanner_stunet_s"),
-    ("channels", "FMPlanner_dinov2_s"),
-    ("ignore", "FMPlanner_vanilla_unet3d"),
-}
+PLANNERS = ("FMPlanner_stunet_s", "FMPlanner_vanilla_unet3d", "FMPlanner_vanilla_unet2d", "FMPlanner_dinov2_s")
+IN_BRIEF = {("regions_ignore", PLANNERS[0]), ("ignore", PLANNERS[1]), ("channels", PLANNERS[3])}
 
 
 @pytest.mark.parametrize(
@@ -270,12 +261,7 @@ IN_BRIEF = {
     [
         pytest.param(kind, planner, marks=[] if (kind, planner) in IN_BRIEF else pytest.mark.slow)
         for kind in DATASETS
-        for planner in (
-            "FMPlanner_stunet_s",
-            "FMPlanner_vanilla_unet3d",
-            "FMPlanner_vanilla_unet2d",
-            "FMPlanner_dinov2_s",
-        )
+        for planner in PLANNERS
     ],
 )
 def test_labels_and_channels_of_every_kind(kind: str, planner: str, folders: Path) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import click
+from typing import Any
+
 from typer.core import TyperCommand
 
 
 class VariadicCommand(TyperCommand):
     """For commands without positional arguments: repeats the name of a list option before each further value."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         lists = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts}
         expanded: list[str] = []
         current: str | None = None

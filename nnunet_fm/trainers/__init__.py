@@ -8,7 +8,7 @@ trainer from the name in a checkpoint and a spawned worker can unpickle it.
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
 
 from nnunet_fm.models.names import TRAINER_PREFIX, Spec

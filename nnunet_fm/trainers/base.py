@@ -6,7 +6,7 @@ import os
 import random
 from pathlib import Path
 from time import monotonic
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from nnunet_fm.weights.load import load_checkpoint
 CHECKPOINT_KEY = "nnunet_fm"
 
 
-class fm_trainer(nnUNetTrainer):  # type: ignore[misc]
+class fm_trainer(nnUNetTrainer):
     """Trains plans of nnunet-fm: network, official weights, adapter and recipe are those of the plan.
 
     Longer names override parts of the plan or, pinned to a model, train stock plans; see `nnunet_fm.trainers`.
@@ -61,6 +61,7 @@ class fm_trainer(nnUNetTrainer):  # type: ignore[misc]
         self.save_every = self.recipe.save_every
         self.enable_deep_supervision = setting.deep_supervision
 
+        self._best_ema: float | None = None
         self.iteration = 0
         """Optimiser steps taken so far."""
         self._seconds_before, self._started_at = 0.0, monotonic()
@@ -73,7 +74,7 @@ class fm_trainer(nnUNetTrainer):  # type: ignore[misc]
     # What is trained
 
     @classmethod
-    def build_network_architecture(  # type: ignore[override]
+    def build_network_architecture(
         cls,
         plans_manager: PlansManager,
         configuration_manager: ConfigurationManager,
@@ -95,7 +96,7 @@ class fm_trainer(nnUNetTrainer):  # type: ignore[misc]
     def bare_network(self) -> FoundationNetwork:
         """The network without DDP and compile wrappers."""
         module = self.network.module if self.is_ddp else self.network
-        return module._orig_mod if isinstance(module, OptimizedModule) else module
+        return cast(FoundationNetwork, module._orig_mod if isinstance(module, OptimizedModule) else module)
 
     def initialize(self) -> None:
         """Build network, optimiser and loss; load the official weights unless a checkpoint will follow."""
@@ -161,7 +162,7 @@ class fm_trainer(nnUNetTrainer):  # type: ignore[misc]
             self.inference_allowed_mirroring_axes = mirror_axes = None
         return rotation, dummy_2d, initial_patch, mirror_axes
 
-    def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:  # type: ignore[override]
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         stock = nnUNetTrainer.get_training_transforms(*args, **kwargs)
         return without_timing(with_preset(self.recipe.augmentation, stock))
 
@@ -186,7 +187,7 @@ class fm_trainer(nnUNetTrainer):  # type: ignore[misc]
         while self.current_epoch < self.num_epochs and self.progress < 1:
             self.on_epoch_start()
             self.on_train_epoch_start()
-            outputs = []
+            outputs: list[dict[str, Any]] = []
             while len(outputs) < self.num_iterations_per_epoch and (not outputs or self.progress < 1):
                 outputs.append(self.train_step(next(self.dataloader_train)))
             self.on_train_epoch_end(outputs)
@@ -308,7 +309,7 @@ class fm_trainer(nnUNetTrainer):  # type: ignore[misc]
             os.fsync(handle.fileno())
         os.replace(partial, filename)
 
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:  # type: ignore[override]
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Continue from a checkpoint: weights, optimiser, best score, progress and random state.
 
         The official weights are not read: the checkpoint holds what they have become.

@@ -1,4 +1,4 @@
-"""What a training is: the plan's extra key, overridden by the parts of the trainer's name, or the card on stock plans."""
+"""What a training is: the plan's extra key, overridden by parts of the trainer's name; the card on stock plans."""
 
 from __future__ import annotations
 
