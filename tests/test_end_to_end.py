@@ -151,18 +151,9 @@ def test_model_selection_and_ensembling_over_2d_and_3d(
             fresh_venv.run(*train, env=nnunet)
         options = ("-c", configuration, "-f", "0", "1", *arguments, "--save_probabilities")
         probabilities.append(predict(fresh_venv, nnunet, tmp_path / name, *options).parent)
-    chosen = fresh_venv.run(
-        "nnUNetv2_find_best_configuration", "700", "-c", "3d_fullres", "-tr", "fm_trainer_scratch", "-p",
-        "FMPlans_stunet_s", "-f", "0", "1", "-np", "1", env=nnunet,
-    )  # fmt: skip
-    assert "fm_trainer_scratch" in chosen.stdout
     fresh_venv.run(
-        "python", "-c",
-        "from nnunetv2.evaluation.find_best_configuration import find_best_configuration as find\n"
-        "models = [{'plans': p, 'configuration': c, 'trainer': 'fm_trainer_scratch'} for p, c in "
-        f"{list(plans.items())!r}]\n"
-        "if __name__ == '__main__':\n    find('Dataset700_Blobs', models, True, 1, True, (0, 1))",
-        env=nnunet,
+        "nnUNetv2_find_best_configuration", "700", "-c", "2d", "3d_fullres", "-tr", "fm_trainer_scratch", "-p", *plans,
+        "-f", "0", "1", "-np", "1", env=nnunet,
     )  # fmt: skip
     best = json.loads(Path(nnunet["nnUNet_results"], "Dataset700_Blobs", "inference_information.json").read_text())
     assert len([k for k in best["all_results"] if k.startswith("ensemble")]) == 1
