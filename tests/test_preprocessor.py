@@ -1,0 +1,119 @@
+"""FMPreprocessor: shared folders are kept while current, redone when something changed, and never half-written."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnunet_fm.data.sharing import FolderInUseError, is_current, lease, replace_folder, stamp_path
+from nnunet_fm.models.plan_key import PlanError
+from nnunet_fm.plans.planner import Options, planner_class
+from nnunet_fm.plans.preprocessor import FMPreprocessor
+from tests.datasets import nnunet_folders, write_dataset, write_fingerprint
+
+SHAPE = (10, 12, 11)
+
+
+@pytest.fixture
+def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A dataset of two cases with a plan; nothing preprocessed yet."""
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    variables = nnunet_folders(tmp_path, monkeypatch)
+    folder = write_dataset(variables["nnUNet_raw"], 801, shape=SHAPE, cases=2, test_cases=0)
+    write_fingerprint(folder, [SHAPE] * 2, [(1.0, 1.0, 1.0)] * 2)
+    return plan("FMPlans_one")
+
+
+def plan(name: str, planner: str = "FMPlanner_stunet_s", **options: Any) -> dict[str, Any]:
+    return planner_class(planner)(801, 40, plans_name=name, options=Options(**options)).plan_experiment()
+
+
+def run(plans: dict[str, Any]) -> Path:
+    """Preprocess; returns the folder."""
+    FMPreprocessor(verbose=False).run(801, "3d_fullres", plans["plans_name"], 1)
+    return Path(
+        os.environ["nnUNet_preprocessed"], "Dataset801_Blobs", plans["configurations"]["3d_fullres"]["data_identifier"]
+    )
+
+
+def written(folder: Path) -> dict[str, int]:
+    """Times of the files in a folder: equal before and after if nothing was done."""
+    return {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}
+
+
+def test_kept_redone_and_protected(planned: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run(planned)
+    assert len(list(folder.glob("*.pkl"))) == 2 and not list(folder.parent.glob("*.partial*"))
+    first = written(folder)
+
+    # A second plan of the same preprocessing finds the folder.
+    other = plan("FMPlans_two", "FMPlanner_stunet_b")
+    assert run(other) == folder and written(folder) == first
+    assert "up to date" in capsys.readouterr().out
+
+    # A changed raw file redoes it, unless a training reads the folder.
+    image = next((tmp_path / "nnUNet_raw" / "Dataset801_Blobs" / "imagesTr").glob("*.nii.gz"))
+    os.utime(image, (time.time() + 5, time.time() + 5))
+    reading = lease(folder)
+    assert reading is not None
+    with pytest.raises(FolderInUseError, match="a training that is running"):
+        run(planned)
+    assert written(folder) == first
+    reading.close()
+    assert run(planned) == folder and written(folder) != first
+    assert not list(folder.parent.glob("*.old")) and not list(folder.parent.glob(".fm_*"))
+
+    # Another setting goes to another folder.
+    redone = written(folder)
+    elsewhere = run(plan("FMPlans_three", spacing=[1.5, 1.0, 1.0]))
+    assert elsewhere != folder and written(folder) == redone
+
+    # What an interrupted run left is no obstacle, and a folder without its stamp is not trusted.
+    stamp_path(folder).unlink()
+    folder.with_name(folder.name + ".partial").mkdir()
+    assert (
+        run(planned) == folder
+        and written(folder) != redone
+        and is_current(folder, json.loads(stamp_path(folder).read_text()))
+    )
+
+
+def test_two_processes_do_not_clash(planned: dict[str, Any]) -> None:
+    context = multiprocessing.get_context("spawn")
+    both = [context.Process(target=run, args=(planned,)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert len(list(run(planned).glob("*.pkl"))) == 2
+
+
+def test_settings_changed_by_hand_are_noticed(planned: dict[str, Any]) -> None:
+    file = Path(os.environ["nnUNet_preprocessed"], "Dataset801_Blobs", "FMPlans_one.json")
+    planned["configurations"]["3d_fullres"]["spacing"] = [2.0, 2.0, 2.0]
+    file.write_text(json.dumps(planned))
+    with pytest.raises(PlanError, match="data_identifier"):
+        run(planned)
+
+
+def test_a_failed_replacement_leaves_the_old_folder(tmp_path: Path) -> None:
+    folder, new = tmp_path / "data", tmp_path / "data.partial"
+    folder.mkdir()
+    (folder / "old").touch()
+    new.mkdir()
+    with lease(folder) as reading:  # type: ignore[union-attr]
+        assert reading
+        with pytest.raises(FolderInUseError):
+            replace_folder(new, folder, {"a": 1})
+    assert (folder / "old").exists() and new.is_dir()
+    replace_folder(new, folder, {"a": 1})
+    assert is_current(folder, {"a": 1}) and not is_current(folder, {"a": 2}) and not (folder / "old").exists()
+    stamp_path(folder).write_text('{"a": ')
+    assert not is_current(folder, {"a": 1})
