@@ -52,9 +52,15 @@ def measured_growth(model: str, patch: list[int], batch: int) -> int:
     small = torch.randn(1, 1, *[32] * len(patch))
     memory.training_loss(network(small)).backward()  # loads the libraries' code
     network.zero_grad(set_to_none=True)
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    before = resident("VmRSS")
     memory.training_loss(network(torch.randn(batch, 1, *patch))).backward()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return resident("VmHWM") - before  # not getrusage: its maximum may be the parent process's
+
+
+def resident(field: str) -> int:
+    """Bytes that this process holds now (``VmRSS``) or held at its peak (``VmHWM``)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def check_prediction(model: str, patch: list[int], batch: int) -> None:
