@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from nnunetv2.preprocessing.normalization.default_normalization_schemes import ImageNormalization
+from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization, ImageNormalization
 
-from nnunet_fm.data.normalization import FMPercentileNormalization, FMWindowNormalization
+from nnunet_fm.data.normalization import FMPercentileNormalization
+from nnunet_fm.plans.intensity import window_properties
 
-WINDOW = {"percentile_00_5": -175.0, "percentile_99_5": 250.0, "mean": 40.0, "std": 80.0}
+NUMBERS = {"percentile_00_5": -900.0, "percentile_99_5": 900.0, "mean": 40.0, "std": 80.0}
 
 
 def percentile(use_mask: bool = False) -> ImageNormalization:
     return FMPercentileNormalization(use_mask_for_norm=use_mask, intensityproperties={})
-
-
-def window(lower: float = -175.0, upper: float = 250.0) -> ImageNormalization:
-    properties = {**WINDOW, "percentile_00_5": lower, "percentile_99_5": upper}
-    return FMWindowNormalization(use_mask_for_norm=False, intensityproperties=properties)
 
 
 @pytest.fixture
@@ -68,29 +64,16 @@ def test_integers_and_large_offsets() -> None:
     assert np.allclose(out[0, 0, [0, 5000, 10_000]], [0, 0.5, 1], atol=1e-4)
 
 
-def test_window_is_linear_and_clipped() -> None:
+def test_stock_ct_normalisation_with_edited_numbers_is_a_window() -> None:
+    normaliser = CTNormalization(use_mask_for_norm=False, intensityproperties=window_properties(NUMBERS, (-175, 250)))
     hu = np.array([[[-1024, -175, 37.5, 250, 3000]]], dtype=np.float32)
-    out = window().run(hu, np.zeros(hu.shape, int))
-    assert out.dtype == np.float32
-    assert out.ravel().tolist() == [0, 0, 0.5, 1, 1]
-    assert hu.ravel()[0] == -1024, "the input was changed"
+    assert normaliser.run(hu).ravel().tolist() == [0, 0, 0.5, 1, 1]
 
 
-def test_empty_window_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"\[250, -175\] HU"):
-        window(250, -175).run(np.zeros((1, 2, 2), np.float32))
-
-
-@pytest.mark.parametrize("normaliser", [percentile(), percentile(use_mask=True), window()])
+@pytest.mark.parametrize("normaliser", [percentile(), percentile(use_mask=True)])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_not_finite_voxels_are_refused(normaliser: ImageNormalization, bad: float) -> None:
     image = np.zeros((2, 3, 4), dtype=np.float32)
     image[1, 1, 1:3] = bad
     with pytest.raises(ValueError, match=r"\(2, 3, 4\) holds 2 voxels that are NaN or infinite"):
         normaliser.run(image, np.zeros(image.shape, int))
-
-
-def test_only_the_masked_normaliser_leaves_zeros_outside() -> None:
-    flag = "leaves_pixels_outside_mask_at_zero_if_use_mask_for_norm_is_true"
-    assert getattr(FMPercentileNormalization, flag) is True
-    assert getattr(FMWindowNormalization, flag) is False

@@ -1,4 +1,4 @@
-"""Intensity normalisers that plans name, in nnU-Net's interface: both bring an image into [0, 1] as float32."""
+"""The intensity normaliser that plans name, in nnU-Net's interface."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 PERCENTILES = (1.0, 99.0)
 
-__all__ = ["FMPercentileNormalization", "FMWindowNormalization"]
+__all__ = ["FMPercentileNormalization"]
 
 
 class FMPercentileNormalization(ImageNormalization):
@@ -38,29 +38,6 @@ class FMPercentileNormalization(ImageNormalization):
             inside = image[mask]
             out[mask] = _scale(inside, *_percentiles(inside))
         return out
-
-
-class FMWindowNormalization(ImageNormalization):
-    """Clip to a fixed window (HU) and scale to [0, 1].
-
-    The window's ends stand in the plans' intensity properties of the channel as ``percentile_00_5`` and
-    ``percentile_99_5``, where nnU-Net's own CT normaliser reads its clipping range.
-    """
-
-    leaves_pixels_outside_mask_at_zero_if_use_mask_for_norm_is_true = False
-
-    def run(self, image: NDArray[np.number], seg: NDArray[np.integer] | None = None) -> NDArray[np.floating]:
-        """Image ``(Z, Y, X)`` in HU -> float ``(Z, Y, X)`` in [0, 1].
-
-        Raises:
-            ValueError: for voxels that are not finite, or a window whose lower end is not below the upper one.
-        """
-        _check_finite(image)
-        lower = float(self.intensityproperties["percentile_00_5"])
-        upper = float(self.intensityproperties["percentile_99_5"])
-        if not lower < upper:
-            raise ValueError(f"intensity window [{lower:g}, {upper:g}] HU in the plans is empty")
-        return _scale(image, lower, upper).astype(self.target_dtype, copy=False)
 
 
 def _check_finite(image: NDArray[np.number]) -> None:

@@ -107,6 +107,11 @@ class NetworkCard(_Strict):
     multiple: PositiveInt = Field(1, description="a patch edge must be a multiple of this, strides aside")
     min_edge: PositiveInt = Field(16, description="smallest legal patch edge where the axis is pooled at all")
 
+    @property
+    def resizes(self) -> bool:
+        """True if the network resizes its input to one size inside, so that a smaller patch saves no memory."""
+        return "image_size" in self.arguments
+
 
 class ModelCard(_Strict):
     """One model: what it is, what it may be used for, how it is planned and trained, where its weights come from."""

@@ -4,7 +4,7 @@ A step is run on PyTorch's meta device, where tensors have sizes but no content,
 is counted. What autograd keeps for the backward pass is thereby counted as what it is, for any network.
 
 On the CPU the count, with the copies that convolutions make there, is within 10 % of the memory in use. A process can
-hold half as much again when patches are small, because glibc keeps freed blocks below 32 MB for later use unless the
+hold up to twice as much when patches are small, because glibc keeps freed blocks below 32 MB for later use unless the
 environment fixes ``MALLOC_MMAP_THRESHOLD_``.
 """
 

@@ -265,7 +265,8 @@ class FMPlanner(ExperimentPlanner):
         origin["batch_size"] = "user" if self.options.batch else variant
 
         cost = self._memory_cost(card, spacing, parts, recipe)
-        shrink = (lambda p: None) if self.options.patch else (lambda p: _shrunk(card, p, image, spacing))
+        fixed = self.options.patch is not None or card.network.resizes
+        shrink = (lambda p: None) if fixed else (lambda p: _shrunk(card, p, image, spacing))
         fitted, fitted_batch, fits = memory.fit(cost, tuple(patch), batch, shrink, self.UNet_vram_target_GB * 1024**3)
         if not fits:
             reasons["memory"] = (

@@ -1,0 +1,51 @@
+"""``nnunet-fm``: the command line for what nnU-Net has no command for."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from nnunet_fm.cli import demo, doctor, plan
+from nnunet_fm.cli import list as listing
+from nnunet_fm.cli.variadic import VariadicCommand
+
+DEBUG_SWITCH = "NNUNET_FM_DEBUG"
+
+app = typer.Typer(
+    name="nnunet-fm",
+    help="Foundation models inside stock nnU-Net v2 commands.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("list", epilog=listing.EPILOG)(listing.list_)
+app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
+app.command("plan", epilog=plan.EPILOG, cls=VariadicCommand)(plan.plan)
+app.command("demo", epilog=demo.EPILOG)(demo.demo)
+
+
+@app.callback()
+def _version(
+    version: bool = typer.Option(False, "--version", is_eager=True, help="Print the version and exit."),
+) -> None:
+    if version:
+        from nnunet_fm import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line: exit code 0 done, 1 failed with a one-line reason, 2 bad usage."""
+    try:
+        app()
+    except Exception as error:
+        if os.environ.get(DEBUG_SWITCH) == "1":
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"nnunet-fm: {reason}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,102 @@
+"""``nnunet-fm list``: the models, heads, adapters and trainers that exist, printed from the cards."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+
+EPILOG = """
+Examples:
+
+  nnunet-fm list
+
+  nnunet-fm list trainers
+
+  nnunet-fm list models --json
+"""
+
+
+class What(str, Enum):
+    """What can be listed."""
+
+    models = "models"
+    heads = "heads"
+    adapters = "adapters"
+    trainers = "trainers"
+
+
+def list_(
+    what: Annotated[What, typer.Argument(help="What to list.")] = What.models,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List what this installation has."""
+    rows = {What.models: _models, What.heads: _heads, What.adapters: _adapters, What.trainers: _trainers}[what]()
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    elif what is What.trainers:
+        print("\n".join(row["name"] for row in rows))
+    else:
+        _print_table(rows)
+
+
+def _models() -> list[dict[str, Any]]:
+    from nnunet_fm.models.registry import cards
+    from nnunet_fm.weights.cache import find
+
+    rows = []
+    for name, card in cards().items():
+        at_hand = "none needed" if card.checkpoint is None else "at hand" if find(card.checkpoint.files) else "missing"
+        classes, parameters = next(iter(card.parameters.items()))
+        rows.append(
+            {
+                "name": name,
+                "title": card.title,
+                "dim": card.dim,
+                "parameters": parameters,
+                "classes": classes,
+                "heads": card.heads,
+                "adapters": card.adapters,
+                "aliases": card.aliases,
+                "weights": at_hand,
+                "weights licence": card.weights_licence,
+            }
+        )
+    return rows
+
+
+def _heads() -> list[dict[str, Any]]:
+    from nnunet_fm.models.registry import cards
+
+    heads = sorted({head for card in cards().values() for head in card.heads})
+    return [{"name": head, "models": [n for n, c in cards().items() if head in c.heads]} for head in heads]
+
+
+def _adapters() -> list[dict[str, Any]]:
+    from nnunet_fm.models.registry import cards
+
+    adapters = sorted({adapter for card in cards().values() for adapter in card.adapters})
+    return [{"name": a, "models": [n for n, c in cards().items() if a in c.adapters]} for a in adapters]
+
+
+def _trainers() -> list[dict[str, Any]]:
+    from nnunet_fm.models.registry import grammar
+    from nnunet_fm.trainers import describe
+
+    return [{"name": name, "description": describe(spec)} for name, spec in grammar().trainers.items()]
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    """Columns as wide as their content: the same in a terminal, a pipe and a log."""
+    shown = [{k: _text(v) for k, v in row.items() if k not in ("classes", "aliases")} for row in rows]
+    widths = {key: max(len(key), *(len(row[key]) for row in shown)) for key in shown[0]}
+    for row in ({key: key for key in widths}, {key: "-" * width for key, width in widths.items()}, *shown):
+        print("  ".join(row[key].ljust(width) for key, width in widths.items()).rstrip())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value) or "-"
+    return f"{value / 1e6:,.2f}M" if isinstance(value, int) and value > 1000 else str(value)
