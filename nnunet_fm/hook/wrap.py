@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -38,25 +39,28 @@ def resolve(name: str, module_name: str) -> Any:
     Raises:
         UnknownNameError: where there is none, naming the nearest. A command that it ends prints one line and exits 1.
     """
+    _print_our_errors_without_traceback()
     module = importlib.import_module(module_name)
     try:
         return getattr(module, name)
     except AttributeError as error:
         from nnunet_fm.models.names import UnknownNameError
 
-        _print_without_traceback(UnknownNameError)
         if isinstance(error, UnknownNameError) or hasattr(module, "__getattr__"):
             raise
         raise UnknownNameError(name, [n for n in dir(module) if home(n) == module_name]) from None
 
 
 @functools.cache
-def _print_without_traceback(kind: type[BaseException]) -> None:
-    """A wrong name in a command is the user's slip: let an uncaught one end the process with its message alone."""
+def _print_our_errors_without_traceback() -> None:
+    """End a command with the message alone where an exception class of ours is not caught: each says what to do.
+
+    ``NNUNET_FM_DEBUG=1`` brings the traceback back.
+    """
     previous = sys.excepthook
 
     def excepthook(type_: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
-        if issubclass(type_, kind):
+        if type_.__module__.startswith("nnunet_fm.") and os.environ.get("NNUNET_FM_DEBUG") != "1":
             print(f"Error: {value}", file=sys.stderr)
         else:
             previous(type_, value, traceback)
