@@ -19,7 +19,7 @@ else:
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "nnunet_fm"
-MISSION = ("torch", "nnunetv2", "batchgenerators", "SimpleITK", "dynamic_network_architectures", "numpy", "pandas")
+MISSION = ("torch", "nnunetv2", "SimpleITK", "dynamic_network_architectures", "numpy", "pandas")
 INDIRECT = {"setuptools", "nnunet-fm"}
 """Declared, though nothing of ours imports it: nnU-Net's use of distutils needs setuptools on Python 3.12."""
 
