@@ -1,0 +1,44 @@
+"""Values that nnU-Net prints while it trains, read back from its ``training_log_*.txt``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+_LINE = re.compile(r"^(?:\S+ \S+: )?\s*(Epoch|train_loss|val_loss|Pseudo dice|Epoch time:) (.+?) *(?: s)?$")
+_DICE = re.compile(r"nan|\d+(?:\.\d+)?(?:e-?\d+)?(?=[\),\]])")
+_COLUMNS = {"train_loss": "train_loss", "val_loss": "val_loss", "Epoch time:": "seconds"}
+
+
+def newest_log(fold: Path) -> Path | None:
+    """The log of the latest run in a fold's folder; their names carry the date but are not padded to sort by it."""
+    return max(fold.glob("training_log_*.txt"), key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def parse_log(text: str) -> pd.DataFrame:
+    """One row per finished epoch: ``epoch``, ``train_loss``, ``val_loss``, ``dice`` (mean pseudo Dice), ``seconds``.
+
+    Args:
+        text: a whole log, or the part of it that has been written so far.
+    """
+    rows: list[dict[str, float]] = []
+    row: dict[str, float] = {}
+    for line in text.splitlines():
+        found = _LINE.match(line)
+        if not found:
+            continue
+        key, value = found.groups()
+        if key == "Epoch":
+            if value.isdigit():
+                row = {"epoch": int(value)}
+        elif key == "Pseudo dice":
+            per_class = pd.Series([float(v) for v in _DICE.findall(value)], dtype=float)
+            row["dice"] = float(per_class.mean())
+        elif row:
+            row[_COLUMNS[key]] = float(value)
+            if key == "Epoch time:":
+                rows.append(row)
+                row = {}
+    return pd.DataFrame(rows, columns=["epoch", "train_loss", "val_loss", "dice", "seconds"])
