@@ -190,6 +190,13 @@ def test_slice_axis_from_data_converter_and_user(plan: Planner) -> None:
     assert plan("FMPlanner_dinov2_s", SAGITTAL)["transpose_backward"] == [1, 0, 2]
 
 
+def test_a_spacing_by_the_user_names_the_axes_of_the_image(plan: Planner) -> None:
+    three = plan("FMPlanner_dinov2_s", SAGITTAL, options=Options(spacing=[0.5, 0.7, 3.0]))
+    two = plan("FMPlanner_dinov2_s", SAGITTAL, options=Options(spacing=[0.5, 0.7]))
+    assert three["transpose_forward"] == [2, 0, 1]
+    assert three["configurations"]["2d"]["spacing"] == two["configurations"]["2d"]["spacing"] == [0.5, 0.7]
+
+
 def test_inputs_of_photograph_models_say_their_range(plan: Planner) -> None:
     unit = plan("FMPlanner_dinov2_s", AORTA)["configurations"]["2d"]
     assert unit["normalization_schemes"] == ["FMPercentileNormalization"]

@@ -224,7 +224,9 @@ class FMPlanner(ExperimentPlanner):
         if isinstance(by_user, list):
             if len(by_user) not in (card.dim, 3) or min(by_user) <= 0:
                 raise PlanError(f"a spacing for '{card.name}' is {card.dim} positive numbers in mm, not {by_user}")
-            return Choice([*native[: 3 - len(by_user)], *by_user], "user")
+            # Three numbers name the image's own axes, two the plane of the slices.
+            full = [by_user[a] for a in transpose] if len(by_user) == 3 else [native[0], *by_user]
+            return Choice(full, "user")
         if by_user == "native":
             return Choice(native, "user")
         if wanted is None or wanted == "native":
