@@ -1,4 +1,4 @@
-"""The bundled demo data: hippocampus MRI of the Medical Segmentation Decathlon (CC BY-SA 4.0), as an nnU-Net raw folder."""
+"""The bundled demo data, hippocampus MRI of the Medical Segmentation Decathlon, as an nnU-Net raw folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def unpack(raw: Path, dataset_id: int) -> Path:
     if taken:
         raise FileExistsError(f"dataset number {dataset_id} is taken by {taken[0]}")
     raw.mkdir(parents=True, exist_ok=True)
-    archive = resources.files(__package__).joinpath("demo_data", "hippocampus.zip")
+    archive = resources.files("nnunet_fm.dataset_conversion").joinpath("demo_data").joinpath("hippocampus.zip")
     # Under a temporary name first: a folder that nnU-Net can find is always complete.
     partial = Path(tempfile.mkdtemp(prefix=".unpacking_", dir=raw))
     try:

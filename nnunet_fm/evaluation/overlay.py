@@ -20,8 +20,8 @@ COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0
 
 _WIDTH_INCH = 12.6
 
-# Volumes are (Z, Y, X) in LPS: z to superior, y to posterior, x to the patient's left. Each view drops one axis; rows run
-# down the page and columns to the right, as a radiologist looks at them: right of the patient on the left of the page.
+# Volumes are (Z, Y, X) in LPS: z to superior, y to posterior, x to the patient's left. Each view drops one axis; rows
+# run down the page and columns to the right, as a radiologist looks at them: the patient's right is on the left.
 _VIEWS = (
     ("axial", 0, False, ("A", "P", "R", "L")),
     ("coronal", 1, True, ("S", "I", "R", "L")),

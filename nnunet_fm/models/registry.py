@@ -40,14 +40,17 @@ def _variants_complete(content: dict[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def cards() -> dict[str, ModelCard]:
-    """All model cards by canonical name, in alphabetical order. Files that start with ``_`` hold shared parts."""
+    """All model cards by canonical name: 3D first, then by family and size.
+
+    Files that start with ``_`` hold parts that several cards share.
+    """
     files = [entry.name for entry in resources.files(CARDS_PACKAGE).iterdir()]
     stems = sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
     found = {stem: ModelCard(**_variants_complete(_read(stem))) for stem in stems if not stem.startswith("_")}
     for stem, card in found.items():
         if card.name != stem:
             raise ValueError(f"card file {stem}.yaml describes a model called '{card.name}'")
-    return found
+    return dict(sorted(found.items(), key=lambda item: (-item[1].dim, item[1].family, *item[1].parameters.values())))
 
 
 @lru_cache(maxsize=1)
