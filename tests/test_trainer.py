@@ -180,6 +180,16 @@ def test_missing_weights_stop_with_an_instruction() -> None:
     assert trainer.network is None
 
 
+def test_a_trainer_can_be_built_by_hand() -> None:
+    """nnU-Net's constructor pops ``continue_training`` from the plans, and fails where it is missing."""
+    plans = make_plan("plain")
+    raw_json = json.loads((preprocessed(plans) / "dataset.json").read_text())
+    trainer = nnunet_fm.trainers.fm_trainer_scratch(plans, "3d_fullres", 0, raw_json, CPU)
+    trainer.initialize()
+    # nnU-Net would call a method of this name on every module, and overwrite loaded weights.
+    assert not any(hasattr(module, "initialize") for module in trainer.network.modules())
+
+
 # Training
 
 

@@ -33,12 +33,12 @@ CONFIGURATION = "3d_fullres"
 RECIPE = {
     # Settings of a training of a few minutes from random weights, found on the demo data with a processor of two cores.
     "optimizer": "adamw",
-    "learning_rate": 1e-3,
+    "learning_rate": 4e-3,
     "weight_decay": 1e-2,
     "warmup": 0.03,
     "augmentation": "light",
     "mirror": False,
-    "iterations_per_epoch": 50,
+    "iterations_per_epoch": 100,
     "validation_iterations": 2,
     "save_every": 1000,
 }

@@ -1,7 +1,7 @@
 """The short form of training: ``nnUNetv2_train 501 fm_trainer 0`` stands for the command that names a plan.
 
-    nnUNetv2_train 501 fm_trainer 0 --npz
-    nnUNetv2_train 501 3d_fullres 0 -tr fm_trainer -p FMPlans_stunet_b --npz
+nnUNetv2_train 501 fm_trainer 0 --npz
+nnUNetv2_train 501 3d_fullres 0 -tr fm_trainer -p FMPlans_stunet_b --npz
 """
 
 from __future__ import annotations
