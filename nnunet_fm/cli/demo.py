@@ -196,13 +196,15 @@ class _Run:
         scores = dice_scores(predictions, self.dataset / "labelsTs", labels)
         classes, _ = foreground(labels)
         figures = []
-        for case in _worst_median_best(scores):
+        pictures = []
+        for rank, case in _worst_median_best(scores).items():
             files = (self.dataset / "imagesTs" / f"{case}_0000.nii.gz", self.dataset / "labelsTs" / f"{case}.nii.gz")
-            figures.append((case, overlay_figure(*files, predictions / f"{case}.nii.gz", classes, title=case)))
-        pictures = self.output / "pictures"
-        pictures.mkdir()
-        for case, figure in figures:
-            figure.savefig(pictures / f"{case}.png")
+            dice = scores.loc[scores["case"] == case, "value"].mean()
+            figure = overlay_figure(*files, predictions / f"{case}.nii.gz", classes)
+            figures.append((f"{case}, {rank} of the unseen cases: mean Dice {dice:.3f}", figure))
+            pictures.append(self.output / "pictures" / f"{rank}_{case}.png")
+            pictures[-1].parent.mkdir(exist_ok=True)
+            figure.savefig(pictures[-1])
         log = newest_log(self.fold)
         epochs = parse_log(log.read_text(encoding="utf-8") if log else "")
         page = self.output / "page.html"
@@ -217,7 +219,7 @@ class _Run:
             overlays=figures,
             facts={
                 "Network": "STU-Net small, from random weights",
-                "Iterations": str(_iterations(self.fold)),
+                "Training": f"{len(os.listdir(self.dataset / 'labelsTr'))} cases, {_iterations(self.fold)} iterations",
                 "Cores": str(os.cpu_count()),
                 "Data": "Medical Segmentation Decathlon, Task04_Hippocampus, CC BY-SA 4.0",
             },
@@ -229,7 +231,7 @@ class _Run:
             "iterations": _iterations(self.fold),
             "output": str(self.output),
             "page": str(page),
-            "pictures": [str(pictures / f"{case}.png") for case, _ in figures],
+            "pictures": [str(picture) for picture in pictures],
             "plans": str(self.folders["nnUNet_preprocessed"] / self.dataset.name / f"{PLANS}.json"),
             "model": str(self.fold.parent),
             "predictions": str(predictions),
@@ -259,10 +261,10 @@ class _Run:
         self.console.print(f"$ {command}", markup=False)
 
 
-def _worst_median_best(scores: pd.DataFrame) -> list[str]:
+def _worst_median_best(scores: pd.DataFrame) -> dict[str, str]:
     """Cases of lowest, middle and highest mean Dice, so that the pictures do not flatter."""
     ranked = scores.groupby("case")["value"].mean().sort_values().index
-    return [str(ranked[i]) for i in sorted({0, len(ranked) // 2, len(ranked) - 1})]
+    return {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
 
 
 def _iterations(fold: Path) -> int:

@@ -69,7 +69,7 @@ def overlay_figure(
             ax.set_title(f"{view}, {name}", fontsize=8)
             _mark_directions(ax, letters)
     handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], label=name) for i, name in enumerate(classes)]
-    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), fontsize=9, frameon=False)
     return figure
 
 

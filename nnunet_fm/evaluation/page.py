@@ -44,7 +44,7 @@ th, td { text-align: right; padding: .25rem .9rem; border-bottom: 1px solid var(
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 thead th { color: var(--soft); font-weight: 500; }
 tfoot td { font-weight: 650; border-bottom: 0; }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 0 1.5rem; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 0 1.5rem; }
 .bar { display: inline-block; height: .6rem; background: var(--bar); border-radius: 2px; }
 td.wide { width: 45%; text-align: left; }
 figure { margin: 0 0 1rem; }
@@ -124,11 +124,11 @@ def learning_curve(log: pd.DataFrame) -> Figure:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     minutes = log["seconds"].cumsum() / 60
-    left.plot(minutes, log["train_loss"], color="#0072B2", label="training")
-    left.plot(minutes, log["val_loss"], color="#D55E00", label="validation", linewidth=1)
+    left.plot(minutes, log["train_loss"], color="#0072B2", marker=".", label="training")
+    left.plot(minutes, log["val_loss"], color="#D55E00", marker=".", label="validation", linewidth=1)
     left.set(xlabel="minutes", ylabel="loss")
     left.legend(frameon=False, fontsize=9)
-    right.plot(minutes, log["dice"], color="#009E73")
+    right.plot(minutes, log["dice"], color="#009E73", marker=".")
     right.set(xlabel="minutes", ylabel="pseudo Dice", ylim=(0, 1))
     for ax in (left, right):
         ax.grid(alpha=0.25)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-_LINE = re.compile(r"^(?:\S+ \S+: )?\s*(Epoch|train_loss|val_loss|Pseudo dice|Epoch time:) (.+?) *(?: s)?$")
+_LINE = re.compile(r"^(?:\S+ \S+: )?\s*(Epoch time:|Epoch|train_loss|val_loss|Pseudo dice) (.+?)(?: s)? *$")
 _DICE = re.compile(r"nan|\d+(?:\.\d+)?(?:e-?\d+)?(?=[\),\]])")
 _COLUMNS = {"train_loss": "train_loss", "val_loss": "val_loss", "Epoch time:": "seconds"}
 
@@ -25,7 +25,7 @@ def parse_log(text: str) -> pd.DataFrame:
     """
     rows: list[dict[str, float]] = []
     row: dict[str, float] = {}
-    for line in text.splitlines():
+    for line in text.rpartition("\n")[0].splitlines():  # the last line may be half written
         found = _LINE.match(line)
         if not found:
             continue
