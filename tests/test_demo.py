@@ -3,10 +3,67 @@
 from __future__ import annotations
 
 import json
+import sys
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
+
+from nnunet_fm.cli.demo import _Run
+from nnunet_fm.dataset_conversion.demo import unpack
+
+
+def test_the_data_are_a_raw_dataset_with_unseen_labelled_cases(tmp_path: Path) -> None:
+    folder = unpack(tmp_path / "raw", 904)
+    assert folder == tmp_path / "raw" / "Dataset904_Hippocampus"
+    cases = {
+        name: {p.name.removesuffix(".nii.gz").removesuffix("_0000") for p in (folder / name).iterdir()}
+        for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
+    }
+    assert cases["imagesTr"] == cases["labelsTr"] and cases["imagesTs"] == cases["labelsTs"]
+    assert (len(cases["imagesTr"]), len(cases["imagesTs"])) == (24, 10)
+    assert not cases["imagesTr"] & cases["imagesTs"]
+    description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    assert description["numTraining"] == 24 and description["labels"] == {
+        "background": 0,
+        "anterior": 1,
+        "posterior": 2,
+    }
+    for label in (folder / "labelsTs").iterdir():
+        image = sitk.ReadImage(str(folder / "imagesTs" / label.name.replace(".nii.gz", "_0000.nii.gz")))
+        labels = sitk.ReadImage(str(label))
+        assert image.GetSize() == labels.GetSize() and image.GetSpacing() == labels.GetSpacing() == (1, 1, 1)
+        assert np.unique(sitk.GetArrayFromImage(labels)).tolist() == [0, 1, 2]
+    assert "CC BY-SA 4.0" in (folder / "README.md").read_text(encoding="utf-8")
+    assert list((tmp_path / "raw").iterdir()) == [folder]
+
+
+def test_a_number_that_is_taken_or_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "Dataset904_Mine").mkdir()
+    with pytest.raises(FileExistsError, match="Dataset904_Mine"):
+        unpack(tmp_path, 904)
+    with pytest.raises(ValueError, match="1 to 999"):
+        unpack(tmp_path, 1000)
+
+
+def test_bundled_data_stay_small_and_carry_their_licence() -> None:
+    files = {
+        p.name: len(p.read_bytes())
+        for p in resources.files("nnunet_fm.dataset_conversion").joinpath("demo_data").iterdir()
+    }
+    assert set(files) == {"README.md", "hippocampus.zip"} and sum(files.values()) < 4 * 1024**2
+
+
+def test_a_failed_step_shows_the_end_of_its_output(tmp_path: Path) -> None:
+    run = _Run(tmp_path, quiet=True)
+    program = Path(sys.executable).name
+    run.nnunet("first", program, "-c", "import os; print(os.environ['nnUNet_raw'])")
+    assert (tmp_path / "logs" / "first.txt").read_text().strip() == str(tmp_path / "nnUNet_raw")
+    with pytest.raises(RuntimeError, match=r"exit code 3: the reason \(see .*second\.txt\)"):
+        run.nnunet("second", program, "-c", "print('the reason'); raise SystemExit(3)")
 
 
 @pytest.mark.slow
