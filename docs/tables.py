@@ -1,0 +1,184 @@
+"""Print the tables of README and docs from the model cards, the recipe's schema and the planner's rules.
+
+    python docs/tables.py            # rewrite what stands between the markers
+    python docs/tables.py --check    # exit with 1 if a file is not up to date
+
+A file marks the place of a table with ``<!-- table: NAME -->`` and ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from os.path import commonprefix
+from pathlib import Path
+from typing import Any
+
+from nnunet_fm.models.card import ModelCard, Recipe
+from nnunet_fm.models.registry import cards
+from nnunet_fm.plans.choice import RULES
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def models() -> str:
+    """One row per model."""
+    return table(
+        ("model", "what", "", "parameters", "heads", "adapters", "licence of the weights"),
+        (
+            (
+                f"`{card.name}`",
+                card.title,
+                f"{card.dim}D",
+                _millions(card),
+                _codes(card.heads) or "its own",
+                _codes(card.adapters) or "–",
+                card.weights_licence,
+            )
+            for card in cards().values()
+        ),
+    )
+
+
+def families() -> str:
+    """One section per family: what it is, what its weights have seen, how it is planned."""
+    text = []
+    for family in dict.fromkeys(card.family for card in cards().values()):
+        members = [card for card in cards().values() if card.family == family]
+        for dim in sorted({card.dim for card in members}, reverse=True):
+            text.append(_family([card for card in members if card.dim == dim]))
+    return "\n".join(text)
+
+
+def recipe() -> str:
+    """One row per field of a recipe."""
+    properties = Recipe.model_json_schema()["properties"]
+    return table(
+        ("field", "values", "default", "meaning"),
+        (
+            (
+                f"`{name}`",
+                _values(entry),
+                _code(entry["default"]),
+                entry.get("description", ""),
+            )
+            for name, entry in properties.items()
+        ),
+    )
+
+
+def choice() -> str:
+    """One row per rule of FMPlanner, in order."""
+    return table(
+        ("", "if the data are", "model", "because"),
+        (
+            (number, rule.condition, ", else ".join(f"`{m}`" for m in rule.models), rule.reason)
+            for number, rule in enumerate(RULES, 1)
+        ),
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {"models": models, "families": families, "recipe": recipe, "choice": choice}
+
+
+def filled(text: str) -> str:
+    """The text with every marked place filled anew."""
+    return MARKED.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", text)
+
+
+def _code(value: Any) -> str:
+    """A value as ``--set`` takes it."""
+    return f"`{value}`" if isinstance(value, str) else f"`{json.dumps(value)}`"
+
+
+def _codes(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _millions(card: ModelCard) -> str:
+    classes, parameters = next(iter(card.parameters.items()))
+    return f"{parameters / 1e6:,.2f} M ({classes} classes)"
+
+
+def _family(members: list[ModelCard]) -> str:
+    first = members[0]
+    names = ", ".join(f"`{card.name}`" for card in members)
+    lines = [f"### {commonprefix([card.title for card in members]).strip(' -')}", ""]  # noqa: RUF071 (titles, no paths)
+    lines += [f"{names}. {first.summary} {first.paper}.", ""]
+    seen = first.pretraining
+    if seen.datasets:
+        lines.append(f"* **Weights have seen** {', '.join(seen.datasets)} ({', '.join(seen.modality)}). {seen.note}")
+    lines.append(f"* **Licences**: code {first.code_licence}; weights {first.weights_licence}.")
+    for card in members:
+        if card.checkpoint:
+            files = " or ".join(f"`{file}`" for file in card.checkpoint.files)
+            lines.append(f"* `{card.name}` **starts from** {files}, {card.checkpoint.page}")
+    lines += [f"* {note}" for note in first.notes]
+    lines += [
+        "",
+        table(("variant", "spacing (mm)", "patch", "batch", "CT / other", "optimiser", "iterations"), _plans(first)),
+    ]
+    return "\n".join(lines)
+
+
+def _plans(card: ModelCard) -> Iterable[Sequence[Any]]:
+    for name, variant in card.variants.items():
+        geometry, intensity, recipe = variant.geometry, variant.intensity, variant.recipe
+        spacing = "nnU-Net's" if geometry.spacing is None else geometry.spacing
+        patch = "nnU-Net's" if name == "nnunet" else "×".join(map(str, geometry.patch))
+        counts = ", ".join(f"{key} {value:,}" for key, value in card.iterations.items())
+        yield (
+            name,
+            spacing if isinstance(spacing, str) else " × ".join(f"{s:g}" for s in spacing),
+            patch,
+            geometry.batch,
+            f"{intensity.ct} / {intensity.other}",
+            f"{recipe.optimizer} {recipe.learning_rate:g}, {recipe.schedule}",
+            f"{variant.iterations:,}" if variant.iterations else counts,
+        )
+
+
+def _values(entry: dict[str, Any]) -> str:
+    """What a field of the JSON schema may hold."""
+    if "anyOf" in entry:
+        return " or ".join(_values(part) for part in entry["anyOf"])
+    if "enum" in entry:
+        return ", ".join(f"`{value}`" for value in entry["enum"])
+    low = next(
+        (f"{sign} {entry[key]:g}" for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">")) if key in entry), ""
+    )
+    high = next(
+        (f"{sign} {entry[key]:g}" for key, sign in (("maximum", "≤"), ("exclusiveMaximum", "<")) if key in entry), ""
+    )
+    kind = {"number": "number", "integer": "whole number", "boolean": "`true`, `false`", "null": "`null`"}[
+        entry["type"]
+    ]
+    return " ".join(part for part in (kind, ", ".join(filter(None, (low, high)))) if part)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Rewrite or check README.md and all files of docs/."""
+    stale = []
+    for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))):
+        old = path.read_text(encoding="utf-8")
+        new = filled(old)
+        if new != old:
+            stale.append(path.relative_to(REPOSITORY))
+            if "--check" not in arguments:
+                path.write_text(new, encoding="utf-8")
+    for path in stale:
+        print(f"{path} {'is not up to date: run python docs/tables.py' if '--check' in arguments else 'rewritten'}")
+    return int(bool(stale) and "--check" in arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
