@@ -289,6 +289,15 @@ def test_weights_at_hand_decide_between_equals(plan: Planner, monkeypatch: pytes
     assert key is not None and key.model == "stunet_s" and key.weights["backbone"].sha256
 
 
+def test_photographs_are_planned_in_2d(plan: Planner) -> None:
+    """nnU-Net's 2D readers give a spacing of 999 mm to the axis that is not there."""
+    photographs = {"shapes": [(1, 300, 400)] * 3, "spacings": [(999.0, 1.0, 1.0)] * 3}
+    plans = plan("FMPlanner", photographs, channels=("R", "G", "B"))
+    assert plans["transpose_forward"] == [0, 1, 2] and plans["nnunet_fm"]["model"] == "dinov2_b"
+    assert plans["configurations"]["2d"]["spacing"] == [1.0, 1.0]
+    assert plans["configurations"]["2d"]["patch_size"] == [256, 256]
+
+
 def test_a_single_slice_is_refused_by_3d_models(plan: Planner) -> None:
     with pytest.raises(PlanError, match="single slice"):
         plan("FMPlanner_stunet_s", {"shapes": [(1, 512, 512)], "spacings": [(1.0, 1.0, 1.0)]})
