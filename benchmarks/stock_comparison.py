@@ -63,7 +63,7 @@ def main() -> None:
         "nnUNet_preprocessed": str(base / "preprocessed"),
         "nnUNet_results": str(base / "results"),
         "nnUNet_extTrainer": str(external),
-        "nnUNet_n_proc_DA": "1",
+        "nnUNet_n_proc_DA": "0",  # as the demo: on two cores a loader process takes one from the training
         "nnUNet_def_n_proc": "2",
         "MINUTES": str(arguments.minutes),
     }
