@@ -131,6 +131,7 @@ def learning_curve(log: pd.DataFrame) -> Figure:
     right.plot(minutes, log["dice"], color="#009E73", marker=".")
     right.set(xlabel="minutes", ylabel="pseudo Dice", ylim=(0, 1))
     for ax in (left, right):
+        ax.set_xlim(left=0)
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
     return figure
