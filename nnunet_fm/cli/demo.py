@@ -220,6 +220,7 @@ class _Run:
             facts={
                 "Network": "STU-Net small, from random weights",
                 "Training": f"{len(os.listdir(self.dataset / 'labelsTr'))} cases, {_iterations(self.fold)} iterations",
+                "Curve": "of the training cases: fold `all` keeps none back",
                 "Cores": str(os.cpu_count()),
                 "Data": "Medical Segmentation Decathlon, Task04_Hippocampus, CC BY-SA 4.0",
             },
@@ -250,7 +251,7 @@ class _Run:
         for case, row in by_case.iterrows():
             table.add_row(str(case), *(f"{value:.3f}" for value in row))
         table.add_section()
-        table.add_row("mean", *(f"{value:.3f}" for value in result["dice_per_class"].values()))
+        table.add_row("mean", *(f"{value:.3f}" for value in by_case.mean()))
         self.console.print(table)
         steps = ", ".join(f"{step} {seconds:.0f}" for step, seconds in result["seconds"].items())
         self.console.print(f"Mean foreground Dice {result['mean_dice']:.3f}. Seconds: {steps}.")
