@@ -63,7 +63,7 @@ def main() -> None:
         "nnUNet_preprocessed": str(base / "preprocessed"),
         "nnUNet_results": str(base / "results"),
         "nnUNet_extTrainer": str(external),
-        "nnUNet_n_proc_DA": "0",  # as the demo: on two cores a loader process takes one from the training
+        "nnUNet_n_proc_DA": "1",
         "nnUNet_def_n_proc": "2",
         "MINUTES": str(arguments.minutes),
     }
@@ -81,6 +81,10 @@ def main() -> None:
     for step, command in steps.items():
         started = time.monotonic()
         program = Path(sys.executable).with_name(command[0])
+        if (
+            step == "train"
+        ):  # as the demo: on two cores a loader process takes one from the training (planning needs one)
+            environment["nnUNet_n_proc_DA"] = "0"
         done = subprocess.run([program, *command[1:]], env=environment, capture_output=True, text=True)
         if done.returncode != 0:
             sys.exit(f"{step} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
