@@ -210,7 +210,7 @@ def _machine() -> Iterator[Check]:
 
     bf16 = "float32" if isinstance(cpu_autocast(torch.device("cpu")), nullcontext) else "bfloat16"
     cores = os.cpu_count() or 1
-    yield Check("cpu", OK, f"{cores} cores, computes in {bf16}")
+    yield Check("cpu", OK, f"{cores} cores, PyTorch uses {torch.get_num_threads()}, computes in {bf16}")
     unset = [name for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc") if name not in os.environ]
     if cores < 8 and unset:
         settings = " ".join(f"{name}={cores}" for name in unset)
@@ -218,7 +218,9 @@ def _machine() -> Iterator[Check]:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         yield Check("cuda", OK, f"{properties.name}, {properties.total_memory / 1024**3:.0f} GB")
+    elif torch.backends.mps.is_available():
+        yield Check("mps", OK, "Apple GPU: train with -device mps")
     else:
-        yield Check("cuda", NOTE, "no GPU: training needs -device cpu (or mps)")
+        yield Check("cuda", NOTE, "no GPU: train with -device cpu")
     models = [name for name, card in cards().items() if card.checkpoint and find(card.checkpoint.files)]
     yield Check("weights", OK if models else NOTE, f"{cache_folder()} has those of: {', '.join(models) or 'no model'}")
