@@ -62,9 +62,9 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
         return self
 
     @property
+    @abstractmethod
     def size_multiple(self) -> tuple[int, ...]:
         """Each spatial edge must be a multiple of this; one entry per axis."""
-        raise NotImplementedError
 
     @property
     def deep_supervision_scales(self) -> list[list[float]] | None:
