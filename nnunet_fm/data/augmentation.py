@@ -40,7 +40,7 @@ def with_preset(preset: str, stock: ComposeTransforms) -> ComposeTransforms:
 
     Args:
         preset: ``nnunet`` keeps all, ``light`` and ``none`` replace rotations, noise, blur, contrast, gamma, mirroring.
-        stock: the transforms nnU-Net builds without spatial augmentation of its own choice.
+        stock: the training transforms that nnU-Net builds.
     """
     if preset == "nnunet":
         return stock

@@ -63,7 +63,7 @@ def architecture(
     if card.network.max_pooling is not None:
         arguments["strides"] = [list(s) for s in strides]
     if card.heads:
-        arguments["head"] = head or card.heads[0]
+        arguments["head"] = head or card.default_head
     if card.network.input_range:
         unit = bool(normalization_schemes) and all(s in UNIT_RANGE for s in normalization_schemes)
         arguments["input_range"] = "unit" if unit else "standardised"

@@ -150,6 +150,16 @@ class ModelCard(_Strict):
         return "2d" if self.dim == 2 else "3d_fullres"
 
     @property
+    def default_head(self) -> str | None:
+        """The decode head of a name or plan that gives none; None for a network with its own."""
+        return self.heads[0] if self.heads else None
+
+    @property
+    def default_adapter(self) -> str | None:
+        """The adapter of a name or plan that gives none; None for a model without pre-training."""
+        return self.adapters[0] if self.adapters else None
+
+    @property
     def parts(self) -> Parts:
         """Head and adapter names that may follow the model's name."""
         return Parts(tuple(self.heads), tuple(self.adapters), tuple(self.aliases))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_fm.models.registry import get_card
+from nnunet_fm.plans.intensity import channel_names
 from nnunet_fm.weights.cache import find
 
 
@@ -29,8 +30,7 @@ class Facts:
         spacing = np.median(np.vstack(fingerprint["spacings"]), axis=0)
         shape = np.median(np.vstack(fingerprint["shapes_after_crop"]), axis=0)
         thick = int(np.argmax(spacing))
-        names = dataset_json.get("channel_names") or dataset_json["modality"]
-        channels = [name.casefold() for name in names.values()]
+        channels = [name.casefold() for name in channel_names(dataset_json)]
         return cls(
             modality="CT" if all(name == "ct" for name in channels) else "other",
             anisotropy=float(spacing[thick] / np.median(spacing)),

@@ -101,7 +101,7 @@ def nnunet_patch(image: Sequence[int], spacing: Sequence[float]) -> list[int]:
 
 def shrink_patch(
     card: ModelCard, patch: Sequence[int], image: Sequence[int], spacing: Sequence[float]
-) -> list[int] | None:
+) -> tuple[int, ...] | None:
     """The next smaller legal patch: one step less along the axis that is largest relative to the image.
 
     Returns:
@@ -112,7 +112,7 @@ def shrink_patch(
         for edge in range(patch[axis] - 1, card.network.min_edge - 1, -1):
             smaller = [edge if a == axis else p for a, p in enumerate(patch)]
             if legal_patch(card, smaller, spacing)[0] == smaller:
-                return smaller
+                return tuple(smaller)
     return None
 
 

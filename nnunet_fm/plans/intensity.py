@@ -33,6 +33,11 @@ class Normalization:
     properties: dict[str, dict[str, float]]
 
 
+def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
+    """Names of the input channels in their order, under nnU-Net's present key or its former one."""
+    return list((dataset_json.get("channel_names") or dataset_json["modality"]).values())
+
+
 def window_properties(properties: Mapping[str, float], window: tuple[float, float]) -> dict[str, float]:
     """Numbers with which nnU-Net's CTNormalization clips to a window in HU and scales it to [0, 1]."""
     low, high = window
@@ -56,10 +61,9 @@ def normalization(
     Raises:
         PlanError: if ``portable`` is asked for and the card needs a scheme that stock nnU-Net lacks.
     """
-    names = dataset_json.get("channel_names") or dataset_json["modality"]
     cropped = fingerprint["median_relative_size_after_cropping"] < 0.75
     schemes, use_mask, properties = [], [], {}
-    for index, name in enumerate(names.values()):
+    for index, name in enumerate(channel_names(dataset_json)):
         numbers = dict(fingerprint["foreground_intensity_properties_per_channel"][str(index)])
         if name.casefold() in USER_SCHEMES:
             scheme = get_normalization_scheme(name).__name__

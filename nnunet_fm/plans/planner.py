@@ -15,17 +15,18 @@ import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from pydantic import ValidationError
 
 from nnunet_fm.models.build import architecture, build_network, legal_patch
-from nnunet_fm.models.card import ModelCard, Recipe
-from nnunet_fm.models.names import PLANNER_PREFIX, Spec, UnknownNameError, plans_name
+from nnunet_fm.models.card import Geometry, ModelCard, Recipe
+from nnunet_fm.models.names import PLANNER_PREFIX, Spec, plans_name
 from nnunet_fm.models.plan_key import KEY, PlanError, PlanKey, WeightsEntry
 from nnunet_fm.models.registry import get_card, grammar
 from nnunet_fm.plans import memory
 from nnunet_fm.plans.choice import choose_model
 from nnunet_fm.plans.geometry import Choice, choose_spacing, median_shape, nnunet_patch, shrink_patch, wanted_patch
-from nnunet_fm.plans.intensity import normalization
+from nnunet_fm.plans.intensity import channel_names, normalization
 from nnunet_fm.plans.preprocessor import data_identifier
 from nnunet_fm.weights.cache import find, sha256
 
@@ -134,8 +135,8 @@ class FMPlanner(ExperimentPlanner):
         if card.dim == 3 and min(image) == 1:
             raise PlanError(f"'{card.name}' is a 3D model, but the images of {self.dataset_name} have a single slice")
 
-        head = spec.head or (card.heads[0] if card.heads else None)
-        adapter = spec.adapter or (card.adapters[0] if card.adapters else None)
+        head = spec.head or card.default_head
+        adapter = spec.adapter or card.default_adapter
         parts = (head, adapter)
         patch, batch = self._patch_and_batch(card, planned.geometry, spacing, image, parts, recipe, origin, reasons)
         strides = legal_patch(card, patch, spacing)[1]
@@ -239,7 +240,7 @@ class FMPlanner(ExperimentPlanner):
     def _patch_and_batch(
         self,
         card: ModelCard,
-        geometry: Any,
+        geometry: Geometry,
         spacing: list[float],
         image: list[int],
         parts: tuple[str | None, str | None],
@@ -268,7 +269,7 @@ class FMPlanner(ExperimentPlanner):
 
         cost = self._memory_cost(card, spacing, parts, recipe)
         fixed = self.options.patch is not None or card.network.resizes
-        shrink = (lambda p: None) if fixed else (lambda p: _shrunk(card, p, image, spacing))
+        shrink = (lambda p: None) if fixed else (lambda p: shrink_patch(card, p, image, spacing))
         fitted, fitted_batch, fits = memory.fit(cost, tuple(patch), batch, shrink, self.UNet_vram_target_GB * 1024**3)
         if not fits:
             reasons["memory"] = (
@@ -286,7 +287,8 @@ class FMPlanner(ExperimentPlanner):
         self, card: ModelCard, spacing: list[float], parts: tuple[str | None, str | None], recipe: Recipe
     ) -> memory.Cost:
         """Predicted bytes of one training step on a GPU, for a patch and a batch size."""
-        channels = len(self.dataset_json.get("channel_names") or self.dataset_json["modality"])
+        channels = len(channel_names(self.dataset_json))
+        labels = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
         head, adapter = parts
 
         @cache
@@ -295,7 +297,7 @@ class FMPlanner(ExperimentPlanner):
             supervised = recipe.deep_supervision and card.network.deep_supervision
             return memory.gpu_bytes(
                 lambda: build_network(
-                    entry, channels, self._num_outputs(), adapter=adapter, deep_supervision=supervised
+                    entry, channels, labels.num_segmentation_heads, adapter=adapter, deep_supervision=supervised
                 ),
                 patch,
                 batch,
@@ -304,12 +306,6 @@ class FMPlanner(ExperimentPlanner):
             )
 
         return cost
-
-    def _num_outputs(self) -> int:
-        """Output channels of the network: labels without the ignore label, or regions."""
-        labels = self.dataset_json["labels"]
-        regions = any(isinstance(v, (list, tuple)) and len(v) > 1 for v in labels.values())
-        return len([name for name in labels if name != "ignore"]) - (1 if regions else 0)
 
     def _recipe(self, recipe: Recipe, origin: dict[str, str]) -> Recipe:
         if not self.options.recipe:
@@ -373,11 +369,6 @@ class FMPlanner(ExperimentPlanner):
             print(f"  {subject}: {reason}")
 
 
-def _shrunk(card: ModelCard, patch: tuple[int, ...], image: list[int], spacing: list[float]) -> tuple[int, ...] | None:
-    smaller = shrink_patch(card, patch, image, spacing)
-    return tuple(smaller) if smaller else None
-
-
 def _same_plan(file: Path, plans: Mapping[str, Any]) -> bool:
     """True if a plan file holds this plan; that official weights have come to hand since then is no change."""
 
@@ -414,4 +405,4 @@ def __getattr__(name: str) -> type[FMPlanner]:
     return planner_class(name)
 
 
-__all__ = ["FMPlanner", "Options", "UnknownNameError", "planner_class"]
+__all__ = ["FMPlanner", "Options", "planner_class"]

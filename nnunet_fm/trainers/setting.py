@@ -58,10 +58,10 @@ def resolve(plans: Mapping[str, Any], spec: Spec) -> Setting:
             f"'{name}' is pinned to {spec.model}, but '{plans_name}' plans {key.model}: use fm_trainer, or other plans"
         )
     card = get_card(spec.model or key.model)  # type: ignore[union-attr]
-    head = spec.head or (key.head if key else None) or (card.heads[0] if card.heads else None)
+    head = spec.head or (key.head if key else None) or card.default_head
     adapter = spec.adapter or (key.adapter if key and not spec.scratch else None)
     if adapter is None and card.adapters:
-        adapter = "full" if spec.scratch else card.adapters[0]
+        adapter = "full" if spec.scratch else card.default_adapter
     for what, part, legal in (("head", head, card.heads), ("adapter", adapter, card.adapters)):
         if part is not None and part not in legal:
             raise PlanError(f"'{card.name}' has no {what} '{part}'; legal: {', '.join(legal) or 'none'}")
