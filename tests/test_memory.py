@@ -33,7 +33,7 @@ def build(model: str, patch: list[int], adapter: str | None = None) -> Callable[
     legal, strides = legal_patch(card, patch, [1.0] * card.dim)
     assert legal == patch, f"patch {patch} is not legal for {model}, {legal} is"
     supervised = card.variants["mission"].recipe.deep_supervision and card.network.deep_supervision
-    entry = architecture(card, strides=strides)
+    entry = architecture(card, patch_size=patch, spacing=[1.0] * card.dim, strides=strides)
     return lambda: build_network(entry, 1, CLASSES, adapter=adapter, deep_supervision=supervised)
 
 

@@ -105,7 +105,10 @@ def test_vanilla_unet_2d_has_the_published_names_and_shapes() -> None:
 @pytest.mark.parametrize("name", cards())
 def test_the_counts_of_every_card_are_those_of_its_network(name: str) -> None:
     card = cards()[name]
-    entry = architecture(card, strides=[[1, 1, 1], *[[2, 2, 2]] * 5])
+    geometry = card.variants["mission"].geometry
+    spacing = geometry.spacing if isinstance(geometry.spacing, list) else [1.0] * card.dim
+    strides = [[1, 1, 1], *[[2, 2, 2]] * 5]
+    entry = architecture(card, patch_size=geometry.patch, spacing=spacing, strides=strides)
     with torch.device("meta"):
         networks = {classes: build_network(entry, 1, classes) for classes in card.parameters}
     assert {k: count(n) + folded_positions(n) for k, n in networks.items()} == card.parameters

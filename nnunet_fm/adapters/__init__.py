@@ -7,8 +7,9 @@ from collections.abc import Callable
 from nnunet_fm.adapters.base import Adaptable
 from nnunet_fm.adapters.freeze import freeze
 from nnunet_fm.adapters.full import full
+from nnunet_fm.adapters.lora import lora
 
-ADAPTERS: dict[str, Callable[[Adaptable], None]] = {"freeze": freeze, "full": full}
+ADAPTERS: dict[str, Callable[[Adaptable], None]] = {"freeze": freeze, "full": full, "lora": lora}
 
 
 def apply_adapter(name: str, network: Adaptable) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnunet_fm.adapters.base import Adaptable
+from nnunet_fm.adapters.base import Adaptable, in_encoder
 
 
 def freeze(network: Adaptable) -> None:
@@ -10,5 +10,10 @@ def freeze(network: Adaptable) -> None:
 
     Autograd records nothing of it, unless a trained layer (a channel stem) comes before.
     """
-    network.get_submodule(network.key_to_encoder).requires_grad_(False).eval()
-    network.frozen = (network.key_to_encoder,)
+    for name, parameter in network.named_parameters():
+        if in_encoder(name, network):
+            parameter.requires_grad_(False)
+    modules = {name for name, _ in network.named_modules()}
+    network.frozen = tuple(key for key in network.encoder_keys if key in modules)
+    for key in network.frozen:
+        network.get_submodule(key).eval()

@@ -19,6 +19,8 @@ Examples:
 
   nnunet-fm plan -d 501 -m dinov2_s --head linear --adapter full --slice-axis y
 
+  nnunet-fm plan -d 501 -m spadnet --set network.spad_patch_depth=auto
+
 Then: nnUNetv2_preprocess -d 501 -plans_name FMPlans_stunet_b -c 3d_fullres
 """
 
@@ -41,7 +43,11 @@ def plan(
         typer.Option("--gpu-memory-target", "-gpu_memory_target", min=0.1, help="GB to fit patch and batch into."),
     ] = 8.0,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a recipe field, e.g. recipe.loss=ce; repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="Change a recipe field or a network argument, e.g. recipe.loss=ce; repeatable."),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="Official file to start from, see `nnunet-fm weights list`.")
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Plans name instead of FMPlans_<model>…")] = None,
     portable: Annotated[bool, typer.Option("--portable", help="Plans that nnU-Net can use without our hook.")] = False,
@@ -75,7 +81,9 @@ def plan(
         patch=patch,
         batch=batch,
         slice_axis=None if slice_axis is None else AXES[slice_axis],
-        recipe=_recipe(settings or []),
+        recipe=_changed("recipe", settings or []),
+        network=_changed("network", settings or []),
+        weights=weights,
         portable=portable,
         force=force,
     )
@@ -103,15 +111,20 @@ def _spacing(words: list[str] | None) -> list[float] | str | None:
         ) from None
 
 
-def _recipe(settings: list[str]) -> dict[str, Any]:
-    """``recipe.max_minutes=30`` -> ``{"max_minutes": 30}``; values are read as JSON where they are JSON."""
+def _changed(part: str, settings: list[str]) -> dict[str, Any]:
+    """``recipe.max_minutes=30`` -> ``{"max_minutes": 30}`` for one part; values are read as JSON if they are."""
     changed: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
-        if not equals or not key.startswith("recipe."):
-            raise typer.BadParameter(f"'{setting}' is not of the form recipe.<field>=<value>", param_hint="--set")
-        try:
-            changed[key.removeprefix("recipe.")] = json.loads(text)
-        except json.JSONDecodeError:
-            changed[key.removeprefix("recipe.")] = text
+        owner, dot, name = key.partition(".")
+        if not equals or not dot or owner not in ("recipe", "network"):
+            raise typer.BadParameter(
+                f"'{setting}' is not of the form recipe.<field>=<value> or network.<argument>=<value>",
+                param_hint="--set",
+            )
+        if owner == part:
+            try:
+                changed[name] = json.loads(text)
+            except json.JSONDecodeError:
+                changed[name] = text
     return changed

@@ -46,20 +46,37 @@ def legal_patch(card: ModelCard, patch: Sequence[int], spacing: Sequence[float])
 def architecture(
     card: ModelCard,
     *,
+    patch_size: Sequence[int],
+    spacing: Sequence[float],
     strides: Sequence[Sequence[int]] = (),
     head: str | None = None,
     normalization_schemes: Sequence[str] = (),
+    changes: Mapping[str, Any] | None = None,
 ) -> Architecture:
     """nnU-Net's ``architecture`` entry: a class path and arguments that build the network without the card.
 
     Args:
         card: the model.
+        patch_size: the plan's, in voxels.
+        spacing: the plan's, in mm, same axes.
         strides: pooling per stage, for networks with configurable pooling.
         head: decode head of a 2D model; None takes the card's first.
         normalization_schemes: schemes of the plan, one per channel; they tell a network that was pre-trained on
             photographs whether its inputs lie in [0, 1].
+        changes: arguments of the network that differ from the card's.
+
+    Raises:
+        ValueError: for a change of an argument that the card does not name.
     """
-    arguments = dict(card.network.arguments)
+    unknown = sorted(set(changes or {}) - set(card.network.arguments))
+    if unknown:
+        raise ValueError(
+            f"the network of '{card.name}' has no argument {', '.join(unknown)} to change; "
+            f"it has {', '.join(card.network.arguments) or 'none'}"
+        )
+    arguments = network_class(card.network.class_path).resolve_arguments(
+        {**card.network.arguments, **(changes or {})}, patch_size=patch_size, spacing=spacing
+    )
     if card.network.max_pooling is not None:
         arguments["strides"] = [list(s) for s in strides]
     if card.heads:
@@ -68,6 +85,21 @@ def architecture(
         unit = bool(normalization_schemes) and all(s in UNIT_RANGE for s in normalization_schemes)
         arguments["input_range"] = "unit" if unit else "standardised"
     return {"network_class_name": card.network.class_path, "arch_kwargs": arguments, "_kw_requires_import": []}
+
+
+def network_class(class_path: str) -> type[FoundationNetwork]:
+    """The network class of a dotted path.
+
+    Raises:
+        ImportError: if it does not exist.
+        TypeError: if it is not one of ours.
+    """
+    found = locate(class_path)
+    if found is None:
+        raise ImportError(f"network class '{class_path}' of the plan does not exist")
+    if not (isinstance(found, type) and issubclass(found, FoundationNetwork)):
+        raise TypeError(f"'{class_path}' is not a network of nnunet-fm")
+    return found
 
 
 def build_network(
@@ -81,15 +113,11 @@ def build_network(
     """Build the network of an ``architecture`` entry, with random weights; touches neither the net nor the disk.
 
     Raises:
-        ImportError: if the class of the entry does not exist.
-        TypeError: if the entry's class is not one of ours.
+        ImportError, TypeError: as `network_class`.
     """
-    network_class = locate(entry["network_class_name"])
-    if network_class is None:
-        raise ImportError(f"network class '{entry['network_class_name']}' of the plan does not exist")
-    if not (isinstance(network_class, type) and issubclass(network_class, FoundationNetwork)):
-        raise TypeError(f"'{entry['network_class_name']}' is not a network of nnunet-fm")
-    network = network_class(input_channels, num_classes, deep_supervision=deep_supervision, **entry["arch_kwargs"])
+    network = network_class(entry["network_class_name"])(
+        input_channels, num_classes, deep_supervision=deep_supervision, **entry["arch_kwargs"]
+    )
     if adapter is not None:
         apply_adapter(adapter, network)
     return network

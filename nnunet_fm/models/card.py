@@ -19,19 +19,33 @@ class _Strict(BaseModel):
 class Recipe(_Strict):
     """How a network is trained; a plan carries one, and ``--set recipe.<field>=<value>`` changes a field."""
 
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: PositiveFloat = 1e-2
     weight_decay: float = Field(3e-5, ge=0)
+    decay_norms: bool = Field(True, description="weight decay on norms, biases and positions, too")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the rate for each layer below the head")
     momentum: float = Field(0.99, ge=0, lt=1, description="SGD with Nesterov momentum")
     schedule: Literal["poly", "warmup_cosine", "warmup_linear", "constant"] = "poly"
     poly_exponent: PositiveFloat = 0.9
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the training with linearly rising rate")
-    loss: Literal["nnunet", "ce"] = Field("nnunet", description="nnunet: Dice + cross-entropy; ce: cross-entropy alone")
-    augmentation: Literal["nnunet", "light", "none"] = "nnunet"
-    mirror: bool = Field(True, description="mirroring in training and at test time")
+    final_rate: float = Field(0.0, ge=0, description="learning rate at the end of the decay")
+    loss: Literal["nnunet", "dice_ce", "ce"] = Field(
+        "nnunet", description="nnunet: nnU-Net's Dice + cross-entropy; dice_ce: MONAI's; ce: cross-entropy alone"
+    )
+    augmentation: Literal[
+        "nnunet", "light", "none", "flips", "flips_rotations", "stunet_dae", "suprem", "suprem_official", "spad"
+    ] = Field("nnunet", description="a preset of `nnunet_fm.data.augmentation`")
+    mirror: bool = Field(True, description="mirroring at test time, and in training with nnU-Net's augmentation")
+    sampling: Literal["nnunet", "pos_neg", "balanced"] = Field(
+        "nnunet", description="how patches are drawn, see `nnunet_fm.data.sampling`"
+    )
     oversample_foreground: float = Field(0.33, ge=0, le=1, description="share of patches centred on foreground")
     deep_supervision: bool = True
-    gradient_clip: PositiveFloat = 12.0
+    supervision: Literal["targets", "outputs"] = Field(
+        "targets", description="deep supervision: reduce the targets (nnU-Net) or enlarge the outputs"
+    )
+    gradient_clip: PositiveFloat | None = 12.0
+    overlap: float = Field(0.5, ge=0, lt=1, description="sliding-window overlap that the authors predict with")
     iterations_per_epoch: PositiveInt = 250
     validation_iterations: PositiveInt = 50
     save_every: PositiveInt = Field(50, description="epochs between two writings of checkpoint_latest")
@@ -51,18 +65,22 @@ class Intensity(_Strict):
     """How grey values reach the network.
 
     ``zscore``: per image, nnU-Net's ZScoreNormalization. ``ct``: nnU-Net's CTNormalization with the dataset's own
-    numbers. ``window``: clip to ``window`` (HU) and scale to [0, 1], as CTNormalization with edited numbers.
-    ``percentile``: clip to the 1st and 99th percentile of the image, scale to [0, 1]. ``minmax``: scale to [0, 1].
+    numbers. ``window``: clip to ``window`` (HU) and scale to ``range``, as CTNormalization with edited numbers.
+    ``percentile``: clip to the 1st and 99th percentile of the image, scale to ``range``. ``minmax``: from the image's
+    minimum and maximum to [0, 1]. ``foreground``: clip to percentiles of the foreground, z-score of the foreground.
     """
 
-    ct: Literal["zscore", "ct", "window", "percentile", "minmax"]
-    other: Literal["zscore", "percentile", "minmax"] = "zscore"
+    ct: Literal["zscore", "ct", "window", "percentile", "minmax", "foreground"]
+    other: Literal["zscore", "percentile", "minmax", "foreground"] = "zscore"
     window: tuple[float, float] | None = Field(None, description="HU")
+    range: tuple[float, float] = Field((0.0, 1.0), description="what `window` and `percentile` scale to")
 
     @model_validator(mode="after")
     def _window_given(self) -> Intensity:
         if self.ct == "window" and self.window is None:
             raise ValueError("intensity.ct is 'window' but no window (HU) is given")
+        if self.range not in ((0.0, 1.0), (-1.0, 1.0)):
+            raise ValueError(f"intensity.range is {self.range}, legal are [0, 1] and [-1, 1]")
         return self
 
 
@@ -81,18 +99,25 @@ class Checkpoint(_Strict):
     name: str = Field(description="name in the weights cache and in plans")
     files: list[str] = Field(min_length=1, description="file names under which the publisher offers it")
     page: str = Field(description="where a person downloads it")
+    url: str | None = Field(None, description="where a program downloads it: https://… or hf://owner/repository/file")
     licence: str
     container: list[str] = Field(default_factory=list, description="keys that may wrap the state dict")
+    prefix: str = Field("", description="names in the file that belong to the network start with this")
     drop: list[str] = Field(default_factory=list, description="regular expressions of names left out on purpose")
+    new: list[str] = Field(
+        default_factory=list, description="regular expressions of the network's names that the file does not hold"
+    )
     bytes: PositiveInt | None = None
     sha256: str | None = None
+    note: str = ""
 
 
 class Pretraining(_Strict):
-    """What the weights have seen, to warn of test leakage and of foreign intensities."""
+    """What the weights have seen, to warn of test leakage, of foreign intensities and of another orientation."""
 
     datasets: list[str] = Field(default_factory=list)
     modality: list[str] = Field(default_factory=list)
+    orientation: str | None = Field(None, description="axis codes of the image axes x, y, z, as nibabel's: RAS")
     note: str = ""
 
 
@@ -124,6 +149,10 @@ class ModelCard(_Strict):
     paper: str
     code_licence: str
     weights_licence: str
+    weights_use: Literal["open", "research", "unclear"] = Field(
+        "unclear",
+        description="open: under, or beside code under, an open licence; research: non-commercial; unclear: ask",
+    )
     aliases: list[str] = Field(default_factory=list)
     pretraining: Pretraining = Field(default_factory=Pretraining)
     network: NetworkCard
@@ -132,7 +161,7 @@ class ModelCard(_Strict):
     parameters: dict[int, int] = Field(description="number of classes -> parameters, one input channel")
     iterations: dict[str, PositiveInt] = Field(description="dataset name (lower case) or 'default' -> iterations")
     variants: dict[Literal["mission", "official", "thesis", "nnunet"], Variant]
-    checkpoint: Checkpoint | None = None
+    checkpoints: list[Checkpoint] = Field(default_factory=list, description="official files, default first")
     notes: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
@@ -148,6 +177,15 @@ class ModelCard(_Strict):
     def configuration(self) -> Literal["2d", "3d_fullres"]:
         """nnU-Net configuration that this model plans."""
         return "2d" if self.dim == 2 else "3d_fullres"
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The official file that training starts from unless told otherwise; None without pre-training."""
+        return self.checkpoints[0] if self.checkpoints else None
+
+    def find_checkpoint(self, name: str) -> Checkpoint | None:
+        """The checkpoint of this name, None where the card has none."""
+        return next((c for c in self.checkpoints if c.name == name), None)
 
     @property
     def default_head(self) -> str | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from dynamic_network_architectures.architectures.abstract_arch import AbstractDynamicNetworkArchitectures
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
@@ -50,6 +50,35 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
     frozen: tuple[str, ...] = ()
     """Submodules that an adapter keeps in eval mode, so that their statistics and dropout stay as pre-trained."""
 
+    reversed_axes: bool = False
+    """Whether the weights know images as (x, y, z), as MONAI's readers give them, while nnU-Net's are (z, y, x)."""
+
+    @classmethod
+    def resolve_arguments(
+        cls, arguments: Mapping[str, Any], *, patch_size: Sequence[int], spacing: Sequence[float]
+    ) -> dict[str, Any]:
+        """Constructor arguments of a plan from those of the model card.
+
+        Args:
+            arguments: the card's; may hold values such as ``auto``.
+            patch_size: the plan's, in voxels, one edge per axis.
+            spacing: the plan's, in mm, same axes.
+        """
+        return dict(arguments)
+
+    @property
+    def encoder_keys(self) -> tuple[str, ...]:
+        """Names of the submodules and parameters that make up the pre-trained encoder."""
+        return (self.key_to_encoder,)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that never decay beside norms and biases, such as position embeddings."""
+        return set()
+
+    def objective(self, loss: nn.Module) -> nn.Module:
+        """The loss of a training, ``(outputs, target) -> scalar``, from the recipe's loss of one output or level."""
+        return loss
+
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         for key in self.frozen:
@@ -86,6 +115,8 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
         """Logits for a legal input ``(B, C, …)``, full resolution first; only the first without deep supervision."""
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        if self.reversed_axes:
+            x = x.transpose(2, 4)
         size = x.shape[2:]
         legal = self.legal_size(size)
         padding = [p for edge, full in zip(reversed(size), reversed(legal), strict=True) for p in (0, full - edge)]
@@ -95,6 +126,8 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
             outputs = self.forward_logits(x)
         if any(padding):
             outputs = [_crop(out, size, legal) for out in outputs]
+        if self.reversed_axes:
+            outputs = [out.transpose(2, 4).contiguous() for out in outputs]
         if x.device.type == "cpu":
             outputs = [out.float() for out in outputs]
         return outputs if self.deep_supervision and len(outputs) > 1 else outputs[0]

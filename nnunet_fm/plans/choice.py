@@ -43,7 +43,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Rule:
-    """If ``applies``, the first of ``models`` whose official file is at hand, else the first."""
+    """If ``applies``, the first of ``models`` whose official file is at hand, else the first of open licence."""
 
     condition: str
     applies: Callable[[Facts], bool]
@@ -59,28 +59,46 @@ RULES = (
         "slices are too few or too thick for a 3D network pre-trained on near-isotropic data",
     ),
     Rule(
-        "median image below 64³ voxels",
-        lambda f: f.volume < 64**3,
+        "median image below 64³ voxels, or less than 6 GB",
+        lambda f: f.volume < 64**3 or f.memory_gb < 6,
         ("stunet_s", "stunet_b"),
-        "the images are small: the small network suffices and trains fastest",
+        "small images or little memory: the small network suffices and trains fastest",
+    ),
+    Rule(
+        "not CT",
+        lambda f: f.modality != "CT",
+        ("misfm", "stunet_b", "dae"),
+        "self-supervised weights that z-score every image and were first shown on MR do not expect Hounsfield units",
     ),
     Rule(
         "CT, at least 24 GB, and more than 20 classes or more than 300³ voxels",
-        lambda f: f.modality == "CT" and f.memory_gb >= 24 and (f.classes > 20 or f.volume > 300**3),
-        ("stunet_l", "stunet_b", "stunet_s"),
+        lambda f: f.memory_gb >= 24 and (f.classes > 20 or f.volume > 300**3),
+        ("stunet_l", "stunet_b", "suprem"),
         "CT with much to tell apart, and memory for the large network pre-trained on 104 structures in CT",
     ),
     Rule(
-        "less than 6 GB",
-        lambda f: f.memory_gb < 6,
-        ("stunet_s", "stunet_b"),
-        "the memory target is small",
+        "CT with slices more than twice as thick as the in-plane spacing",
+        lambda f: f.anisotropy > 2,
+        ("spadnet", "stunet_b", "dae"),
+        "spatially adaptive weights have seen thick slices",
+    ),
+    Rule(
+        "CT, median image below 96³ voxels",
+        lambda f: f.volume < 96**3,
+        ("swinmm", "stunet_b", "stunet_s"),
+        "the image is hardly larger than a patch of 64³, for which multi-view weights were trained",
+    ),
+    Rule(
+        "CT, at most 10 classes",
+        lambda f: f.classes <= 10,
+        ("suprem", "dae", "stunet_b"),
+        "few structures in CT: a transformer pre-trained on abdominal CT, supervised if its file is at hand",
     ),
     Rule(
         "everything else",
         lambda f: True,
         ("stunet_b", "stunet_s", "stunet_l"),
-        "a 3D network supervised on 104 structures is the best start for volumes of near-isotropic voxels",
+        "a 3D network supervised on 104 structures is the best start for CT of near-isotropic voxels",
     ),
 )
 
@@ -91,13 +109,25 @@ def choose_model(
     """Name of the model for a dataset, and the reason in one sentence."""
     facts = Facts.of(fingerprint, dataset_json, memory_gb)
     rule = next(rule for rule in RULES if rule.applies(facts))
-    model = next((name for name in rule.models if _at_hand(name)), rule.models[0])
+    model = _pick(rule.models)
     seen = (
         f"{facts.modality}, anisotropy {facts.anisotropy:.1f}, {facts.volume / 1e6:.2f} million voxels, "
         f"{facts.classes} classes, {facts.memory_gb:g} GB"
     )
     weights = "official weights at hand" if _at_hand(model) else "official weights not at hand yet"
-    return model, f"{rule.reason} ({seen}; {weights}; licence of the weights: {get_card(model).weights_licence})"
+    passed = [name for name in rule.models[: rule.models.index(model)]]
+    instead = f"; {', '.join(passed)} would come first with its file in the weights folder" if passed else ""
+    return model, (
+        f"{rule.reason} ({seen}; {weights}; licence of the weights: {get_card(model).weights_licence}{instead})"
+    )
+
+
+def _pick(models: tuple[str, ...]) -> str:
+    """The first model at hand: whoever has a file has agreed to its terms. Else the first of open licence."""
+    for name in models:
+        if _at_hand(name):
+            return name
+    return next(name for name in models if get_card(name).weights_use == "open")
 
 
 def _at_hand(name: str) -> bool:

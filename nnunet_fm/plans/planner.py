@@ -18,8 +18,8 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from pydantic import ValidationError
 
-from nnunet_fm.models.build import architecture, build_network, legal_patch
-from nnunet_fm.models.card import Geometry, ModelCard, Recipe
+from nnunet_fm.models.build import Architecture, architecture, build_network, legal_patch
+from nnunet_fm.models.card import Checkpoint, Geometry, ModelCard, Recipe
 from nnunet_fm.models.names import PLANNER_PREFIX, Spec, plans_name
 from nnunet_fm.models.plan_key import KEY, PlanError, PlanKey, WeightsEntry
 from nnunet_fm.models.registry import get_card, grammar
@@ -27,6 +27,7 @@ from nnunet_fm.plans import memory
 from nnunet_fm.plans.choice import choose_model
 from nnunet_fm.plans.geometry import Choice, choose_spacing, median_shape, nnunet_patch, shrink_patch, wanted_patch
 from nnunet_fm.plans.intensity import channel_names, normalization
+from nnunet_fm.plans.orientation import dataset_orientations, orientation_warning
 from nnunet_fm.plans.preprocessor import data_identifier
 from nnunet_fm.weights.cache import find, sha256
 
@@ -46,6 +47,8 @@ class Options:
     batch: int | None = None
     slice_axis: int | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
     portable: bool = False
     force: bool = False
 
@@ -125,6 +128,10 @@ class FMPlanner(ExperimentPlanner):
             model=card.name,
         )
 
+        if warning := self._orientation_warning(card):
+            reasons["orientation"] = warning
+            print(f"WARNING: {warning}")
+
         full_spacing = self._spacing(card, planned.geometry.spacing, variant, transpose)
         origin["spacing"] = full_spacing.origin
         if full_spacing.reason:
@@ -139,8 +146,7 @@ class FMPlanner(ExperimentPlanner):
         adapter = spec.adapter or card.default_adapter
         parts = (head, adapter)
         patch, batch = self._patch_and_batch(card, planned.geometry, spacing, image, parts, recipe, origin, reasons)
-        strides = legal_patch(card, patch, spacing)[1]
-        entry = architecture(card, strides=strides, head=head, normalization_schemes=norm.schemes)
+        entry = self._architecture(card, patch, spacing, head, norm.schemes)
         iterations = self._iterations(card, planned.iterations, variant, origin)
 
         configuration: dict[str, Any] = {
@@ -186,9 +192,24 @@ class FMPlanner(ExperimentPlanner):
             iterations=iterations,
             origin=origin,
             reasons=reasons,
-            weights=_weights_at_hand(card),
+            weights=_weights_at_hand(self._checkpoint(card)),
         ).model_dump()
         return plans
+
+    def _orientation_warning(self, card: ModelCard) -> str | None:
+        reader = self.determine_reader_writer().__name__
+        found = dataset_orientations(self.raw_dataset_folder, self.dataset_json, reader)
+        return orientation_warning(card.pretraining.orientation, found, card.name)
+
+    def _checkpoint(self, card: ModelCard) -> Checkpoint | None:
+        """The official file of the plan: the user's choice among the card's, or the card's first."""
+        if self.options.weights is None:
+            return card.checkpoint
+        chosen = card.find_checkpoint(self.options.weights)
+        if chosen is None:
+            known = ", ".join(c.name for c in card.checkpoints) or "none"
+            raise PlanError(f"'{card.name}' has no weights called '{self.options.weights}'; known: {known}")
+        return chosen
 
     def _transpose(self, card: ModelCard, origin: dict[str, str]) -> list[int]:
         """Axis order: identity for 3D networks, which know an orientation; slices along the anatomy's axis in 2D."""
@@ -283,6 +304,28 @@ class FMPlanner(ExperimentPlanner):
                 reasons[what] = f"{before} does not fit {self.UNet_vram_target_GB:g} GB"
         return list(fitted), fitted_batch
 
+    def _architecture(
+        self,
+        card: ModelCard,
+        patch: Sequence[int],
+        spacing: Sequence[float],
+        head: str | None,
+        schemes: Sequence[str] = (),
+    ) -> Architecture:
+        """The ``architecture`` entry for a patch (voxels) and spacing (mm), with the user's changes of arguments."""
+        try:
+            return architecture(
+                card,
+                patch_size=patch,
+                spacing=spacing,
+                strides=legal_patch(card, patch, spacing)[1],
+                head=head,
+                normalization_schemes=schemes,
+                changes=self.options.network,
+            )
+        except ValueError as error:
+            raise PlanError(f"network: {error}") from None
+
     def _memory_cost(
         self, card: ModelCard, spacing: list[float], parts: tuple[str | None, str | None], recipe: Recipe
     ) -> memory.Cost:
@@ -293,7 +336,7 @@ class FMPlanner(ExperimentPlanner):
 
         @cache
         def cost(patch: tuple[int, ...], batch: int) -> float:
-            entry = architecture(card, strides=legal_patch(card, patch, spacing)[1], head=head)
+            entry = self._architecture(card, patch, spacing, head)
             supervised = recipe.deep_supervision and card.network.deep_supervision
             return memory.gpu_bytes(
                 lambda: build_network(
@@ -380,12 +423,12 @@ def _same_plan(file: Path, plans: Mapping[str, Any]) -> bool:
     return comparable(written) == comparable(json.loads(json.dumps(plans)))
 
 
-def _weights_at_hand(card: ModelCard) -> dict[str, WeightsEntry]:
+def _weights_at_hand(checkpoint: Checkpoint | None) -> dict[str, WeightsEntry]:
     """Entry of the official file, with its hash if it is in the cache already."""
-    if card.checkpoint is None:
+    if checkpoint is None:
         return {}
-    path = find(card.checkpoint.files)
-    return {"backbone": WeightsEntry(name=card.checkpoint.name, sha256=sha256(path) if path else None)}
+    path = find(checkpoint.files)
+    return {"backbone": WeightsEntry(name=checkpoint.name, sha256=sha256(path) if path else None)}
 
 
 @cache

@@ -120,10 +120,11 @@ def network_architecture(setting: Setting, configuration: ConfigurationManager) 
         if setting.head is not None:
             entry["arch_kwargs"]["head"] = setting.head
         return entry
-    strides = configuration.configuration["architecture"]["arch_kwargs"].get("strides", [])
     return architecture(
         setting.card,
-        strides=strides,
+        patch_size=configuration.patch_size,
+        spacing=configuration.spacing,
+        strides=configuration.configuration["architecture"]["arch_kwargs"].get("strides", []),
         head=setting.head,
         normalization_schemes=configuration.normalization_schemes,
     )
