@@ -71,6 +71,11 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
         """Names of the submodules and parameters that make up the pre-trained encoder."""
         return (self.key_to_encoder,)
 
+    @property
+    def unused_keys(self) -> tuple[str, ...]:
+        """Submodules that no output depends on, there for the official names only; `requires_grad_` leaves them off."""
+        return ()
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that never decay beside norms and biases, such as position embeddings."""
         return set()
@@ -78,6 +83,12 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
     def objective(self, loss: nn.Module) -> nn.Module:
         """The loss of a training, ``(outputs, target) -> scalar``, from the recipe's loss of one output or level."""
         return loss
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        super().requires_grad_(requires_grad)
+        for key in self.unused_keys:
+            self.get_submodule(key).requires_grad_(False)
+        return self
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
