@@ -80,8 +80,13 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
         """Names of parameters that never decay beside norms and biases, such as position embeddings."""
         return set()
 
-    def objective(self, loss: nn.Module) -> nn.Module:
-        """The loss of a training, ``(outputs, target) -> scalar``, from the recipe's loss of one output or level."""
+    def objective(self, loss: nn.Module, *, regions: bool = False) -> nn.Module:
+        """The loss of a training, ``(outputs, target) -> scalar``, from the recipe's loss of one output or level.
+
+        Args:
+            loss: the recipe's.
+            regions: whether labels are regions that may overlap (sigmoid), not exclusive classes (softmax).
+        """
         return loss
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
@@ -105,6 +110,11 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
     @abstractmethod
     def size_multiple(self) -> tuple[int, ...]:
         """Each spatial edge must be a multiple of this; one entry per axis."""
+
+    @property
+    def several_outputs(self) -> bool:
+        """Whether a call returns all outputs as a list, now; else it returns the first."""
+        return self.deep_supervision
 
     @property
     def deep_supervision_scales(self) -> list[list[float]] | None:
@@ -141,7 +151,7 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
             outputs = [out.transpose(2, 4).contiguous() for out in outputs]
         if x.device.type == "cpu":
             outputs = [out.float() for out in outputs]
-        return outputs if self.deep_supervision and len(outputs) > 1 else outputs[0]
+        return outputs if self.several_outputs and len(outputs) > 1 else outputs[0]
 
 
 def _crop(out: Tensor, size: Sequence[int], legal: Sequence[int]) -> Tensor:
