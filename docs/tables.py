@@ -16,7 +16,7 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
-from nnunet_fm.models.card import ModelCard, Recipe
+from nnunet_fm.models.card import Intensity, ModelCard, Recipe
 from nnunet_fm.models.registry import cards
 from nnunet_fm.plans.choice import RULES
 
@@ -90,6 +90,14 @@ def choice() -> str:
 TABLES: dict[str, Callable[[], str]] = {"models": models, "families": families, "recipe": recipe, "choice": choice}
 
 
+USE = {
+    "open": "open licence beside them",
+    "research": "not for commercial use",
+    "unclear": "no licence stated: ask the authors before you publish or sell what comes of them",
+}
+"""Card vocabulary of ``weights_use`` -> words."""
+
+
 def filled(text: str) -> str:
     """The text with every marked place filled anew."""
     return MARKED.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", text)
@@ -117,15 +125,33 @@ def _family(members: list[ModelCard]) -> str:
     seen = first.pretraining
     if seen.datasets:
         lines.append(f"* **Weights have seen** {', '.join(seen.datasets)} ({', '.join(seen.modality)}). {seen.note}")
-    lines.append(f"* **Licences**: code {first.code_licence}; weights {first.weights_licence}.")
+    lines.append(
+        f"* **Licences**: code {first.code_licence}; weights {first.weights_licence} ({USE[first.weights_use]})."
+    )
     for card in members:
-        if card.checkpoint:
-            files = " or ".join(f"`{file}`" for file in card.checkpoint.files)
-            lines.append(f"* `{card.name}` **starts from** {files}, {card.checkpoint.page}")
+        for number, checkpoint in enumerate(card.checkpoints):
+            files = " or ".join(f"`{file}`" for file in checkpoint.files)
+            other = f" or, with `--weights {checkpoint.name}`, from" if number else " **starts from**"
+            note = f". {checkpoint.note}" if checkpoint.note else ""
+            lines.append(f"* `{card.name}`{other} {files}, {checkpoint.page}{note}")
     lines += [f"* {note}" for note in first.notes]
     lines += [
         "",
-        table(("variant", "spacing (mm)", "patch", "batch", "CT / other", "optimiser", "iterations"), _plans(first)),
+        table(
+            (
+                "variant",
+                "spacing (mm)",
+                "patch",
+                "batch",
+                "CT / other",
+                "optimiser",
+                "loss",
+                "augmentation",
+                "sampling",
+                "iterations",
+            ),
+            _plans(first),
+        ),
     ]
     return "\n".join(lines)
 
@@ -141,10 +167,20 @@ def _plans(card: ModelCard) -> Iterable[Sequence[Any]]:
             spacing if isinstance(spacing, str) else " × ".join(f"{s:g}" for s in spacing),
             patch,
             geometry.batch,
-            f"{intensity.ct} / {intensity.other}",
+            f"{_scheme(intensity)} / {intensity.other}",
             f"{recipe.optimizer} {recipe.learning_rate:g}, {recipe.schedule}",
+            recipe.loss,
+            recipe.augmentation,
+            f"{recipe.sampling}, {100 * recipe.oversample_foreground:.0f} % foreground",
             f"{variant.iterations:,}" if variant.iterations else counts,
         )
+
+
+def _scheme(intensity: Intensity) -> str:
+    """Scheme for CT; with the window in HU where it has one."""
+    if intensity.ct != "window" or intensity.window is None:
+        return intensity.ct
+    return "window {:g} to {:g} HU".format(*intensity.window)
 
 
 def _values(entry: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ import pytest
 from nnunet_fm.models.names import VARIANTS
 from nnunet_fm.models.plan_key import PlanError, PlanKey
 from nnunet_fm.models.registry import cards
+from nnunet_fm.plans.choice import choose_model
 from nnunet_fm.plans.geometry import orient_spacing
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.plans.preprocessor import data_identifier
@@ -260,32 +261,61 @@ def test_the_same_preprocessing_shares_an_identifier(plan: Planner) -> None:
     assert small == base != thesis
 
 
-@pytest.mark.parametrize(
-    ("data", "channels", "labels", "memory", "expected"),
-    [
-        (AORTA, ("CT",), {"background": 0, **{f"zone {i}": i for i in range(1, 24)}}, 40, "stunet_l"),
-        (AORTA, ("CT",), None, 10, "stunet_b"),
-        (AORTA, ("CT",), None, 4, "stunet_s"),
-        (HIPPOCAMPUS, ("MRI",), None, 8, "stunet_s"),
-        ({"shapes": [(12, 320, 320)], "spacings": [(6.0, 0.6, 0.6)]}, ("MRI",), None, 8, "dinov2_b"),
-        ({"shapes": [(1, 512, 512)], "spacings": [(1.0, 1.0, 1.0)]}, ("MRI",), None, 8, "dinov2_b"),
-    ],
-)
+MANY = {"background": 0, **{f"zone {i}": i for i in range(1, 24)}}
+FEW = {"background": 0, "liver": 1}
+THICK = {"shapes": [(60, 320, 320)] * 3, "spacings": [(2.5, 1.0, 1.0)] * 3}
+SMALL = {"shapes": [(80, 90, 85)] * 3, "spacings": [(1.5, 1.5, 1.5)] * 3}
+ISOTROPIC = {"shapes": [(256, 256, 256)] * 3, "spacings": [(1.0, 1.0, 1.0)] * 3}
+SLICES = {"shapes": [(12, 320, 320)], "spacings": [(6.0, 0.6, 0.6)]}
+SINGLE = {"shapes": [(1, 512, 512)], "spacings": [(1.0, 1.0, 1.0)]}
+FINGERPRINTS = [
+    (AORTA, "CT", MANY, 40.0, "stunet_l", "stunet_l"),
+    (AORTA, "CT", MANY, 10.0, "stunet_b", "stunet_b"),
+    (AORTA, "CT", FEW, 4.0, "stunet_s", "stunet_s"),
+    (AORTA, "CT", FEW, 10.0, "dae", "suprem"),
+    (HIPPOCAMPUS, "MRI", None, 8.0, "stunet_s", "stunet_s"),
+    (ISOTROPIC, "T1", None, 8.0, "misfm", "misfm"),
+    (THICK, "CT", MANY, 10.0, "stunet_b", "spadnet"),
+    (SMALL, "CT", MANY, 10.0, "stunet_b", "swinmm"),
+    (SLICES, "MRI", None, 8.0, "dinov2_b", "dinov2_b"),
+    (SINGLE, "MRI", None, 8.0, "dinov2_b", "dinov2_b"),
+]
+"""Data, channel, labels, GB, and the model chosen without any file at hand, and with all of them."""
+
+
+@pytest.mark.parametrize("at_hand", [False, True])
+@pytest.mark.parametrize(("data", "channel", "labels", "memory", "without", "with_files"), FINGERPRINTS)
 def test_the_planner_alone_chooses_with_a_reason(
-    plan: Planner, data: Any, channels: tuple[str, ...], labels: Any, memory: float, expected: str,
+    data: dict[str, Any], channel: str, labels: Any, memory: float, without: str, with_files: str, at_hand: bool,
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("NNUNET_FM_WEIGHTS", str(tmp_path))
-    plans = plan("FMPlanner", data, channels=channels, labels=labels, memory=memory)
+    for card in cards().values():
+        if at_hand and card.checkpoint is not None:
+            file = tmp_path / card.checkpoint.files[0]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"seeded")
+    fingerprint = {"shapes_after_crop": data["shapes"], "spacings": data["spacings"]}
+    dataset_json = {"channel_names": {"0": channel}, "labels": labels or FEW}
+    model, reason = choose_model(fingerprint, dataset_json, memory_gb=memory)
+    assert model == (with_files if at_hand else without)
+    assert len(reason) > 40 and cards()[model].weights_licence in reason
+    if not at_hand and without != with_files:
+        assert f"{with_files} would come first" in reason or f"{with_files}, " in reason
+
+
+def test_the_choice_is_planned(plan: Planner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NNUNET_FM_WEIGHTS", str(tmp_path))
+    plans = plan("FMPlanner", HIPPOCAMPUS, channels=("MRI",))
     key = PlanKey.read(plans)
-    assert plans["plans_name"] == "FMPlans" and key is not None and key.model == expected
-    assert len(key.reasons["model"]) > 40
+    assert plans["plans_name"] == "FMPlans" and key is not None and key.model == "stunet_s"
+    assert "small images" in key.reasons["model"]
 
 
 def test_weights_at_hand_decide_between_equals(plan: Planner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NNUNET_FM_WEIGHTS", str(tmp_path))
     (tmp_path / "small_ep4k.model").write_bytes(b"seeded")
-    key = PlanKey.read(plan("FMPlanner", AORTA))
+    key = PlanKey.read(plan("FMPlanner", AORTA, labels=MANY, memory=10))
     assert key is not None and key.model == "stunet_s" and key.weights["backbone"].sha256
 
 

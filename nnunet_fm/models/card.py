@@ -117,7 +117,7 @@ class Pretraining(_Strict):
 
     datasets: list[str] = Field(default_factory=list)
     modality: list[str] = Field(default_factory=list)
-    orientation: str | None = Field(None, description="axis codes of the image axes x, y, z, as nibabel's: RAS")
+    orientation: str | None = Field(default=None, description="axis codes of the image axes x, y, z, as nibabel's: RAS")
     note: str = ""
 
 
