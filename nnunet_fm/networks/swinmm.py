@@ -1,0 +1,328 @@
+"""SwinMM: SwinUNETR that sees a volume from several sides (Wang et al., MICCAI 2023).
+
+Parameter names and numbers are those of the official code (UCSC-VLAA/SwinMM), so its checkpoints load as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.networks.blocks.dynunet_block import UnetOutBlock
+from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
+from monai.networks.nets.swin_unetr import SwinTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nnunet_fm.networks.base import FoundationNetwork
+from nnunet_fm.networks.swinunetr import PatchMerging
+
+WIDTH = 48
+"""Channels at full resolution; each halving doubles them."""
+
+LEVELS = 5
+"""Halvings from the image to the bottleneck."""
+
+VIEWS = 3
+"""View 0 is the volume itself, view 1 has its first two axes exchanged, view 2 the first and the last."""
+
+Views = tuple[int, int]
+
+REGIONS_MARK = "regions"
+"""Entry of the state dict of a network trained on overlapping regions; all others have exactly the official names."""
+
+
+def exchange(x: Tensor, view: int) -> Tensor:
+    """``(B, C, X, Y, Z)`` of the volume's own frame in the frame of a view, and back: each view undoes itself."""
+    return x.transpose(2, 2 + view)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from the tokens of one view, ``(B, N, C)``, to those of the other."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        query, key, value = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for t in (self.query(x), self.key(other), self.value(other))
+        )
+        out = F.scaled_dot_product_attention(query, key, value)
+        return self.out(out.transpose(1, 2).flatten(2))
+
+
+class FusionLayer(nn.Module):
+    """Both views attend to one another with shared weights; officially without residual connection and MLP."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = CrossAttention(dim, heads)
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = self.attention_norm(a), self.attention_norm(b)
+        return self.attn(a, b), self.attn(b, a)
+
+
+class Fusion(nn.Module):
+    """Exchange of information between the bottlenecks of two views, ``(B, C, D, H, W)`` each, in one common frame.
+
+    Args:
+        dim: channels C.
+        heads: attention heads.
+        grid: edge of the cubic token grid that the learned positions belong to; they are resampled to any other.
+        depth: layers.
+    """
+
+    def __init__(self, dim: int, heads: int, grid: int, depth: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.patch_embeddings = nn.Conv3d(dim, dim, 1)
+        self.position_embeddings = nn.Parameter(torch.zeros(1, grid**3, dim))
+        self.layer = nn.ModuleList(FusionLayer(dim, heads) for _ in range(depth))
+        self.encoder_norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        size = a.shape[2:]
+        positions = resampled(self.position_embeddings, size)
+        a, b = (self.patch_embeddings(x).flatten(2).transpose(1, 2) + positions for x in (a, b))
+        for layer in self.layer:
+            a, b = layer(a, b)
+        a, b = (self.encoder_norm(x).transpose(1, 2).unflatten(2, size) for x in (a, b))
+        return a, b
+
+
+def resampled(positions: Tensor, size: Sequence[int]) -> Tensor:
+    """Positions ``(1, N, C)`` of a cubic grid as those ``(1, D*H*W, C)`` of a grid of another size, trilinearly."""
+    edge = round(positions.shape[1] ** (1 / 3))
+    if tuple(size) == (edge, edge, edge):
+        return positions
+    cube = positions.transpose(1, 2).unflatten(2, (edge, edge, edge))
+    return F.interpolate(cube, size=tuple(size), mode="trilinear").flatten(2).transpose(1, 2)
+
+
+class MutualLoss(nn.Module):
+    """Supervision of two views, and their divergence from one another.
+
+    The divergence is the mean over the views of the Kullback-Leibler divergence to the other view, averaged over all
+    elements as officially, with gradients through both sides; it needs no labels, so ignored voxels count. Summed over
+    both directions the divergence of two distributions is ``sum((p - q) * (logits of p - logits of q))``, because what
+    normalises the logits cancels. With regions, each output is a distribution of its own over inside and outside,
+    for which the same holds; these are two elements.
+
+    Args:
+        loss: supervision of one output.
+        regions: whether outputs are independent probabilities (sigmoid) instead of exclusive classes (softmax).
+    """
+
+    def __init__(self, loss: nn.Module, regions: bool) -> None:
+        super().__init__()
+        self.loss = loss
+        self.regions = regions
+
+    def forward(self, outputs: Tensor | list[Tensor], target: Tensor) -> Tensor:
+        if isinstance(outputs, Tensor):
+            return self.loss(outputs, target)
+        a, b = (out.float() for out in outputs)
+        difference = a.sigmoid() - b.sigmoid() if self.regions else a.softmax(1) - b.softmax(1)
+        divergence = (difference * (a - b)).mean() / (4 if self.regions else 2)
+        return (self.loss(a, target) + self.loss(b, target)) / 2 + divergence
+
+
+def mean_probability(outputs: Iterable[Tensor], regions: bool) -> Tensor:
+    """Float32 logits of the mean of the outputs' probabilities.
+
+    Softmax, or sigmoid with `regions`, of the result is the mean. Outputs are taken one after the other, and
+    probabilities never leave the logarithm, so that none is rounded to zero.
+    """
+    sums: list[Tensor] = []
+    count = 0
+    for out in outputs:
+        x = out.float()
+        logs = [F.logsigmoid(x), F.logsigmoid(-x)] if regions else [F.log_softmax(x, dim=1)]
+        sums = [torch.logaddexp(a, b) for a, b in zip(sums, logs, strict=True)] if sums else logs
+        count += 1
+    return sums[0] - (sums[1] if regions else math.log(count))
+
+
+def _residual(in_channels: int, out_channels: int) -> UnetrBasicBlock:
+    return UnetrBasicBlock(3, in_channels, out_channels, 3, 1, "instance", res_block=True)
+
+
+def _up(in_channels: int, out_channels: int) -> UnetrUpBlock:
+    return UnetrUpBlock(3, in_channels, out_channels, 3, 2, "instance", res_block=True)
+
+
+class SwinMM(FoundationNetwork):
+    """SwinMM. In training it sees two of three views, at random; otherwise all pairs of them, and fuses six outputs.
+
+    In training mode the output is a list of two, both in the frame of the input. In eval mode it is one tensor
+    whose softmax is the mean of six: of the views ``(i, i + 1 mod 3)`` for i = 0, 1, 2, two outputs each. Officially
+    windows are blended view by view and the six volumes are averaged then; here every window is averaged first.
+
+    Args:
+        input_channels: image channels.
+        num_classes: output channels.
+        grid: edge of the token grid of the learned positions at the bottleneck, patch edge / 32: 2 for 64, 3 for 96.
+        fusion_depth: layers of cross attention; the official scripts build one, the official class by default two.
+        in_origin_view: let the views meet in the volume's own frame instead of that of the first view.
+        axes: order of the spatial axes that the weights know, ``zyx`` or ``xyz``.
+        deep_supervision: without effect, there is one resolution.
+    """
+
+    key_to_head = ("out",)
+
+    regions: bool = False
+    """Whether outputs are independent probabilities of overlapping regions (sigmoid), which are fused otherwise.
+
+    A plan does not tell, `objective` does; from then on the state dict carries it to prediction.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        *,
+        grid: int = 2,
+        fusion_depth: int = 1,
+        in_origin_view: bool = False,
+        axes: str = "zyx",
+        deep_supervision: bool = False,
+    ) -> None:
+        super().__init__()
+        self.key_to_encoder = "swinViT"
+        self.key_to_stem = "swinViT.patch_embed"
+        self.keys_to_in_proj = ("swinViT.patch_embed.proj", "encoder1.layer.conv1.conv", "encoder1.layer.conv3.conv")
+        self.key_to_lpe = None
+        self.deep_supervision = deep_supervision
+        self.reversed_axes = axes == "xyz"
+        self.in_origin_view = in_origin_view
+
+        self.swinViT = SwinTransformer(
+            input_channels, WIDTH, (7, 7, 7), (2, 2, 2), (2, 2, 2, 2), (3, 6, 12, 24), downsample=PatchMerging
+        )
+        self.encoder1 = _residual(input_channels, WIDTH)
+        self.encoder2 = _residual(WIDTH, WIDTH)
+        self.encoder3 = _residual(2 * WIDTH, 2 * WIDTH)
+        self.encoder4 = _residual(4 * WIDTH, 4 * WIDTH)
+        self.encoder5 = _residual(8 * WIDTH, 8 * WIDTH)
+        self.encoder10 = _residual(16 * WIDTH, 16 * WIDTH)
+        self.decoder5 = _up(16 * WIDTH, 8 * WIDTH)
+        self.decoder4 = _up(8 * WIDTH, 4 * WIDTH)
+        self.decoder3 = _up(4 * WIDTH, 2 * WIDTH)
+        self.decoder2 = _up(2 * WIDTH, WIDTH)
+        self.decoder1 = _up(WIDTH, WIDTH)
+        self.out = UnetOutBlock(3, WIDTH, num_classes)
+        self.cross_atte6 = Fusion(16 * WIDTH, 24, grid, fusion_depth)
+
+    @property
+    def size_multiple(self) -> tuple[int, ...]:
+        return (2**LEVELS,) * 3
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Features of one view, full resolution first; the last are the bottleneck. They depend on no other view."""
+        hidden = self.swinViT(x, True)
+        encoders = (self.encoder2, self.encoder3, self.encoder4, self.encoder5, self.encoder10)
+        return [self.encoder1(x), *(encoder(h) for encoder, h in zip(encoders, hidden, strict=True))]
+
+    def fuse(self, a: Tensor, b: Tensor, views: Views) -> tuple[Tensor, Tensor]:
+        """Bottlenecks of two views, each in its own frame, after they have met in a common one."""
+        first, second = views
+        if self.in_origin_view:
+            a, b = self.cross_atte6(exchange(a, first), exchange(b, second))
+            return exchange(a, first), exchange(b, second)
+        a, b = self.cross_atte6(a, exchange(exchange(b, second), first))
+        return a, exchange(exchange(b, first), second)
+
+    def decode(self, bottleneck: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """Logits of one view in its own frame, from its fused bottleneck and what `encode` gave for it."""
+        x = bottleneck
+        decoders = (self.decoder5, self.decoder4, self.decoder3, self.decoder2, self.decoder1)
+        for decoder, skip in zip(decoders, reversed(features[:-1]), strict=True):
+            x = decoder(x, skip)
+        return self.out(x)
+
+    def forward_views(self, a: Tensor, b: Tensor, views: Views) -> tuple[Tensor, Tensor]:
+        """The official forward pass: two inputs, each in the frame of its view, to the logits of each in its frame."""
+        features = self.encode(a), self.encode(b)
+        fused = self.fuse(features[0][-1], features[1][-1], views)
+        return self.decode(fused[0], features[0]), self.decode(fused[1], features[1])
+
+    @property
+    def several_outputs(self) -> bool:
+        return self.training
+
+    def forward_logits(self, x: Tensor) -> list[Tensor]:
+        if self.training:
+            first, second = views = draw_views()
+            a, b = self.forward_views(exchange(x, first), exchange(x, second), views)
+            return [exchange(a, first), exchange(b, second)]
+        return [mean_probability(self._all_outputs(x), self.regions)]
+
+    def _all_outputs(self, x: Tensor) -> Iterator[Tensor]:
+        """The six outputs of three pairs of views, in the frame of `x`, each view encoded once."""
+        features = [self.encode(exchange(x, view)) for view in range(VIEWS)]
+        for first in range(VIEWS):
+            second = (first + 1) % VIEWS
+            fused = self.fuse(features[first][-1], features[second][-1], (first, second))
+            for view, bottleneck in zip((first, second), fused, strict=True):
+                yield exchange(self.decode(bottleneck, features[view]), view)
+
+    def objective(self, loss: nn.Module, *, regions: bool = False) -> nn.Module:
+        self.regions = regions
+        return MutualLoss(loss, regions)
+
+    def no_weight_decay(self) -> set[str]:
+        names = ("relative_position_bias_table", "position_embeddings")
+        return {name for name, _ in self.named_parameters() if name.endswith(names)}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The Swin encoder's layers in timm's format; everything else is the last one."""
+        stage = r"^swinViT\.layers(\d+)"
+        # The merging ends a stage in this network, so it comes after all of its blocks.
+        blocks = [(rf"{stage}\.0\.blocks\.(\d+)", None), (rf"{stage}\.0\.downsample", (99999,))]
+        return {"stem": r"^swinViT\.patch_embed", "blocks": stage if coarse else blocks}
+
+    def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Own names from those of the pre-training file (the Swin encoder alone) or of a fine-tuned network.
+
+        Raises:
+            ValueError: for the file of another network.
+        """
+        names = {name: name.replace("swin_vit", "swinViT").replace("backbone.", "") for name in state_dict}
+        own = {names[name]: tensor for name, tensor in state_dict.items()}
+        parts = {name.split(".")[0] for name in own}
+        if "swinViT" not in parts:
+            raise ValueError("no SwinMM file: it holds no 'swinViT' (SwinMM's encoder)")
+        if "decoder1" in parts and "cross_atte6" not in parts:
+            raise ValueError("no SwinMM file: it holds a SwinUNETR without 'cross_atte6' (SwinMM's fusion of views)")
+        positions = own.get("cross_atte6.position_embeddings")
+        if positions is not None and positions.shape[1] != self.cross_atte6.grid**3:
+            own["cross_atte6.position_embeddings"] = resampled(positions, [self.cross_atte6.grid] * 3)
+        if self.regions:  # what is trained, not what was
+            own[REGIONS_MARK] = torch.tensor(True, device="cpu")
+        return own
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.regions:
+            destination[prefix + REGIONS_MARK] = torch.tensor(True, device="cpu")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.regions = state_dict.pop(prefix + REGIONS_MARK, None) is not None
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def draw_views() -> Views:
+    """Two different views at random, from the CPU's generator: the network's device need not be asked."""
+    first, second, _ = torch.randperm(VIEWS, device="cpu").tolist()
+    return first, second
