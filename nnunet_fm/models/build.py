@@ -11,6 +11,7 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 from nnunet_fm.adapters import apply_adapter
 from nnunet_fm.models.card import ModelCard
 from nnunet_fm.networks.base import FoundationNetwork
+from nnunet_fm.weights import slim
 
 Architecture = dict[str, Any]
 
@@ -112,6 +113,8 @@ def build_network(
 ) -> FoundationNetwork:
     """Build the network of an ``architecture`` entry, with random weights; touches neither the net nor the disk.
 
+    It loads slim checkpoints as well as full ones (see `nnunet_fm.weights.slim`).
+
     Raises:
         ImportError, TypeError: as `network_class`.
     """
@@ -120,4 +123,5 @@ def build_network(
     )
     if adapter is not None:
         apply_adapter(adapter, network)
+    slim.register(network)
     return network

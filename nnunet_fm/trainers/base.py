@@ -24,8 +24,9 @@ from nnunet_fm.models.names import Spec
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.trainers.schedule import ProgressSchedule
 from nnunet_fm.trainers.setting import check_configuration, network_architecture, resolve
-from nnunet_fm.weights.cache import locate
+from nnunet_fm.weights.cache import check_hash, locate
 from nnunet_fm.weights.load import load_checkpoint
+from nnunet_fm.weights.slim import slim_state_dict
 
 CHECKPOINT_KEY = "nnunet_fm"
 
@@ -99,21 +100,38 @@ class fm_trainer(nnUNetTrainer):
         return cast(FoundationNetwork, module._orig_mod if isinstance(module, OptimizedModule) else module)
 
     def initialize(self) -> None:
-        """Build network, optimiser and loss; load the official weights unless a checkpoint will follow."""
-        checkpoint = self.setting.card.checkpoint
-        weights: Path | None = None
-        if checkpoint is not None and not self.setting.scratch and not self._restoring:
-            # Before the network is built: a missing file should not cost the user any time.
-            weights = locate(checkpoint.name, checkpoint.files, page=checkpoint.page, scratch=self.setting.scratch_name)
+        """Build network, optimiser and loss; load the official weights unless a checkpoint will follow.
+
+        The official file is looked for before anything is built: a missing one should not cost the user any time.
+        """
+        weights = None if self._restoring else self._official_file()
         _seed(self.recipe.seed + self.local_rank)
         super().initialize()
         if weights is not None:
             self._load_official(weights)
 
+    def _official_file(self) -> Path | None:
+        """The official file that this training starts from, unaltered since it was planned; None for none."""
+        checkpoint = self.setting.checkpoint
+        if checkpoint is None:
+            return None
+        file = locate(checkpoint.name, checkpoint.files, page=checkpoint.page, scratch=self.setting.scratch_name)
+        check_hash(file, {"in the plans": self.setting.weights_sha256, "from its publisher": checkpoint.sha256})
+        return file
+
     def _load_official(self, file: Path) -> None:
-        checkpoint = self.setting.card.checkpoint
+        checkpoint = self.setting.checkpoint
         assert checkpoint is not None
-        report = load_checkpoint(self.bare_network, file, containers=checkpoint.container, drop=checkpoint.drop)
+        report = load_checkpoint(
+            self.bare_network,
+            file,
+            containers=checkpoint.container,
+            prefix=checkpoint.prefix,
+            drop=checkpoint.drop,
+            new=checkpoint.new,
+            files=checkpoint.files,
+            page=checkpoint.page,
+        )
         self.print_to_log_file(f"Official weights\n{report}")
         if self.local_rank == 0:
             report.write(Path(self.output_folder))
@@ -279,6 +297,8 @@ class fm_trainer(nnUNetTrainer):
     def save_checkpoint(self, filename: str) -> None:
         """Write nnU-Net's checkpoint with the training's progress and random state, in one step.
 
+        Frozen weights that are those of an official file are left out (see `nnunet_fm.weights.slim`).
+
         The file is written under a temporary name and renamed, so that a crash leaves the previous one whole.
         """
         if self.local_rank != 0:
@@ -287,7 +307,7 @@ class fm_trainer(nnUNetTrainer):
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
         checkpoint = {
-            "network_weights": self.bare_network.state_dict(),
+            "network_weights": slim_state_dict(self.bare_network),
             "optimizer_state": self.optimizer.state_dict(),
             "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
             "logging": self.logger.get_checkpoint(),
@@ -312,7 +332,8 @@ class fm_trainer(nnUNetTrainer):
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Continue from a checkpoint: weights, optimiser, best score, progress and random state.
 
-        The official weights are not read: the checkpoint holds what they have become.
+        The official weights are not loaded first: the checkpoint holds what they have become, or names the file that
+        it leaves out.
         """
         self._restoring = True
         super().load_checkpoint(filename_or_checkpoint)

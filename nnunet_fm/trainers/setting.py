@@ -9,15 +9,22 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_fm.models.build import Architecture, architecture
-from nnunet_fm.models.card import ModelCard, Recipe
+from nnunet_fm.models.card import Checkpoint, ModelCard, Recipe
 from nnunet_fm.models.names import Spec, trainer_name
-from nnunet_fm.models.plan_key import PlanError, PlanKey
+from nnunet_fm.models.plan_key import PlanError, PlanKey, WeightsEntry
 from nnunet_fm.models.registry import get_card
+
+BACKBONE = "backbone"
+"""The plan's name for the part that the official weights belong to."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Everything a training needs to know beyond nnU-Net's own plan."""
+    """Everything a training needs to know beyond nnU-Net's own plan.
+
+    ``checkpoint`` is the official file to start from, None for a training from random weights; ``weights_sha256`` is
+    its hash if the plan holds one.
+    """
 
     card: ModelCard
     head: str | None
@@ -26,6 +33,8 @@ class Setting:
     recipe: Recipe
     iterations: int
     from_our_plan: bool
+    checkpoint: Checkpoint | None = None
+    weights_sha256: str | None = None
 
     @property
     def deep_supervision(self) -> bool:
@@ -65,6 +74,7 @@ def resolve(plans: Mapping[str, Any], spec: Spec) -> Setting:
     for what, part, legal in (("head", head, card.heads), ("adapter", adapter, card.adapters)):
         if part is not None and part not in legal:
             raise PlanError(f"'{card.name}' has no {what} '{part}'; legal: {', '.join(legal) or 'none'}")
+    planned = key.weights.get(BACKBONE) if key and not spec.scratch else None
     stock = card.variants["nnunet"]
     return Setting(
         card=card,
@@ -74,7 +84,20 @@ def resolve(plans: Mapping[str, Any], spec: Spec) -> Setting:
         recipe=key.recipe if key else stock.recipe,
         iterations=key.iterations if key else stock.iterations or card.iterations["default"],
         from_our_plan=key is not None,
+        checkpoint=None if spec.scratch else _checkpoint(card, planned, plans_name),
+        weights_sha256=planned.sha256 if planned else None,
     )
+
+
+def _checkpoint(card: ModelCard, planned: WeightsEntry | None, plans_name: str) -> Checkpoint | None:
+    """The official file that the plan names, the card's first where there is no such entry."""
+    if planned is None:
+        return card.checkpoint
+    found = card.find_checkpoint(planned.name)
+    if found is None:
+        legal = ", ".join(c.name for c in card.checkpoints) or "none"
+        raise PlanError(f"plans '{plans_name}' start from '{planned.name}', but '{card.name}' has: {legal}")
+    return found
 
 
 def check_configuration(setting: Setting, plans: Mapping[str, Any], configuration: str) -> str | None:

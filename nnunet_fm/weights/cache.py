@@ -6,13 +6,20 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 CACHE_VARIABLE = "NNUNET_FM_WEIGHTS"
 HASH_FILE = ".sha256.json"
+PIN_FILE = ".pinned.json"
 CHUNK = 1 << 20
+
+
+class ChangedFileError(ValueError):
+    """An official file with another hash than it should have; the message names both."""
 
 
 class MissingWeightsError(FileNotFoundError):
@@ -46,9 +53,9 @@ def locate(checkpoint: str, file_names: Sequence[str], *, page: str, scratch: st
     if path is None:
         others = f" (also known as {', '.join(file_names[1:])})" if len(file_names) > 1 else ""
         raise MissingWeightsError(
-            f"official weights '{checkpoint}' are not at hand. Download {file_names[0]}{others} from {page} and put it "
-            f"into {cache_folder()} (another folder: set {CACHE_VARIABLE}). To train from random weights instead, "
-            f"use the trainer {scratch}"
+            f"official weights '{checkpoint}' are not at hand. Run `nnunet-fm weights pull {checkpoint}`, or download "
+            f"{file_names[0]}{others} from {page} and put it into {cache_folder()} (another folder: set "
+            f"{CACHE_VARIABLE}). To train from random weights instead, use the trainer {scratch}"
         )
     return path
 
@@ -64,10 +71,51 @@ def sha256(path: Path) -> str:
         return str(entry["sha256"])
     digest = _digest(path)
     with contextlib.suppress(OSError):  # a folder shared read-only: the hash is computed each time
-        partial = memory.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps({**known, path.name: {**stamp, "sha256": digest}}, indent=1), encoding="utf-8")
-        os.replace(partial, memory)
+        _write_json(memory, {**known, path.name: {**stamp, "sha256": digest}})
     return digest
+
+
+def known_sha256(path: Path) -> str | None:
+    """SHA-256 of a file if it is remembered; None if it would have to be computed."""
+    entry = _read_json(path.with_name(HASH_FILE)).get(path.name)
+    if not isinstance(entry, dict):
+        return None
+    status = path.stat()
+    fresh = (entry.get("size"), entry.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
+    return str(entry["sha256"]) if fresh and "sha256" in entry else None
+
+
+def pin(path: Path) -> str:
+    """Write down a file's SHA-256 beside it, as the one that it shall keep; returns it."""
+    digest = sha256(path)
+    record = path.with_name(PIN_FILE)
+    with FileLock(f"{record}.lock"):
+        _write_json(record, {**_read_json(record), path.name: digest})
+    return digest
+
+
+def pinned(path: Path) -> str | None:
+    """The SHA-256 that `pin` wrote down for a file of this name."""
+    digest = _read_json(path.with_name(PIN_FILE)).get(path.name)
+    return str(digest) if digest else None
+
+
+def check_hash(path: Path, expected: Mapping[str, str | None]) -> None:
+    """Compare a file's SHA-256 with those expected, and with the pinned one.
+
+    Args:
+        expected: where a hash comes from, for the message -> hash; None is no expectation.
+
+    Raises:
+        ChangedFileError: for a difference; the message names both hashes.
+    """
+    wanted = {**expected, "seen when it was added": pinned(path)}
+    for source, digest in wanted.items():
+        if digest is not None and digest != sha256(path):
+            raise ChangedFileError(
+                f"{path} has SHA-256 {sha256(path)}, but the hash {source} is {digest}: put the file of that hash "
+                f"there, or move this one away"
+            )
 
 
 def _digest(path: Path) -> str:
@@ -84,3 +132,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    os.replace(partial, path)

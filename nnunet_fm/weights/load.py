@@ -11,8 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_fm.weights.cache import sha256
-from nnunet_fm.weights.files import read_state_dict
+from nnunet_fm.weights.files import WeightsFileError, read_state_dict
 from nnunet_fm.weights.report import LoadReport, Section
+from nnunet_fm.weights.slim import Base, remember
+
+WRAPPED_LAYER = ".base_layer."
+"""What peft puts into the names of a layer that it wraps."""
+
+ADAPTER_PARTS = (".lora_A.", ".lora_B.")
+"""What names of peft's own parameters hold."""
 
 SHOWN = 12
 """Names of a kind that an error message lists; the exception holds all of them."""
@@ -49,9 +56,37 @@ class _Match:
 
     section: Section
     copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    unchanged: dict[str, str] = field(default_factory=dict)
+    """Name in the network -> name in the file, of tensors that are copied as they are."""
     unexpected: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     shapes: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """Which names of a target may be missing, and which of its tensors may be adapted."""
+
+    path: str
+    heads: tuple[str, ...]
+    projections: frozenset[str]
+    new: tuple[str, ...]
+
+    def in_head(self, name: str) -> bool:
+        return f"{self.path}{name}".startswith(self.heads)
+
+    def is_projection(self, name: str) -> bool:
+        return f"{self.path}{name}" in self.projections
+
+    def may_be_missing(self, name: str) -> str | None:
+        """Why the file may lack a tensor of the network; None if it may not."""
+        if self.in_head(name):
+            return "head, stays at its initial values"
+        if any(part in name for part in ADAPTER_PARTS):
+            return "adapter, starts at its initial values"
+        if any(re.search(pattern, f"{self.path}{name}") or re.search(pattern, name) for pattern in self.new):
+            return "not in the file, starts at random"
+        return None
 
 
 def load_checkpoint(
@@ -59,63 +94,75 @@ def load_checkpoint(
     path: Path,
     *,
     containers: Sequence[str] = (),
-    drop: Sequence[str] = (),
-    part: str = "backbone",
     prefix: str = "",
+    drop: Sequence[str] = (),
+    new: Sequence[str] = (),
+    part: str = "backbone",
+    files: Sequence[str] = (),
+    page: str = "",
 ) -> LoadReport:
-    """Read an official file and load it; arguments and errors as in `read_state_dict` and `load_official`."""
-    return load_official(network, read_state_dict(path, containers), drop=drop, part=part, prefix=prefix, file=path)
+    """Read an official file and load it, and note on the network what it holds of the file (see `slim`).
+
+    Arguments and errors as in `read_state_dict` and `load_official`; ``files`` are all names of the file in the
+    weights folder, and ``page`` is where a person gets it.
+    """
+    state_dict = read_state_dict(path, containers)
+    match = _matched(network, state_dict, prefix=prefix, drop=drop, new=new, part=part, file=path)
+    _copy(match)
+    names = tuple(dict.fromkeys((path.name, *files)))
+    remember(network, Base(names, str(match.section.sha256), tuple(containers), page, match.unchanged))
+    return LoadReport((match.section,))
 
 
 def load_official(
     network: nn.Module,
     state_dict: Mapping[str, Tensor],
     *,
-    drop: Sequence[str] = (),
-    part: str = "backbone",
     prefix: str = "",
+    drop: Sequence[str] = (),
+    new: Sequence[str] = (),
+    part: str = "backbone",
     file: Path | None = None,
 ) -> LoadReport:
     """Copy an official state dict into a network, tensor by tensor, in place.
 
-    The target is the network's submodule called ``part``, or the whole network where it has none. A target with a
-    method ``from_official(state_dict) -> state_dict`` (official to own names, position embeddings) is asked first.
-    Weights named in ``network.keys_to_in_proj`` are fitted to the number of input channels (`adapt_channels`), and
-    parameters under ``network.key_to_head`` may be missing or made for another number of classes.
+    The target is the network itself if it has a method ``from_official``, else its submodule called ``part``, else
+    the whole network. ``from_official(state_dict) -> state_dict`` turns official names and positions into the
+    target's own; what it passes on must be the same objects. Weights named in ``network.keys_to_in_proj`` are fitted
+    to the number of input channels (`adapt_channels`), and parameters under ``network.key_to_head`` may be missing
+    or made for another number of classes. Layers that peft has wrapped are found under their official names, and its
+    low-rank updates are new.
 
     Args:
+        prefix: only names that start with it belong to the network, and lose it; a file without any is taken as is.
         drop: regular expressions, searched in the official names, of tensors left out on purpose.
-        prefix: only names that start with it belong to this part; it is removed from them.
+        new: regular expressions, searched in the network's names, of tensors that the file may lack.
         file: where the state dict comes from, for report and errors.
 
     Raises:
         WeightsMismatchError: for names or shapes that are not accounted for; the network is unchanged then.
+        WeightsFileError: for a file that the network recognises as another model's.
     """
-    inner = getattr(network, part, None)
-    target, path = (inner, f"{part}.") if isinstance(inner, nn.Module) else (network, "")
-    match = _Match(Section(part, file.name, sha256(file)) if file else Section(part))
-    official = {}
-    for name, tensor in state_dict.items():
-        pattern = next((p for p in drop if re.search(p, name)), None)
-        if not name.startswith(prefix):
-            match.section.dropped[name] = f"not under '{prefix}'"
-        elif pattern is not None:
-            match.section.dropped[name] = f"on purpose ('{pattern}')"
-        else:
-            official[name.removeprefix(prefix)] = tensor
-    if hasattr(target, "from_official"):
-        official = _converted(target, official, match)
-    heads = tuple(f"{h}." for h in getattr(network, "key_to_head", ()))
-    projections = {f"{p}.weight" for p in getattr(network, "keys_to_in_proj", ())}
-    own = target.state_dict()
-    for name in sorted(own.keys() | official.keys()):
-        in_head = f"{path}{name}".startswith(heads)
-        _account(match, name, own.get(name), official.get(name), in_head, f"{path}{name}" in projections)
-    if match.unexpected or match.missing or match.shapes:
-        raise WeightsMismatchError(match.section, match.unexpected, match.missing, match.shapes)
-    with torch.no_grad():
-        for mine, theirs in match.copies:
-            mine.copy_(theirs)
+    match = _matched(network, state_dict, prefix=prefix, drop=drop, new=new, part=part, file=file)
+    _copy(match)
+    return LoadReport((match.section,))
+
+
+def check_official(
+    network: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    *,
+    prefix: str = "",
+    drop: Sequence[str] = (),
+    new: Sequence[str] = (),
+    part: str = "backbone",
+    file: Path | None = None,
+) -> LoadReport:
+    """The account that `load_official` would give, with its errors, and nothing copied.
+
+    The network may be on the meta device.
+    """
+    match = _matched(network, state_dict, prefix=prefix, drop=drop, new=new, part=part, file=file)
     return LoadReport((match.section,))
 
 
@@ -129,43 +176,124 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     return (weight.sum(dim=1, keepdim=True) / channels).expand(-1, channels, *weight.shape[2:])
 
 
+def _copy(match: _Match) -> None:
+    with torch.no_grad():
+        for mine, theirs in match.copies:
+            mine.copy_(theirs)
+
+
+def _matched(
+    network: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    *,
+    prefix: str,
+    drop: Sequence[str],
+    new: Sequence[str],
+    part: str,
+    file: Path | None,
+) -> _Match:
+    """Pair every tensor of a file with one of the network, or account for it; raises as `load_official`."""
+    target, path = _target(network, part)
+    match = _Match(Section(part, file.name, sha256(file)) if file else Section(part))
+    official = _selected(state_dict, prefix, drop, match.section)
+    names = {id(tensor): name for name, tensor in official.values()}
+    converted = {name: tensor for name, (_, tensor) in official.items()}
+    if hasattr(target, "from_official"):
+        converted = _converted(target, converted, match, file)
+    rules = _Rules(
+        path=path,
+        heads=tuple(f"{h}." for h in getattr(network, "key_to_head", ())),
+        projections=frozenset(f"{p}.weight" for p in getattr(network, "keys_to_in_proj", ())),
+        new=tuple(new),
+    )
+    own = {_plain(name): (name, tensor) for name, tensor in target.state_dict().items()}
+    for plain in sorted(own.keys() | converted.keys()):
+        name, mine = own.get(plain, (plain, None))
+        theirs = converted.get(plain)
+        _account(match, rules, name, mine, theirs, names.get(id(theirs)))
+    if match.unexpected or match.missing or match.shapes:
+        raise WeightsMismatchError(match.section, match.unexpected, match.missing, match.shapes)
+    return match
+
+
+def _target(network: nn.Module, part: str) -> tuple[nn.Module, str]:
+    """The module to load into, and what its names start with in the network."""
+    inner = getattr(network, part, None)
+    if isinstance(inner, nn.Module) and not hasattr(network, "from_official"):
+        return inner, f"{part}."
+    return network, ""
+
+
+def _selected(
+    state_dict: Mapping[str, Tensor], prefix: str, drop: Sequence[str], section: Section
+) -> dict[str, tuple[str, Tensor]]:
+    """Tensors that belong to the network: name without prefix -> (name in the file, tensor)."""
+    spellings = (prefix, prefix.removeprefix("module."))  # the file's wrapper may be off already
+    prefix = next((p for p in spellings if any(name.startswith(p) for name in state_dict)), "")
+    official = {}
+    for name, tensor in state_dict.items():
+        pattern = next((p for p in drop if re.search(p, name)), None)
+        if not name.startswith(prefix):
+            section.dropped[name] = f"not under '{prefix}'"
+        elif pattern is not None:
+            section.dropped[name] = f"on purpose ('{pattern}')"
+        else:
+            official[name.removeprefix(prefix)] = (name, tensor)
+    return official
+
+
 def _account(
-    match: _Match, name: str, mine: Tensor | None, theirs: Tensor | None, in_head: bool, is_projection: bool
+    match: _Match, rules: _Rules, name: str, mine: Tensor | None, theirs: Tensor | None, source: str | None
 ) -> None:
-    """Enter one name, of the network (``mine``), the file (``theirs``) or both."""
-    section = match.section
-    if theirs is None:
-        if in_head:
-            section.missing[name] = "head, stays at its initial values"
+    """Enter one name, of the network (``mine``), the file (``theirs``) or both.
+
+    ``source`` is the name of ``theirs`` in the file, None for a tensor that the target made.
+    """
+    section, plain = match.section, _plain(name)
+    if mine is None:
+        if rules.in_head(plain):
+            section.adapted.pop(plain, None)
+            section.dropped[plain] = "head without a counterpart"
         else:
+            match.unexpected.append(plain)
+    elif theirs is None:
+        reason = rules.may_be_missing(name)
+        if reason is None:
             match.missing.append(name)
-    elif mine is None:
-        if in_head:
-            section.dropped[name] = "head without a counterpart"
         else:
-            match.unexpected.append(name)
+            section.missing[name] = reason
     elif mine.shape == theirs.shape:
         match.copies.append((mine, theirs))
-        if name not in section.adapted:
+        if source is not None:
             section.matched.append(name)
-    elif in_head:
-        section.dropped[name] = f"head of another size, {list(theirs.shape)} for {list(mine.shape)}"
+            match.unchanged[f"{rules.path}{name}"] = source
+    elif rules.in_head(plain):
+        section.adapted.pop(plain, None)
+        section.dropped[plain] = f"head of another size, {list(theirs.shape)} for {list(mine.shape)}"
         section.missing[name] = "head, stays at its initial values"
-    elif is_projection and _same_but_channels(mine, theirs):
+    elif rules.is_projection(plain) and _same_but_channels(mine, theirs):
         match.copies.append((mine, adapt_channels(theirs, mine.shape[1])))
         old, new = theirs.shape[1], mine.shape[1]
-        section.adapted[name] = f"input channels {old} -> {new}: sum over the old ones, divided by {new}"
+        section.adapted[plain] = f"input channels {old} -> {new}: sum over the old ones, divided by {new}"
     else:
         match.shapes[name] = (list(theirs.shape), list(mine.shape))
+
+
+def _plain(name: str) -> str:
+    """A name of the network without what peft has put into it."""
+    return name.replace(WRAPPED_LAYER, ".")
 
 
 def _same_but_channels(mine: Tensor, theirs: Tensor) -> bool:
     return mine.ndim == theirs.ndim > 1 and mine.shape[0] == theirs.shape[0] and mine.shape[2:] == theirs.shape[2:]
 
 
-def _converted(target: nn.Module, official: dict[str, Tensor], match: _Match) -> dict[str, Tensor]:
+def _converted(target: nn.Module, official: dict[str, Tensor], match: _Match, file: Path | None) -> dict[str, Tensor]:
     """The target's own conversion of names and positions, with what it changed entered as adapted."""
-    converted: dict[str, Tensor] = target.from_official(dict(official))  # type: ignore[operator]
+    try:
+        converted: dict[str, Tensor] = target.from_official(dict(official))  # type: ignore[operator]
+    except ValueError as error:
+        raise WeightsFileError(f"{file or 'the state dict'}: {error}") from error
     by_identity = {id(tensor): name for name, tensor in official.items()}
     used = set()
     for name, tensor in converted.items():

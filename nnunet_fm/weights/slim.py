@@ -1,0 +1,271 @@
+"""Slim checkpoints: what is frozen and equal to an official file is left out when a network is saved.
+
+Each left-out tensor is replaced by a stand-in of its shape and type that takes no space: one NaN, repeated by strides
+of zero. Behind that NaN, in the same storage, stands a note (JSON): which official file it was, with its SHA-256, the
+tensor's name in it, and the SHA-256 of all left-out tensors. The note travels with every stand-in, so it passes
+through whatever handles state dicts by name and shape: ``torch.save`` and ``torch.load``, nnU-Net's prefixes, its
+``-pretrained_weights``. A further entry (`ENTRY`) makes a strict load by any other network fail.
+
+`register` gives a network the hook that fills stand-ins from the weights folder while it loads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, MutableMapping
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_fm.weights.cache import cache_folder, sha256
+from nnunet_fm.weights.files import WeightsFileError, read_state_dict
+
+ENTRY = "nnunet_fm_base"
+MARK = b"nnunet-fm slim checkpoint 1\n"
+HEAD = 16
+"""Bytes in front of the mark: room for one element of any type."""
+
+BASES = "official_bases"
+"""Attribute of a network: the `Base` of each official file that it was loaded from."""
+
+
+class BaseFileError(FileNotFoundError):
+    """A slim checkpoint whose official file is not at hand, or is another one; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """An official file, and which tensors of a network are those of the file.
+
+    Attributes:
+        files: names under which it may lie in the weights folder.
+        sha256: of the file.
+        containers: keys that may wrap the state dict in it.
+        page: where a person gets it.
+        tensors: name in the network -> name in the file.
+        digest: SHA-256 of the tensors (`digest`); None where none are left out yet.
+    """
+
+    files: tuple[str, ...]
+    sha256: str
+    containers: tuple[str, ...]
+    page: str
+    tensors: Mapping[str, str]
+    digest: str | None = None
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file in the weights folder with this content: another size or time is another content."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+
+
+def register(network: nn.Module) -> None:
+    """Let a network fill in what slim checkpoints leave out when it loads one."""
+    network.register_load_state_dict_pre_hook(_fill_in)
+
+
+def remember(network: nn.Module, base: Base) -> None:
+    """Note that a network holds tensors of an official file; an earlier note on one of these tensors is void."""
+    kept = [_without(old, base.tensors) for old in getattr(network, BASES, ())]
+    setattr(network, BASES, (*(old for old in kept if old.tensors), base))
+
+
+def slim_state_dict(network: nn.Module) -> dict[str, Tensor]:
+    """The network's state dict without what is frozen and byte-identical to a tensor of its official files.
+
+    It is complete where nothing is frozen, the network never met an official file, or the file is gone by now.
+
+    Raises:
+        ValueError: for a network on the meta device, which has no content.
+    """
+    content: dict[str, Tensor] = dict(network.state_dict())
+    if any(tensor.is_meta for tensor in content.values()):
+        raise ValueError("the network is on the meta device: it has shapes, but no weights to save")
+    frozen = _frozen(network)
+    slim = []
+    for base in getattr(network, BASES, ()):
+        wanted = {mine: theirs for mine, theirs in base.tensors.items() if mine in frozen}
+        if not wanted:
+            continue
+        try:
+            file = _locate(base)
+            official = _read(file, base.containers)
+        except (OSError, WeightsFileError) as error:
+            warnings.warn(f"the checkpoint is written in full: {error}", stacklevel=2)
+            continue
+        same = {m: t for m, t in wanted.items() if t in official and _same_bytes(content[m], official[t])}
+        if same:
+            slim.append(replace(base, tensors=same, digest=_digest(file, base.containers, _pairs(same))))
+    if not slim:
+        return content
+    note = _note(slim)
+    stand_ins: dict[torch.dtype, Tensor] = {}
+    for base in slim:
+        for name in base.tensors:
+            tensor = content[name]
+            if tensor.dtype not in stand_ins:
+                stand_ins[tensor.dtype] = _stand_in(note, tensor.dtype)
+            content[name] = stand_ins[tensor.dtype].as_strided(tensor.shape, [0] * tensor.ndim)
+    content[ENTRY] = _stand_in(note, torch.uint8)
+    return content
+
+
+def full_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with everything in it that a slim one leaves out; a full one as it is.
+
+    Raises:
+        BaseFileError: if the official file is not in the weights folder, or not the one that was used.
+    """
+    content = dict(state_dict)
+    for base in bases_of(state_dict):
+        content.update({n: t for n, t in _tensors(base).items() if n in content})
+    content.pop(ENTRY, None)
+    return content
+
+
+def bases_of(state_dict: Mapping[str, Tensor]) -> tuple[Base, ...]:
+    """The official files that a state dict needs; none for a full one."""
+    for name, tensor in state_dict.items():
+        if name == ENTRY or not (tensor.is_meta or any(tensor.stride())):
+            note = _read_note(tensor)
+            if note is not None:
+                return note
+    return ()
+
+
+def _fill_in(
+    module: nn.Module,
+    state_dict: MutableMapping[str, Tensor],
+    prefix: str,
+    local_metadata: Mapping[str, Any],
+    *_: object,
+) -> None:
+    """Pre-hook of `load_state_dict`: put the official file's tensors in the place of their stand-ins."""
+    mine = {name.removeprefix(prefix): t for name, t in state_dict.items() if name.startswith(prefix)}
+    bases = bases_of(mine)
+    if not bases:
+        return
+    assigned = local_metadata.get("assign_to_params_buffers", False)
+    if not assigned and any(t.is_meta for t in (*module.parameters(), *module.buffers())):
+        raise RuntimeError(
+            "a slim checkpoint cannot be loaded into a network on the meta device, which would stay empty: "
+            "build the network on a real device, or load with assign=True"
+        )
+    left_out = {name for base in bases for name in base.tensors}
+    for name, tensor in full_state_dict(mine).items():
+        state_dict[f"{prefix}{name}"] = tensor.clone() if assigned and name in left_out else tensor
+    state_dict.pop(f"{prefix}{ENTRY}", None)
+    setattr(module, BASES, ())
+    for base in bases:
+        remember(module, base)
+
+
+# What stands in a checkpoint
+
+
+def _note(bases: list[Base]) -> bytes:
+    return MARK + json.dumps([asdict(base) for base in bases]).encode()
+
+
+def _stand_in(note: bytes, dtype: torch.dtype) -> Tensor:
+    """Elements of a type, the first a NaN (0 for integers), with the note from byte `HEAD` on."""
+    first = torch.full((1,), float("nan") if dtype.is_floating_point else 0).to(dtype)
+    start = bytes(first.view(torch.uint8).tolist()).ljust(HEAD, b"\0")
+    content = start + note
+    content += b" " * (-len(content) % HEAD)
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8).clone().view(dtype)
+
+
+def _read_note(tensor: Tensor) -> tuple[Base, ...] | None:
+    storage = tensor.untyped_storage()
+    if storage.nbytes() <= HEAD + len(MARK):
+        return None
+    content = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
+    if content[HEAD : HEAD + len(MARK)].cpu().numpy().tobytes() != MARK:
+        return None
+    entries: list[dict[str, Any]] = json.loads(content[HEAD + len(MARK) :].cpu().numpy().tobytes())
+    return tuple(Base(**{**e, "files": tuple(e["files"]), "containers": tuple(e["containers"])}) for e in entries)
+
+
+# The official file
+
+
+def _tensors(base: Base) -> dict[str, Tensor]:
+    """Name in the network -> tensor of the official file, verified; read once and kept for the next checkpoint."""
+    file = _locate(base)
+    official = _read(file, base.containers)
+    if not all(name in official for name in base.tensors.values()):
+        raise BaseFileError(f"{file.path} is the right file, but this version finds other names in it: {_cure(base)}")
+    if _digest(file, base.containers, _pairs(base.tensors)) != base.digest:
+        raise BaseFileError(f"{file.path} is the right file, but its tensors are not those left out: {_cure(base)}")
+    return {mine: official[theirs] for mine, theirs in base.tensors.items()}
+
+
+def _locate(base: Base) -> _File:
+    present = [path for name in base.files if (path := cache_folder() / name).is_file()]
+    for path in present:
+        if sha256(path) == base.sha256:
+            status = path.stat()
+            return _File(path, status.st_size, status.st_mtime_ns)
+    needed = f"a slim checkpoint needs {base.files[0]} with SHA-256 {base.sha256}"
+    if present:
+        raise BaseFileError(f"{needed}, but {present[0]} has {sha256(present[0])}: {_cure(base)}")
+    raise BaseFileError(f"{needed}, which is not in {cache_folder()}: {_cure(base)}")
+
+
+def _cure(base: Base) -> str:
+    page = f" from {base.page}" if base.page else ""
+    return (
+        f"get the file{page} and put it there, or run `nnunet-fm weights bundle FOLDER` on a machine that has it, "
+        f"which writes checkpoints that need no other file"
+    )
+
+
+@lru_cache(maxsize=4)
+def _read(file: _File, containers: tuple[str, ...]) -> dict[str, Tensor]:
+    return read_state_dict(file.path, containers)
+
+
+@lru_cache(maxsize=16)
+def _digest(file: _File, containers: tuple[str, ...], pairs: tuple[tuple[str, str], ...]) -> str:
+    """SHA-256 of tensors of a file under their names in the network, with types and shapes."""
+    official, digest = _read(file, containers), hashlib.sha256()
+    for mine, theirs in pairs:
+        tensor = official[theirs]
+        digest.update(f"{mine} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(_bytes(tensor).numpy().data)
+    return digest.hexdigest()
+
+
+def _pairs(tensors: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(tensors.items()))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8)
+
+
+def _same_bytes(mine: Tensor, theirs: Tensor) -> bool:
+    same_kind = mine.dtype == theirs.dtype and mine.shape == theirs.shape
+    return same_kind and torch.equal(_bytes(mine), _bytes(theirs))
+
+
+def _frozen(network: nn.Module) -> set[str]:
+    """Names of parameters that are not trained, and of buffers in modules that an adapter keeps in eval mode."""
+    modules = tuple(f"{key}." for key in getattr(network, "frozen", ()))
+    buffers = {name for name, _ in network.named_buffers() if name.startswith(modules)}
+    return buffers | {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+
+
+def _without(base: Base, names: Mapping[str, str]) -> Base:
+    return replace(base, tensors={m: t for m, t in base.tensors.items() if m not in names})

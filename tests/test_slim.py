@@ -1,0 +1,322 @@
+"""Slim checkpoints: what is left out, how it comes back, through every way nnU-Net handles checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from torch import Tensor, nn
+
+from nnunet_fm.models.build import build_network
+from nnunet_fm.networks.base import FoundationNetwork
+from nnunet_fm.weights import cache, slim
+from nnunet_fm.weights.load import load_checkpoint
+from nnunet_fm.weights.slim import ENTRY, BaseFileError, bases_of, full_state_dict, slim_state_dict
+
+ENTRY_OF_PLAN = {
+    "network_class_name": "nnunet_fm.networks.stunet.STUNet",
+    "arch_kwargs": {"dims": [8, 8, 8, 16, 16, 16], "depth": [1] * 6, "strides": [[1, 1, 1]] + [[2, 2, 2]] * 5},
+}
+FILE = "tiny.model"
+ENCODER = "conv_blocks_context."
+DROP = [r"seg_outputs\."]
+
+
+def build(adapter: str = "freeze", channels: int = 1, seed: int = 0) -> FoundationNetwork:
+    torch.manual_seed(seed)
+    return build_network(ENTRY_OF_PLAN, channels, 3, adapter=adapter)
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An official file in a weights folder of its own."""
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "weights"))
+    (tmp_path / "weights").mkdir()
+    torch.save({"state_dict": build("full", seed=1).state_dict(), "epoch": 3}, tmp_path / "weights" / FILE)
+    return tmp_path / "weights" / FILE
+
+
+def pretrained(base: Path, adapter: str = "freeze", channels: int = 1) -> FoundationNetwork:
+    network = build(adapter, channels)
+    load_checkpoint(network, base, containers=["state_dict"], drop=DROP, files=[FILE, "other.model"], page="a page")
+    return network
+
+
+def trained(network: nn.Module, seed: int = 5) -> dict[str, Tensor]:
+    """Move every trained parameter; returns a copy of the full state dict."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def through_file(content: Any, path: Path) -> Any:
+    torch.save(content, path)
+    return torch.load(path, weights_only=True)
+
+
+def left_out(state_dict: dict[str, Tensor]) -> set[str]:
+    return {name for entry in bases_of(state_dict) for name in entry.tensors}
+
+
+def same(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
+
+
+# What is left out
+
+
+def test_only_what_is_frozen_and_the_files_is_left_out(base: Path, tmp_path: Path) -> None:
+    network = pretrained(base)
+    expected = trained(network)
+    content = slim_state_dict(network)
+    assert left_out(content) == {n for n in expected if n.startswith(ENCODER)}
+    assert content.keys() == {*expected, ENTRY}
+    assert all(t.shape == expected[n].shape and t.dtype == expected[n].dtype for n, t in content.items() if n != ENTRY)
+    torch.save(expected, tmp_path / "full.pth")
+    loaded = through_file(content, tmp_path / "slim.pth")
+    trained_share = sum(t.numel() for n, t in expected.items() if not n.startswith(ENCODER)) * 4
+    assert trained_share < (tmp_path / "slim.pth").stat().st_size < trained_share + 200_000
+    other = build(seed=9)
+    other.load_state_dict(loaded)
+    assert same(other.state_dict(), expected)
+
+
+def test_adapted_tensors_are_written(base: Path) -> None:
+    """Three input channels: the first convolutions are not those of the file."""
+    network = pretrained(base, channels=3)
+    content = slim_state_dict(network)
+    stem = {f"{ENCODER}0.0.{conv}.weight" for conv in ("conv1", "conv3")}
+    assert left_out(content) == {n for n in network.state_dict() if n.startswith(ENCODER)} - stem
+
+
+def test_a_frozen_tensor_that_changed_is_written(base: Path) -> None:
+    network = pretrained(base)
+    changed = f"{ENCODER}3.0.conv1.weight"
+    with torch.no_grad():
+        network.get_parameter(changed)[0, 0, 0, 0, 0] += 1e-3
+    content = slim_state_dict(network)
+    assert changed not in left_out(content) and f"{ENCODER}3.0.conv2.weight" in left_out(content)
+    assert torch.equal(content[changed], network.state_dict()[changed])
+
+
+def test_negative_zero_is_no_zero(base: Path) -> None:
+    """Equal numbers of other bytes are other tensors."""
+    network = pretrained(base)
+    official = torch.load(base)
+    name = f"{ENCODER}0.0.norm1.bias"
+    assert not official["state_dict"][name].any()
+    with torch.no_grad():
+        network.get_parameter(name).mul_(-1)
+    assert name not in left_out(slim_state_dict(network))
+
+
+@pytest.mark.parametrize("adapter", ["full", "scratch"])
+def test_full_checkpoints_stay_full(base: Path, adapter: str) -> None:
+    network = pretrained(base, "full") if adapter == "full" else build("freeze")
+    content = slim_state_dict(network)
+    assert not bases_of(content) and same(content, network.state_dict())
+
+
+def test_a_file_of_another_precision_is_not_left_out(base: Path) -> None:
+    content = torch.load(base)
+    torch.save({"state_dict": {n: t.half() for n, t in content["state_dict"].items()}}, base)
+    assert not bases_of(slim_state_dict(pretrained(base)))
+
+
+def test_lora_leaves_out_the_layers_that_it_wraps(base: Path) -> None:
+    network = pretrained(base, "lora")
+    expected = trained(network)
+    content = slim_state_dict(network)
+    names = left_out(content)
+    assert any(".base_layer." in n for n in names) and not any(".lora_" in n for n in names)
+    other = build("lora", seed=9)
+    other.load_state_dict(content)
+    assert same(other.state_dict(), expected)
+
+
+def test_buffers_of_frozen_modules_are_left_out(base: Path) -> None:
+    class WithBuffers(nn.Module):
+        frozen = ("norm",)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3).requires_grad_(False)
+            self.free = nn.BatchNorm2d(3)
+            self.register_buffer("step", torch.tensor(2.0, dtype=torch.bfloat16))
+
+    torch.save(WithBuffers().state_dict(), base)
+    network = WithBuffers()
+    slim.register(network)
+    load_checkpoint(network, base)
+    expected = {n: t.clone() for n, t in network.state_dict().items()}
+    content = slim_state_dict(network)
+    assert left_out(content) == {n for n in expected if n.startswith("norm.")}  # an integer of no dimensions among them
+    network.norm.reset_running_stats()
+    network.norm.num_batches_tracked.fill_(7)
+    network.load_state_dict(content)
+    assert same(network.state_dict(), expected)
+
+
+# How it comes back
+
+
+def test_folds_are_swapped_without_reading_again(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = pretrained(base)
+    first, folds, full = slim._read.cache_info().misses, [], []
+    for seed in (1, 2, 3):
+        full.append(trained(network, seed))
+        folds.append(through_file(slim_state_dict(network), tmp_path / "fold.pth"))
+    assert slim._read.cache_info().misses == first + 1
+    monkeypatch.setattr(slim, "read_state_dict", lambda *a: pytest.fail("read again"))
+    monkeypatch.setattr(cache, "_digest", lambda *a: pytest.fail("hashed again"))
+    predictor = build(seed=9)
+    for fold, expected in (*zip(folds, full, strict=True), (folds[0], full[0])):
+        predictor.load_state_dict(fold)
+        assert same(predictor.state_dict(), expected)
+
+
+def test_a_continued_training_stays_slim(base: Path) -> None:
+    first = pretrained(base)
+    second = build(seed=9)
+    second.load_state_dict(slim_state_dict(first))
+    expected = trained(second)
+    content = slim_state_dict(second)
+    assert left_out(content) == left_out(slim_state_dict(first))
+    third = build(seed=8)
+    third.load_state_dict(content)
+    assert same(third.state_dict(), expected)
+
+
+def test_full_weights_in_a_network_that_knew_the_file(base: Path) -> None:
+    """Whatever is loaded later, only what is the file's is left out."""
+    network = pretrained(base)
+    network.load_state_dict(build(seed=4).state_dict())
+    constant = ("bias", "norm1.weight", "norm2.weight")  # the same in every fresh network
+    assert all(name.endswith(constant) for name in left_out(slim_state_dict(network)))
+
+
+@pytest.mark.parametrize("wrapper", ["compile", "parallel", "container"])
+def test_wrappers(base: Path, wrapper: str) -> None:
+    network = pretrained(base)
+    expected = trained(network)
+    content = slim_state_dict(network)
+    other = build(seed=9)
+    if wrapper == "compile":
+        wrapped, prefix = torch.compile(other), "_orig_mod."
+    elif wrapper == "parallel":
+        wrapped, prefix = nn.DataParallel(other), "module."
+    else:
+        wrapped, prefix = nn.ModuleDict({"student": other}), "student."
+    wrapped.load_state_dict({f"{prefix}{n}": t for n, t in content.items()})
+    assert same(other.state_dict(), expected)
+
+
+def test_networks_are_copied_and_pickled(base: Path) -> None:
+    network = pretrained(base)
+    content, expected = slim_state_dict(network), network.state_dict()
+    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert left_out(slim_state_dict(other)) == left_out(content)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.zero_()
+        other.load_state_dict(content)
+        assert same(other.state_dict(), expected)
+
+
+def test_the_meta_device_is_refused_not_left_empty(base: Path) -> None:
+    network = pretrained(base)
+    content = slim_state_dict(network)
+    with torch.device("meta"):
+        empty = build()
+    with pytest.raises(RuntimeError, match="meta device"):
+        empty.load_state_dict(content)
+    with pytest.raises(ValueError, match="meta device"):
+        slim_state_dict(empty)
+    empty.load_state_dict(content, assign=True)
+    assert same(empty.state_dict(), network.state_dict())
+
+
+def test_another_kind_of_network_refuses_a_slim_checkpoint(base: Path) -> None:
+    """A network without the hook must not take the stand-ins for weights."""
+    from nnunet_fm.networks.stunet import STUNet
+
+    foreign = STUNet(1, 3, **ENTRY_OF_PLAN["arch_kwargs"])  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match=ENTRY):
+        foreign.load_state_dict(slim_state_dict(pretrained(base)))
+
+
+@pytest.mark.parametrize("source", ["slim", "full"])
+@pytest.mark.parametrize("target", ["freeze", "full"])
+def test_stock_pretrained_weights(base: Path, tmp_path: Path, source: str, target: str) -> None:
+    """nnU-Net checks names and shapes against the network's own before it loads."""
+    network = pretrained(base)
+    expected = trained(network)
+    content = slim_state_dict(network) if source == "slim" else expected
+    torch.save({"network_weights": content}, tmp_path / "checkpoint_final.pth")
+    other = pretrained(base, target) if target == "freeze" else build("full")
+    load_pretrained_weights(other, str(tmp_path / "checkpoint_final.pth"))
+    assert same(other.state_dict(), expected)
+
+
+# What goes wrong
+
+
+def test_a_missing_base_says_what_to_do(base: Path) -> None:
+    content = slim_state_dict(pretrained(base))
+    base.unlink()
+    with pytest.raises(BaseFileError) as error:
+        build().load_state_dict(content)
+    for part in (FILE, str(base.parent), "a page", "nnunet-fm weights bundle FOLDER"):
+        assert part in str(error.value)
+
+
+def test_another_base_names_both_hashes(base: Path) -> None:
+    content = slim_state_dict(pretrained(base))
+    before = cache.sha256(base)
+    torch.save({"state_dict": build("full", seed=7).state_dict()}, base)
+    with pytest.raises(BaseFileError) as error:
+        build().load_state_dict(content)
+    assert before in str(error.value) and cache.sha256(base) in str(error.value)
+
+
+def test_the_base_is_found_under_its_other_name(base: Path) -> None:
+    network = pretrained(base)
+    content = slim_state_dict(network)
+    base.rename(base.with_name("other.model"))
+    other = build(seed=9)
+    other.load_state_dict(content)
+    assert same(other.state_dict(), network.state_dict())
+
+
+def test_tensors_are_verified_beside_the_file(base: Path) -> None:
+    content = slim_state_dict(pretrained(base))
+    (entry,) = bases_of(content)
+    names = dict(entry.tensors)
+    first, second = (f"{ENCODER}1.0.conv{i}.weight" for i in (1, 2))
+    names[first], names[second] = names[second], names[first]
+    with pytest.raises(BaseFileError, match="not those left out"):
+        slim._tensors(slim.replace(entry, tensors=names))
+
+
+def test_a_checkpoint_is_full_when_the_base_is_gone(base: Path) -> None:
+    network = pretrained(base)
+    base.unlink()
+    with pytest.warns(UserWarning, match=FILE):
+        content = slim_state_dict(network)
+    assert same(content, network.state_dict())
+
+
+def test_full_state_dict_needs_no_network(base: Path, tmp_path: Path) -> None:
+    network = pretrained(base)
+    expected = trained(network)
+    content = through_file(slim_state_dict(network), tmp_path / "slim.pth")
+    assert same(full_state_dict(content), expected)
+    assert same(full_state_dict(expected), expected)
