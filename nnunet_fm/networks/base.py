@@ -102,7 +102,7 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
         return self
 
     @property
-    def decoder(self) -> FoundationNetwork:
+    def decoder(self) -> nn.Module:
         """The module whose ``deep_supervision`` flag stock nnU-Net sets: this one."""
         return self
 

@@ -299,14 +299,21 @@ def _converted(target: nn.Module, official: dict[str, Tensor], match: _Match, fi
     for name, tensor in converted.items():
         source = by_identity.get(id(tensor))
         if source is None:
-            before = f"from {list(official[name].shape)}" if name in official else "by the network"
+            source = _origin(name, official)
+            before = f"from {list(official[source].shape)}" if source in official else "by the network"
             match.section.adapted[name] = f"converted {before} to {list(tensor.shape)}"
-            used.add(name)
-        else:
-            used.add(source)
+        used.add(source)
     for name in official.keys() - used:
         match.section.dropped[name] = "merged into other tensors, or left out, by the network"
     return converted
+
+
+def _origin(name: str, official: Mapping[str, Tensor]) -> str:
+    """The official name of a converted tensor: its own, or, where the file holds an inner part, what that calls it."""
+    inner = name
+    while inner not in official and "." in inner:
+        inner = inner.partition(".")[2]
+    return inner if inner in official else name
 
 
 def _some(names: Sequence[str]) -> str:

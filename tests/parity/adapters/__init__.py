@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from parity.adapters import dinov2, heads, stunet, unet
+from parity.adapters import dinov2, heads, spadnet, stunet, unet
 from parity.cases import Case, NotSupportedError
 from torch import Tensor
 
@@ -13,6 +13,7 @@ Builder = Callable[[Case], dict[str, Tensor]]
 
 BUILDERS: dict[str, Builder] = {
     r"(?i)stunet": stunet.outputs,
+    r"(?i)^pumit": spadnet.outputs,
     r"dinov2\.models\.vision_transformer\.vit_\w+$": dinov2.outputs,
     r"^decoders\.ConvHeadLinear$": heads.linear,
     r"^benchmarks\.UNet\.unet\.UNet$": unet.outputs,
