@@ -176,7 +176,7 @@ def test_folds_are_swapped_without_reading_again(base: Path, tmp_path: Path, mon
         folds.append(through_file(slim_state_dict(network), tmp_path / "fold.pth"))
     assert slim._read.cache_info().misses == first + 1
     monkeypatch.setattr(slim, "read_state_dict", lambda *a: pytest.fail("read again"))
-    monkeypatch.setattr(cache, "_digest", lambda *a: pytest.fail("hashed again"))
+    monkeypatch.setattr(cache, "compute_sha256", lambda *a: pytest.fail("hashed again"))
     predictor = build(seed=9)
     for fold, expected in (*zip(folds, full, strict=True), (folds[0], full[0])):
         predictor.load_state_dict(fold)

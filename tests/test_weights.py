@@ -111,7 +111,7 @@ def test_hash_is_computed_once_per_content(folder: Path, monkeypatch: pytest.Mon
     file.write_bytes(b"one")
     assert sha256(file) == hashlib.sha256(b"one").hexdigest()
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_digest", lambda path: pytest.fail("hashed again"))
+        patch.setattr(cache, "compute_sha256", lambda path: pytest.fail("hashed again"))
         assert sha256(file) == hashlib.sha256(b"one").hexdigest()
     file.write_bytes(b"two!")
     assert sha256(file) == hashlib.sha256(b"two!").hexdigest()

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from nnunet_fm.cli import demo, doctor, plan
+from nnunet_fm.cli import demo, doctor, plan, weights
 from nnunet_fm.cli import list as listing
 from nnunet_fm.cli.variadic import VariadicCommand
 
@@ -26,6 +26,7 @@ app.command("list", epilog=listing.EPILOG)(listing.list_)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 app.command("plan", epilog=plan.EPILOG, cls=VariadicCommand)(plan.plan)
 app.command("demo", epilog=demo.EPILOG)(demo.demo)
+app.add_typer(weights.app, name="weights")
 
 
 @app.callback()

@@ -62,27 +62,27 @@ def locate(checkpoint: str, file_names: Sequence[str], *, page: str, scratch: st
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file in hexadecimal, remembered in ``.sha256.json`` beside it until size or time change."""
-    status = path.stat()
-    stamp = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    memory = path.with_name(HASH_FILE)
-    known = _read_json(memory)
-    entry = known.get(path.name)
-    if isinstance(entry, dict) and {**stamp, "sha256": entry.get("sha256")} == entry:
-        return str(entry["sha256"])
-    digest = _digest(path)
-    with contextlib.suppress(OSError):  # a folder shared read-only: the hash is computed each time
-        _write_json(memory, {**known, path.name: {**stamp, "sha256": digest}})
+    digest = known_sha256(path)
+    if digest is None:
+        digest = compute_sha256(path)
+        remember_sha256(path, digest)
     return digest
+
+
+def remember_sha256(path: Path, digest: str) -> None:
+    """Remember a hash for `sha256`; a folder that is shared read-only is left as it is."""
+    memory = path.with_name(HASH_FILE)
+    others = {name: entry for name, entry in _read_json(memory).items() if path.with_name(name).exists()}
+    with contextlib.suppress(OSError):
+        _write_json(memory, {**others, path.name: {**_stamp(path), "sha256": digest}})
 
 
 def known_sha256(path: Path) -> str | None:
     """SHA-256 of a file if it is remembered; None if it would have to be computed."""
     entry = _read_json(path.with_name(HASH_FILE)).get(path.name)
-    if not isinstance(entry, dict):
-        return None
-    status = path.stat()
-    fresh = (entry.get("size"), entry.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
-    return str(entry["sha256"]) if fresh and "sha256" in entry else None
+    if isinstance(entry, dict) and {**_stamp(path), "sha256": entry.get("sha256")} == entry:
+        return str(entry["sha256"])
+    return None
 
 
 def pin(path: Path) -> str:
@@ -100,25 +100,30 @@ def pinned(path: Path) -> str | None:
     return str(digest) if digest else None
 
 
-def check_hash(path: Path, expected: Mapping[str, str | None]) -> None:
+def check_hash(path: Path, expected: Mapping[str, str | None], name: str | None = None) -> None:
     """Compare a file's SHA-256 with those expected, and with the pinned one.
 
     Args:
         expected: where a hash comes from, for the message -> hash; None is no expectation.
+        name: name under which the file is pinned, if not its own.
 
     Raises:
         ChangedFileError: for a difference; the message names both hashes.
     """
-    wanted = {**expected, "seen when it was added": pinned(path)}
+    record = path.with_name(PIN_FILE)
+    wanted = {**expected, f"noted in {record} when it was added": pinned(path.with_name(name or path.name))}
     for source, digest in wanted.items():
         if digest is not None and digest != sha256(path):
-            raise ChangedFileError(
-                f"{path} has SHA-256 {sha256(path)}, but the hash {source} is {digest}: put the file of that hash "
-                f"there, or move this one away"
-            )
+            raise ChangedFileError(f"{path} has SHA-256 {sha256(path)}, but the hash {source} is {digest}")
 
 
-def _digest(path: Path) -> str:
+def _stamp(path: Path) -> dict[str, int]:
+    status = path.stat()
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def compute_sha256(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal; nothing is written anywhere."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):

@@ -107,10 +107,11 @@ def load_checkpoint(
     weights folder, and ``page`` is where a person gets it.
     """
     state_dict = read_state_dict(path, containers)
-    match = _matched(network, state_dict, prefix=prefix, drop=drop, new=new, part=part, file=path)
+    digest = sha256(path)
+    match = _matched(network, state_dict, prefix=prefix, drop=drop, new=new, part=part, file=path, digest=digest)
     _copy(match)
     names = tuple(dict.fromkeys((path.name, *files)))
-    remember(network, Base(names, str(match.section.sha256), tuple(containers), page, match.unchanged))
+    remember(network, Base(names, digest, tuple(containers), page, match.unchanged))
     return LoadReport((match.section,))
 
 
@@ -191,10 +192,11 @@ def _matched(
     new: Sequence[str],
     part: str,
     file: Path | None,
+    digest: str | None = None,
 ) -> _Match:
     """Pair every tensor of a file with one of the network, or account for it; raises as `load_official`."""
     target, path = _target(network, part)
-    match = _Match(Section(part, file.name, sha256(file)) if file else Section(part))
+    match = _Match(Section(part, file.name if file else None, digest))
     official = _selected(state_dict, prefix, drop, match.section)
     names = {id(tensor): name for name, tensor in official.values()}
     converted = {name: tensor for name, (_, tensor) in official.items()}

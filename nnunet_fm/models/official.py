@@ -1,0 +1,100 @@
+"""The official files of all cards: by name, and checked against the networks that they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nnunet_fm.models.build import architecture, build_network, legal_patch
+from nnunet_fm.models.card import Checkpoint, ModelCard
+from nnunet_fm.models.names import UnknownNameError
+from nnunet_fm.models.registry import cards, get_card
+from nnunet_fm.networks.base import FoundationNetwork
+from nnunet_fm.weights.files import WeightsFileError, read_state_dict
+from nnunet_fm.weights.load import WeightsMismatchError, check_official
+from nnunet_fm.weights.report import LoadReport
+
+
+@dataclass(frozen=True)
+class Official:
+    """An official file and a model that starts from it."""
+
+    card: ModelCard
+    checkpoint: Checkpoint
+
+
+def officials() -> list[Official]:
+    """Every checkpoint of every card, in the order of the cards; one that serves several models comes once."""
+    found: dict[str, Official] = {}
+    for card in cards().values():
+        for checkpoint in card.checkpoints:
+            found.setdefault(checkpoint.name, Official(card, checkpoint))
+    return list(found.values())
+
+
+def get_official(name: str) -> Official:
+    """A checkpoint by its own name, or the default one of a model.
+
+    Raises:
+        UnknownNameError: for another name, with the nearest legal ones.
+        ValueError: for a model without pre-training.
+    """
+    by_name = {official.checkpoint.name: official for official in officials()}
+    if name in by_name:
+        return by_name[name]
+    try:
+        card = get_card(name)
+    except UnknownNameError:
+        legal = [*by_name, *cards()]
+        raise UnknownNameError(name, legal, "`nnunet-fm weights list` prints all weights.") from None
+    if card.checkpoint is None:
+        raise ValueError(f"'{card.name}' has no official weights: it is trained from scratch")
+    return Official(card, card.checkpoint)
+
+
+def check(official: Official, path: Path) -> LoadReport:
+    """Try a file on its network, without memory or time for either: the load report.
+
+    Raises:
+        WeightsFileError: for a file that cannot be read.
+        WeightsMismatchError: for names or shapes that are not accounted for.
+    """
+    checkpoint = official.checkpoint
+    return check_official(
+        _network(official.card),
+        read_state_dict(path, checkpoint.container),
+        prefix=checkpoint.prefix,
+        drop=checkpoint.drop,
+        new=checkpoint.new,
+        file=path,
+    )
+
+
+def recognise(path: Path, among: Iterable[Official]) -> list[Official]:
+    """The checkpoints that a file can be, by names and shapes of its tensors.
+
+    Raises:
+        WeightsFileError: for a file that cannot be read at all.
+    """
+    fitting = []
+    read_state_dict(path, [key for official in among for key in official.checkpoint.container])
+    for official in among:
+        try:
+            check(official, path)
+        except (WeightsMismatchError, WeightsFileError):
+            continue
+        fitting.append(official)
+    return fitting
+
+
+def _network(card: ModelCard) -> FoundationNetwork:
+    """The card's network in its official geometry, with one input channel, on the meta device."""
+    geometry = card.variants["official"].geometry
+    spacing = geometry.spacing if isinstance(geometry.spacing, list) else [1.0] * card.dim
+    patch, strides = legal_patch(card, geometry.patch, spacing)
+    entry = architecture(card, patch_size=patch, spacing=spacing, strides=strides)
+    with torch.device("meta"):
+        return build_network(entry, 1, min(card.parameters))

@@ -1,0 +1,95 @@
+"""Put a file that a person has downloaded into the weights folder: found, unpacked, copied in one step."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from nnunet_fm.weights.cache import cache_folder, compute_sha256, pin, sha256
+from nnunet_fm.weights.files import WeightsFileError
+
+
+@contextmanager
+def opened(source: Path, names: Collection[str]) -> Iterator[tuple[Path, str]]:
+    """The checkpoint that a path stands for, and the name that it was offered under.
+
+    A folder or an archive must hold exactly one file of the given names, at any depth. A file of an archive is
+    unpacked under a temporary name, which exists as long as the context.
+
+    Raises:
+        FileNotFoundError: if the path does not exist.
+        WeightsFileError: for a folder or archive without, or with several of, these files.
+    """
+    if source.is_dir():
+        files = {str(p.relative_to(source)): p for p in sorted(source.rglob("*")) if p.is_file()}
+        name = _the_one(source, files, names)
+        yield files[name], files[name].name
+    elif _is_archive(source):
+        with zipfile.ZipFile(source) as archive:
+            members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+            name = _the_one(source, members, names)
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            unpacked = cache_folder() / f".unpacked.{os.getpid()}"
+            try:
+                with archive.open(members[name]) as packed, unpacked.open("wb") as file:
+                    shutil.copyfileobj(packed, file, 1 << 20)
+                yield unpacked, PurePosixPath(name).name
+            except zipfile.BadZipFile as error:
+                raise WeightsFileError(f"{source} is damaged ({error}): download it again") from None
+            finally:
+                unpacked.unlink(missing_ok=True)
+    elif source.is_file():
+        yield source, source.name
+    else:
+        raise FileNotFoundError(f"{source} does not exist")
+
+
+def install(source: Path, file_name: str, *, link: bool = False) -> Path:
+    """Copy (or link) a checkpoint into the weights folder under its official name, and pin its hash.
+
+    Raises:
+        FileExistsError: if another file of this name is there.
+    """
+    target = cache_folder() / file_name
+    if target.exists() and not target.samefile(source):
+        theirs = compute_sha256(source)
+        if sha256(target) != theirs:
+            raise FileExistsError(
+                f"{target} is there already, with SHA-256 {sha256(target)} where {source} has {theirs}: "
+                f"move it away first"
+            )
+    elif not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{file_name}.{os.getpid()}")
+        try:
+            if link:
+                partial.symlink_to(source.resolve())
+            else:
+                shutil.copyfile(source, partial)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+    pin(target)
+    return target
+
+
+def _is_archive(path: Path) -> bool:
+    """True for a zip that is no checkpoint of ``torch.save``, which is a zip as well."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return not any(PurePosixPath(name).name == "data.pkl" for name in archive.namelist())
+
+
+def _the_one(source: Path, found: Collection[str], names: Collection[str]) -> str:
+    fitting = [name for name in found if PurePosixPath(name.replace(os.sep, "/")).name in names]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise WeightsFileError(f"{source} holds several weights files, {', '.join(fitting)}: add one of them")
+    listed = ", ".join(sorted(found)[:8]) or "nothing"
+    raise WeightsFileError(f"{source} holds no file of a name that a model card knows; it holds {listed}")

@@ -1,0 +1,68 @@
+"""Rewrite slim checkpoints of a trained folder as full ones, which need no other file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunet_fm.weights.slim import bases_of, full_state_dict
+
+WEIGHTS = "network_weights"
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """One checkpoint, and the official files whose tensors were put into it; none if it was full already."""
+
+    path: Path
+    bases: tuple[str, ...]
+    bytes_before: int
+    bytes_after: int
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """nnU-Net's checkpoints in a fold's folder, or in the folder of a trainer with its folds.
+
+    Raises:
+        FileNotFoundError: if there are none.
+    """
+    found = sorted([*folder.glob("checkpoint_*.pth"), *folder.glob("fold_*/checkpoint_*.pth")])
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} has no checkpoint_*.pth: give the folder of a fold, or that of a trainer with its fold_* folders"
+        )
+    return found
+
+
+def bundle(folder: Path) -> Iterator[Bundled]:
+    """Rewrite one checkpoint after the other, each in one step; full ones are left alone.
+
+    Like nnU-Net's own commands it unpickles the checkpoints of a trained folder: run it on folders you trust.
+
+    Raises:
+        FileNotFoundError: for a folder without checkpoints, or a base that is not in the weights folder.
+    """
+    for path in checkpoints_of(folder):
+        before = path.stat().st_size
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+        bases = bases_of(content[WEIGHTS])
+        if bases:
+            weights = full_state_dict(content[WEIGHTS])
+            partial = path.with_name(f"{path.name}.partial")
+            with partial.open("wb") as handle:
+                torch.save({**content, WEIGHTS: {name: _alone(t) for name, t in weights.items()}}, handle)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(partial, path)
+        yield Bundled(path, tuple(base.files[0] for base in bases), before, path.stat().st_size)
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The tensor in a storage of its own size: ``torch.save`` writes whole storages."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() else tensor.clone()

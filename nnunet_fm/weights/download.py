@@ -1,0 +1,199 @@
+"""Download a file in one piece or several: resumed where it stopped, checked, and put in place in one step."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from email.message import Message
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote, urlsplit
+
+from filelock import FileLock, Timeout
+
+from nnunet_fm import __version__
+from nnunet_fm.weights.cache import ChangedFileError, check_hash, pin, remember_sha256, sha256
+
+HUB_SCHEME = "hf://"
+HUB_VARIABLE = "HF_ENDPOINT"
+HUB = "https://huggingface.co"
+LOCAL = ("localhost", "127.0.0.1", "::1")
+CHUNK = 1 << 20
+TIMEOUT = 60
+"""Seconds without an answer after which a connection is given up."""
+
+Progress = Callable[[int, int | None], None]
+"""Called with bytes at hand and bytes in all, None if the server does not say."""
+
+
+class DownloadError(RuntimeError):
+    """A download that failed; the message says what was tried, what happened and what to do."""
+
+
+def resolve(url: str) -> str:
+    """The address to ask: of a hub file (``hf://owner/repository/path``) at the hub, else the URL itself.
+
+    Raises:
+        DownloadError: for anything but HTTPS, or HTTP on this machine.
+    """
+    if url.startswith(HUB_SCHEME):
+        parts = url.removeprefix(HUB_SCHEME).split("/", 2)
+        if len(parts) != 3 or not all(parts):
+            raise DownloadError(f"{url} is not of the form hf://owner/repository/file")
+        owner, repository, path = parts
+        url = f"{os.environ.get(HUB_VARIABLE, HUB).rstrip('/')}/{owner}/{repository}/resolve/main/{quote(path)}"
+    split = urlsplit(url)
+    if split.scheme != "https" and not (split.scheme == "http" and split.hostname in LOCAL):
+        raise DownloadError(f"{url} is refused: weights are downloaded by HTTPS only")
+    return url
+
+
+def download(
+    url: str,
+    target: Path,
+    *,
+    size: int | None = None,
+    expected: Mapping[str, str | None] | None = None,
+    check: Callable[[Path], object] = lambda path: None,
+    progress: Progress = lambda done, total: None,
+) -> str:
+    """Download to ``<target>.part``, check, rename and pin the hash; a later call goes on where one stopped.
+
+    Args:
+        url: ``https://…`` or ``hf://owner/repository/file``.
+        target: path of the finished file; its folder is created.
+        size: bytes that the file must have, if known.
+        expected: hashes that the file must have, as for `check_hash`; a hash pinned earlier is added.
+        check: called with the complete file, raises for one that is no good.
+        progress: told about every piece.
+
+    Returns:
+        SHA-256 of the file.
+
+    Raises:
+        DownloadError: if the file cannot be had, or is not the expected one.
+        ValueError: what ``check`` raises; the file is removed then.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.part")
+    try:
+        with FileLock(target.with_name(f".{target.name}.lock"), timeout=0):
+            _fetch(resolve(url), partial, size, progress)
+            try:
+                check_hash(partial, expected or {}, name=target.name)
+                check(partial)
+            except ChangedFileError as error:
+                _discard(partial)
+                raise DownloadError(f"{url} is not the file it should be, and was removed: {error}") from None
+            except ValueError:
+                _discard(partial)
+                raise
+            digest = sha256(partial)
+            os.replace(partial, target)
+            _tag_file(partial).unlink(missing_ok=True)
+            remember_sha256(target, digest)
+            return pin(target)
+    except Timeout:
+        raise DownloadError(f"another process is downloading {target}: wait for it to end") from None
+
+
+def _fetch(url: str, partial: Path, size: int | None, progress: Progress) -> None:
+    """Complete ``partial``, from its end on if the server still has the same file."""
+    have, tag = _at_hand(partial)
+    if have and have == size:
+        return
+    try:
+        with _open(url, have, tag) as answer:
+            total = _total(answer, url, size)
+            have = have if answer.status == http.client.PARTIAL_CONTENT else 0
+            _check_space(partial, have, total)
+            _tag_file(partial).write_text(_validator(answer.headers), encoding="utf-8")
+            with partial.open("ab" if have else "wb") as file:
+                done = _copy(answer, file, have, total, progress)
+    except urllib.error.HTTPError as error:
+        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
+            if error.headers.get("Content-Range", "").endswith(f"/{have}"):
+                return  # nothing is left to fetch
+            _discard(partial)
+            return _fetch(url, partial, size, progress)
+        raise DownloadError(f"{url} answered {error.code} ({error.reason})") from None
+    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        kept = f"; {partial} is kept, the same command goes on from there" if partial.exists() else ""
+        raise DownloadError(f"{url} cannot be read ({getattr(error, 'reason', error)}){kept}") from None
+    if total is not None and done < total:
+        raise DownloadError(
+            f"the connection to {url} ended after {done:,} of {total:,} bytes; {partial} is kept, the same command "
+            f"goes on from there"
+        )
+
+
+def _open(url: str, have: int, tag: str) -> Any:
+    headers = {"User-Agent": f"nnunet-fm/{__version__}", "Accept-Encoding": "identity"}
+    if have:
+        headers |= {"Range": f"bytes={have}-", "If-Range": tag}
+    return urllib.request.build_opener(_Redirects).open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects as far as `resolve` allows."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+    ) -> urllib.request.Request | None:
+        return super().redirect_request(req, fp, code, msg, headers, resolve(newurl))  # type: ignore[arg-type]
+
+
+def _total(answer: Any, url: str, size: int | None) -> int | None:
+    """Bytes of the whole file, as the server says."""
+    if answer.headers.get_content_type() == "text/html":
+        raise DownloadError(f"{url} answered with a web page instead of a file: download it by hand")
+    length = answer.headers.get("Content-Length")
+    if answer.status == http.client.PARTIAL_CONTENT:
+        length = answer.headers.get("Content-Range", "").rpartition("/")[2]
+    total = int(length) if length and length.isdigit() else None
+    if size is not None and total is not None and total != size:
+        raise DownloadError(f"{url} has {total:,} bytes where {size:,} are expected: it is another file")
+    return total
+
+
+def _check_space(partial: Path, have: int, total: int | None) -> None:
+    free = shutil.disk_usage(partial.parent).free
+    if total is not None and total - have > free:
+        raise DownloadError(f"{partial.parent} has {free:,} bytes left, the download needs {total - have:,}")
+
+
+def _copy(answer: Any, file: IO[bytes], done: int, total: int | None, progress: Progress) -> int:
+    progress(done, total)
+    while chunk := answer.read(CHUNK):
+        file.write(chunk)
+        done += len(chunk)
+        progress(done, total)
+    return done
+
+
+def _at_hand(partial: Path) -> tuple[int, str]:
+    """Bytes of an unfinished download, and the mark of the version that they belong to; none without a mark."""
+    try:
+        tag = _tag_file(partial).read_text(encoding="utf-8")
+        return (partial.stat().st_size, tag) if tag else (0, "")
+    except OSError:
+        return 0, ""
+
+
+def _validator(headers: Message) -> str:
+    """What identifies this version of the file; nothing if the server gives no exact mark."""
+    tag = headers.get("ETag", "")
+    return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
+
+
+def _tag_file(partial: Path) -> Path:
+    return partial.with_name(f"{partial.name}.version")
+
+
+def _discard(partial: Path) -> None:
+    partial.unlink(missing_ok=True)
+    _tag_file(partial).unlink(missing_ok=True)

@@ -1,0 +1,593 @@
+"""``nnunet-fm weights``: downloads that stop and go on, files added by hand, hashes that are kept, full copies."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import os
+import re
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from nnunet_fm.cli.app import main
+from nnunet_fm.models import official
+from nnunet_fm.models.build import build_network
+from nnunet_fm.models.card import Checkpoint, ModelCard
+from nnunet_fm.models.registry import cards
+from nnunet_fm.weights import cache, download
+from nnunet_fm.weights.cache import PIN_FILE, pinned
+from nnunet_fm.weights.load import load_checkpoint
+from nnunet_fm.weights.slim import bases_of, slim_state_dict
+
+Command = Callable[..., tuple[int, str, str]]
+DIMS = {"tiny": [8, 8, 8, 8, 8, 8], "tiny_wide": [8, 8, 8, 8, 8, 16]}
+
+
+def entry(name: str) -> dict[str, Any]:
+    arguments = {"dims": DIMS[name], "depth": [1] * 6, "strides": [[1, 1, 1]] + [[2, 2, 2]] * 5}
+    return {"network_class_name": "nnunet_fm.networks.stunet.STUNet", "arch_kwargs": arguments}
+
+
+def weights(name: str = "tiny", seed: int = 0, classes: int = 7) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return dict(build_network(entry(name), 1, classes).state_dict())
+
+
+def save(path: Path, name: str = "tiny", seed: int = 0, **more: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": weights(name, seed), **more}, path)
+    return path
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# Two small models, and a server that has their files
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves bytes by path, with ranges, and misbehaves on request."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.redirects: dict[str, str] = {}
+        self.html: set[str] = set()
+        self.cut: dict[str, int] = {}
+        """Path -> bytes after which the connection is closed, once."""
+        self.tags = True
+        self.requests: list[tuple[str, str | None]] = []
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{path}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        path = self.path.lstrip("/")
+        wanted = self.headers.get("Range")
+        self.server.requests.append((path, wanted))
+        if path in self.server.redirects:
+            self.send_response(302)
+            self.send_header("Location", self.server.redirects[path])
+            self.end_headers()
+            return
+        if path not in self.server.files:
+            self.send_error(404)
+            return
+        content = self.server.files[path]
+        tag = f'"{hashlib.md5(content).hexdigest()}"'
+        start = 0
+        if wanted and self.headers.get("If-Range") == tag:
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        if start and start >= len(content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(content)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("Content-Type", "text/html" if path in self.server.html else "application/octet-stream")
+        if self.server.tags:
+            self.send_header("ETag", tag)
+        self.end_headers()
+        end = self.server.cut.pop(path, len(content))
+        self.wfile.write(content[start:end])
+        self.close_connection = True
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+    yield running
+    running.shutdown()
+    running.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The weights folder, which does not exist yet."""
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "weights"))
+    return tmp_path / "weights"
+
+
+@pytest.fixture
+def models(folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, Checkpoint]:
+    """Cards of two small models instead of the real ones; the first file can be downloaded, the others cannot."""
+    page = "https://example.org/weights"
+    shared = {"page": page, "licence": "CC0", "drop": [r"^seg_outputs\."]}
+    files = {
+        "tiny": [
+            Checkpoint(name="tiny_ct", files=["tiny.model", "small.model"], url=server.url("tiny.model"), **shared),
+            Checkpoint(name="tiny_mr", files=["tiny_mr.model"], **shared),
+        ],
+        "tiny_wide": [Checkpoint(name="wide_ct", files=["wide.model"], **shared)],
+    }
+    made: dict[str, ModelCard] = {}
+    for name, checkpoints in files.items():
+        real = cards()["stunet_s"]
+        network = real.network.model_copy(update={"arguments": {"dims": DIMS[name], "depth": [1] * 6}})
+        made[name] = real.model_copy(update={"name": name, "network": network, "checkpoints": checkpoints})
+    made["scratch"] = cards()["vanilla_unet3d"].model_copy(update={"name": "scratch"})
+    monkeypatch.setattr(official, "cards", lambda: made)
+    real_card = official.get_card
+    monkeypatch.setattr(official, "get_card", lambda name: made.get(name) or real_card(name))
+    return {c.name: c for card in made.values() for c in card.checkpoints}
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `nnunet-fm weights` in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nnunet-fm", "weights", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+def serve(server: Server, path: Path, at: str = "tiny.model") -> bytes:
+    server.files[at] = path.read_bytes()
+    return server.files[at]
+
+
+def reason(err: str) -> str:
+    """The one line that says why a command failed."""
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("nnunet-fm: ") and "Traceback" not in err
+    return last
+
+
+# pull
+
+
+def test_pull_puts_the_file_in_place(
+    command: Command, models: dict[str, Checkpoint], server: Server, folder: Path, tmp_path: Path
+) -> None:
+    content = serve(server, save(tmp_path / "a"))
+    code, out, err = command("pull", "tiny")
+    assert code == 0, err
+    assert (folder / "tiny.model").read_bytes() == content
+    assert pinned(folder / "tiny.model") == hashlib.sha256(content).hexdigest()
+    assert not list(folder.glob("*.part*")) and str(folder / "tiny.model") in out
+    assert command("pull", "tiny_ct")[1] == f"tiny_ct: at hand, {folder / 'tiny.model'}\n"
+    assert server.requests == [("tiny.model", None)]
+
+
+def test_pull_goes_on_where_it_stopped(
+    command: Command, models: dict[str, Checkpoint], server: Server, folder: Path, tmp_path: Path
+) -> None:
+    content = serve(server, save(tmp_path / "a"))
+    server.cut["tiny.model"] = 5000
+    code, _, err = command("pull", "tiny")
+    assert code == 1 and "the same command goes on from there" in reason(err)
+    assert not (folder / "tiny.model").exists() and (folder / "tiny.model.part").stat().st_size == 5000
+    code, _, err = command("pull", "tiny")
+    assert code == 0, err
+    assert server.requests[-1] == ("tiny.model", "bytes=5000-")
+    assert (folder / "tiny.model").read_bytes() == content
+
+
+@pytest.mark.parametrize("changed", ["file", "no tags"])
+def test_pull_starts_anew_when_it_cannot_be_sure(
+    command: Command, models: dict[str, Checkpoint], server: Server, folder: Path, tmp_path: Path, changed: str
+) -> None:
+    """Halves of two files make no file."""
+    serve(server, save(tmp_path / "a"))
+    server.cut["tiny.model"] = 5000
+    server.tags = changed == "file"
+    assert command("pull", "tiny")[0] == 1
+    content = serve(server, save(tmp_path / "b", seed=1))
+    code, _, err = command("pull", "tiny")
+    assert code == 0, err
+    assert (folder / "tiny.model").read_bytes() == content
+
+
+def test_a_finished_download_that_was_not_renamed(
+    command: Command, models: dict[str, Checkpoint], server: Server, folder: Path, tmp_path: Path
+) -> None:
+    content = serve(server, save(tmp_path / "a"))
+    folder.mkdir()
+    (folder / "tiny.model.part").write_bytes(content)
+    (folder / "tiny.model.part.version").write_text(f'"{hashlib.md5(content).hexdigest()}"')
+    code, _, err = command("pull", "tiny")
+    assert code == 0, err
+    assert (folder / "tiny.model").read_bytes() == content
+
+
+@pytest.mark.parametrize("what", ["hash", "size"])
+def test_another_file_than_published(
+    command: Command, models: dict[str, Checkpoint], server: Server, folder: Path, tmp_path: Path, what: str
+) -> None:
+    content = serve(server, save(tmp_path / "a"))
+    found = hashlib.sha256(content).hexdigest()
+    if what == "hash":
+        models["tiny_ct"].sha256 = "0" * 64
+    else:
+        models["tiny_ct"].bytes = len(content) + 1
+    code, _, err = command("pull", "tiny")
+    expected = ("0" * 64, found) if what == "hash" else (f"{len(content):,}", f"{len(content) + 1:,}")
+    assert code == 1 and all(part in reason(err) for part in expected)
+    assert not list(folder.glob("tiny.model*")) and not pinned(folder / "tiny.model")
+
+
+def test_the_right_hash_and_size(
+    command: Command, models: dict[str, Checkpoint], server: Server, folder: Path, tmp_path: Path
+) -> None:
+    content = serve(server, save(tmp_path / "a"))
+    models["tiny_ct"].sha256 = hashlib.sha256(content).hexdigest()
+    models["tiny_ct"].bytes = len(content)
+    assert command("pull", "tiny")[0] == 0
+    row = json.loads(command("list", "--json")[1])[0]
+    assert (row["at hand"], row["hash"], row["bytes"]) == ("yes", "as published", len(content))
+
+
+@pytest.mark.parametrize("kind", ["no checkpoint", "other model", "cut"])
+def test_a_file_that_does_not_load_is_removed(
+    command: Command, models: dict[str, Checkpoint], server: Server, folder: Path, tmp_path: Path, kind: str
+) -> None:
+    """Without a published hash, names and shapes are the check."""
+    content = serve(server, save(tmp_path / "a", "tiny_wide"))
+    if kind != "other model":
+        server.files["tiny.model"] = b"\x00" * 9000 if kind == "no checkpoint" else content[:-4000]
+    code, _, err = command("pull", "tiny")
+    expected = {"no checkpoint": "no PyTorch checkpoint", "other model": "other shape", "cut": "download it again"}
+    assert code == 1 and expected[kind] in reason(err)
+    assert not list(folder.glob("tiny.model*"))
+
+
+def test_a_web_page_instead_of_a_file(
+    command: Command, models: dict[str, Checkpoint], server: Server, folder: Path
+) -> None:
+    server.files["login"] = b"<html>Sign in</html>"
+    server.html.add("login")
+    server.redirects["tiny.model"] = server.url("login")
+    code, _, err = command("pull", "tiny")
+    assert code == 1 and "web page" in reason(err) and "https://example.org/weights" in reason(err)
+    assert not list(folder.glob("tiny.model*"))
+
+
+def test_not_found_and_not_there(
+    command: Command, models: dict[str, Checkpoint], server: Server, tmp_path: Path
+) -> None:
+    code, _, err = command("pull", "tiny")
+    assert code == 1 and "404" in reason(err) and "nnunet-fm weights add" in reason(err)
+    models["tiny_ct"].url = "http://127.0.0.1:9/tiny.model"
+    code, _, err = command("pull", "tiny")
+    assert code == 1 and "cannot be read" in reason(err) and "https://example.org/weights" in reason(err)
+
+
+@pytest.mark.parametrize("address", ["http://example.org/a", "ftp://example.org/a", "file:///etc/passwd", "hf://a/b"])
+def test_only_https(command: Command, models: dict[str, Checkpoint], server: Server, address: str) -> None:
+    models["tiny_ct"].url = address
+    code, _, err = command("pull", "tiny")
+    assert code == 1 and address in reason(err)
+    if not address.startswith("hf"):
+        models["tiny_ct"].url = server.url("tiny.model")
+        server.redirects["tiny.model"] = address
+        code, _, err = command("pull", "tiny")
+        assert code == 1 and re.search("HTTPS only|not allowed", reason(err))
+
+
+def test_hub_files_come_from_the_hubs_endpoint(
+    command: Command,
+    models: dict[str, Checkpoint],
+    server: Server,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert download.resolve("hf://o/r/a b/c.pth") == "https://huggingface.co/o/r/resolve/main/a%20b/c.pth"
+    monkeypatch.setenv("HF_ENDPOINT", server.url(""))
+    content = serve(server, save(tmp_path / "a"), "store/1")
+    server.redirects["owner/repository/resolve/main/deep/tiny.pth"] = "/store/1"
+    models["tiny_ct"].url = "hf://owner/repository/deep/tiny.pth"
+    server.cut["store/1"] = 4000
+    assert command("pull", "tiny")[0] == 1
+    assert command("pull", "tiny")[0] == 0
+    assert server.requests[-1] == ("store/1", "bytes=4000-")
+    assert (folder / "tiny.model").read_bytes() == content
+
+
+def test_two_pulls_at_once(command: Command, models: dict[str, Checkpoint], server: Server, folder: Path) -> None:
+    folder.mkdir()
+    with FileLock(folder / ".tiny.model.lock"):
+        code, _, err = command("pull", "tiny")
+    assert code == 1 and "another process" in reason(err)
+
+
+def test_no_space_left(
+    command: Command,
+    models: dict[str, Checkpoint],
+    server: Server,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = serve(server, save(tmp_path / "a"))
+
+    class Usage:
+        free = 1000
+
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: Usage)
+    code, _, err = command("pull", "tiny")
+    assert code == 1 and "1,000 bytes left" in reason(err) and f"{len(content):,}" in reason(err)
+
+
+def test_files_on_drives(command: Command, models: dict[str, Checkpoint], folder: Path) -> None:
+    code, _, err = command("pull", "wide_ct")
+    assert code == 1
+    for part in ("wide.model", "https://example.org/weights", str(folder), "nnunet-fm weights add FILE --as wide_ct"):
+        assert part in reason(err)
+
+
+def test_one_fault_does_not_stop_the_others(
+    command: Command, models: dict[str, Checkpoint], server: Server, folder: Path, tmp_path: Path
+) -> None:
+    serve(server, save(tmp_path / "a"))
+    code, out, err = command("pull", "wide_ct", "tiny", "--json")
+    rows = json.loads(out)
+    assert code == 1 and [r["status"] for r in rows] == ["failed", "pulled"] and "wide_ct" in reason(err)
+
+
+@pytest.mark.parametrize(("name", "message"), [("tny", "tiny"), ("scratch", "from scratch")])
+def test_names_that_have_no_weights(command: Command, models: dict[str, Checkpoint], name: str, message: str) -> None:
+    code, _, err = command("pull", name)
+    assert code == 1 and message in reason(err)
+
+
+# add
+
+
+def test_add_by_name(command: Command, models: dict[str, Checkpoint], folder: Path, tmp_path: Path) -> None:
+    file = save(tmp_path / "downloads" / "small.model")
+    code, out, err = command("add", file)
+    assert code == 0, err
+    assert "tiny_ct" in out and "matched" in out
+    assert digest(folder / "tiny.model") == digest(file) == pinned(folder / "tiny.model")
+    assert os.listdir(file.parent) == ["small.model"], "nothing is written beside the user's file"
+    assert not (folder / "tiny.model").is_symlink()
+
+
+def test_add_by_names_and_shapes(command: Command, models: dict[str, Checkpoint], folder: Path, tmp_path: Path) -> None:
+    code, out, err = command("add", save(tmp_path / "checkpoint.bin", "tiny_wide"), "--json")
+    assert code == 0, err
+    row = json.loads(out)
+    assert row["name"] == "wide_ct" and row["counts"]["matched"] == 120 and row["counts"]["dropped"] == 10
+    code, _, err = command("add", save(tmp_path / "checkpoint.bin"))
+    assert code == 1 and "tiny_ct, tiny_mr" in reason(err) and "--as" in reason(err)
+    assert command("add", tmp_path / "checkpoint.bin", "--as", "tiny_mr")[0] == 0
+    assert sorted(p.name for p in folder.glob("*.model")) == ["tiny_mr.model", "wide.model"]
+
+
+def test_add_refuses_what_does_not_fit(
+    command: Command, models: dict[str, Checkpoint], folder: Path, tmp_path: Path
+) -> None:
+    wide = save(tmp_path / "tiny.model", "tiny_wide")
+    code, _, err = command("add", wide)
+    assert code == 1 and "conv_blocks_context.5" in reason(err)
+    torch.save({"state_dict": {"a": torch.ones(1)}}, tmp_path / "other.pth")
+    code, _, err = command("add", tmp_path / "other.pth")
+    assert code == 1 and "fits no model" in reason(err)
+    (tmp_path / "page.pth").write_text("<html>")
+    code, _, err = command("add", tmp_path / "page.pth")
+    assert code == 1 and "no PyTorch checkpoint" in reason(err)
+    assert command("add", tmp_path / "nowhere.pth")[0] == 1
+    models["tiny_ct"].sha256 = "0" * 64
+    code, _, err = command("add", save(tmp_path / "tiny.model"))
+    assert code == 1 and "0" * 64 in reason(err) and digest(tmp_path / "tiny.model") in reason(err)
+    assert not folder.exists() or not list(folder.glob("*.model"))
+
+
+def test_add_links(command: Command, models: dict[str, Checkpoint], folder: Path, tmp_path: Path) -> None:
+    file = save(tmp_path / "tiny.model")
+    assert command("add", file, "--link")[0] == 0
+    assert (folder / "tiny.model").is_symlink() and (folder / "tiny.model").resolve() == file
+    assert command("verify")[0] == 0
+
+
+def test_add_twice(command: Command, models: dict[str, Checkpoint], folder: Path, tmp_path: Path) -> None:
+    file = save(tmp_path / "tiny.model")
+    assert command("add", file)[0] == command("add", file)[0] == 0
+    assert command("add", folder / "tiny.model")[0] == 0
+    before = digest(folder / "tiny.model")
+    code, _, err = command("add", save(file, seed=1))
+    assert code == 1 and before in reason(err) and digest(file) in reason(err)
+    assert digest(folder / "tiny.model") == before
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+def test_add_from_an_archive_or_folder(
+    command: Command, models: dict[str, Checkpoint], folder: Path, tmp_path: Path, kind: str
+) -> None:
+    file = save(tmp_path / "WEIGHTS" / "deep" / "tiny.model")
+    (tmp_path / "WEIGHTS" / "readme.txt").write_text("hello")
+    source = tmp_path / "WEIGHTS"
+    if kind == "zip":
+        source = tmp_path / "WEIGHTS.zip"
+        with zipfile.ZipFile(source, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(file, "../../WEIGHTS/deep/tiny.model")
+            archive.writestr("readme.txt", "hello")
+    code, _, err = command("add", source)
+    assert code == 0, err
+    assert digest(folder / "tiny.model") == digest(file)
+    assert {p.name for p in folder.iterdir()} <= {"tiny.model", cache.HASH_FILE, PIN_FILE, f"{PIN_FILE}.lock"}
+
+
+def test_add_from_an_archive_without_or_with_several(
+    command: Command, models: dict[str, Checkpoint], folder: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "a.zip"
+    with zipfile.ZipFile(source, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    code, _, err = command("add", source)
+    assert code == 1 and "readme.txt" in reason(err)
+    with zipfile.ZipFile(source, "w") as archive:
+        archive.write(save(tmp_path / "tiny.model"), "one/tiny.model")
+        archive.write(tmp_path / "tiny.model", "two/tiny.model")
+    code, _, err = command("add", source)
+    assert code == 1 and "one/tiny.model, two/tiny.model" in reason(err)
+    code, _, err = command("add", source, "--link")
+    assert code == 1
+
+
+# verify and list
+
+
+def test_verify_notices_a_change(command: Command, models: dict[str, Checkpoint], folder: Path, tmp_path: Path) -> None:
+    assert command("verify")[0] == 0
+    assert command("verify", "tiny")[0] == 1
+    save(folder / "tiny.model")
+    save(folder / "wide.model", "tiny_wide")
+    assert {r["hash"] for r in json.loads(command("list", "--json")[1])} == {"not pinned", "none published"}
+    before = digest(folder / "tiny.model")
+    code, out, err = command("verify", "--json")
+    assert code == 0 and [r["status"] for r in json.loads(out)] == ["good", "good"], err
+    assert pinned(folder / "tiny.model") == before
+    save(folder / "tiny.model", seed=1)
+    code, out, err = command("verify")
+    assert code == 1 and before in reason(err) and digest(folder / "tiny.model") in reason(err)
+    assert "wide_ct: good" in out
+    rows = {r["name"]: r for r in json.loads(command("list", "--json")[1])}
+    assert (rows["tiny_ct"]["hash"], rows["wide_ct"]["hash"]) == ("CHANGED", "as pinned")
+
+
+def test_verify_loads_on_trial(command: Command, models: dict[str, Checkpoint], folder: Path) -> None:
+    save(folder / "tiny.model", "tiny_wide")
+    code, _, err = command("verify")
+    assert code == 1 and "tiny_ct" in reason(err) and "other shape" in reason(err)
+
+
+def test_list_is_a_table(command: Command, models: dict[str, Checkpoint], folder: Path) -> None:
+    save(folder / "wide.model", "tiny_wide")
+    lines = command("list")[1].splitlines()
+    assert len(lines) == 2 + len(models) and "\x1b" not in "".join(lines)
+    (row,) = [line for line in lines if line.startswith("wide_ct")]
+    assert re.search(r"wide\.model +yes +\d+\.\d MB +not pinned", row) and row.endswith("CC0")
+
+
+# The real cards
+
+
+def test_file_names_tell_checkpoints_apart() -> None:
+    """A file in the weights folder is found by its name."""
+    owner: dict[str, str] = {}
+    for one in official.officials():
+        for file in one.checkpoint.files:
+            assert owner.setdefault(file, one.checkpoint.name) == one.checkpoint.name
+
+
+@pytest.mark.parametrize("name", [one.checkpoint.name for one in official.officials()])
+def test_every_card_has_a_network_to_check_with(name: str, tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pth")
+    with pytest.raises(ValueError):
+        official.check(official.get_official(name), tmp_path / "a.pth")
+
+
+def test_help_has_examples(command: Command) -> None:
+    for name in ("pull", "add", "verify", "bundle"):
+        code, out, _ = command(name, "--help")
+        assert code == 0 and f"nnunet-fm weights {name}" in out
+
+
+# bundle
+
+
+@pytest.fixture
+def trained(folder: Path, tmp_path: Path) -> Path:
+    """A trained folder with two slim folds."""
+    base = save(folder / "tiny.model", seed=1)
+    model = tmp_path / "fm_trainer__FMPlans_tiny__3d_fullres"
+    for fold in (0, 1):
+        torch.manual_seed(fold)
+        network = build_network(entry("tiny"), 1, 3, adapter="freeze")
+        load_checkpoint(network, base, drop=[r"^seg_outputs\."])
+        (model / f"fold_{fold}").mkdir(parents=True)
+        content = {"network_weights": slim_state_dict(network), "trainer_name": "fm_trainer_freeze", "epoch": fold}
+        torch.save(content, model / f"fold_{fold}" / "checkpoint_final.pth")
+        torch.save(network.state_dict(), tmp_path / f"expected_{fold}.pth")
+    torch.save({"network_weights": network.state_dict()}, model / "fold_1" / "checkpoint_best.pth")
+    return model
+
+
+def test_bundle_writes_full_checkpoints(command: Command, trained: Path, folder: Path, tmp_path: Path) -> None:
+    slim_size = (trained / "fold_0" / "checkpoint_final.pth").stat().st_size
+    best = (trained / "fold_1" / "checkpoint_best.pth").stat()
+    code, out, err = command("bundle", trained, "--json")
+    assert code == 0, err
+    assert [(Path(r["path"]).name, r["bundled"]) for r in json.loads(out)] == [
+        ("checkpoint_final.pth", True),
+        ("checkpoint_best.pth", False),
+        ("checkpoint_final.pth", True),
+    ]
+    assert (trained / "fold_1" / "checkpoint_best.pth").stat() == best
+    (folder / "tiny.model").unlink()
+    for fold in (0, 1):
+        file = trained / f"fold_{fold}" / "checkpoint_final.pth"
+        content = torch.load(file)
+        expected = torch.load(tmp_path / f"expected_{fold}.pth")
+        assert not bases_of(content["network_weights"]) and content["epoch"] == fold
+        assert content["network_weights"].keys() == expected.keys()
+        assert all(torch.equal(content["network_weights"][n], expected[n]) for n in expected)
+        assert slim_size < file.stat().st_size < 1.1 * (tmp_path / f"expected_{fold}.pth").stat().st_size
+        build_network(entry("tiny"), 1, 3, adapter="freeze").load_state_dict(content["network_weights"])
+    assert "was full already" in command("bundle", trained / "fold_0")[1]
+    assert not list(trained.rglob("*.partial"))
+
+
+def test_bundle_without_the_base_changes_nothing(command: Command, trained: Path, folder: Path) -> None:
+    (folder / "tiny.model").unlink()
+    before = {p: digest(p) for p in trained.rglob("*.pth")}
+    code, _, err = command("bundle", trained)
+    assert code == 1 and "tiny.model" in reason(err) and str(folder) in reason(err)
+    assert {p: digest(p) for p in trained.rglob("*.pth")} == before
+
+
+def test_bundle_of_a_folder_without_checkpoints(command: Command, tmp_path: Path) -> None:
+    code, _, err = command("bundle", tmp_path)
+    assert code == 1 and "fold" in reason(err)
