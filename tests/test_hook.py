@@ -77,6 +77,10 @@ FIND = "from nnunetv2.utilities.find_class_by_name import recursive_find_python_
         ("FMPlanner_stunet_b_official", "nnunet_fm.plans.planner"),
         ("FMPreprocessor", "nnunet_fm.plans.preprocessor"),
         ("FMPercentileNormalization", "nnunet_fm.data.normalization"),
+        ("FMSymmetricPercentileNormalization", "nnunet_fm.data.normalization"),
+        ("ScaleIntensity", "nnunet_fm.data.normalization"),
+        ("AdvancedNormalization", "nnunet_fm.data.normalization"),
+        ("ScaleIntensityRange", None),
         ("fm_resample_data_to_shape", "nnunet_fm.data.resampling"),
         ("nnUNetTrainer", None),
         ("ExperimentPlanner", None),
@@ -95,6 +99,7 @@ def test_names_and_their_homes(name: str, module: str | None) -> None:
 def test_our_normalisers_and_resamplers_are_found() -> None:
     from nnunet_fm.data import normalization, resampling
 
+    assert {name for name in dir(normalization) if wrap.home(name)} == set(normalization.__all__)
     for module in (normalization, resampling):
         ours = [name for name in dir(module) if wrap.home(name) == module.__name__]
         assert ours
@@ -130,6 +135,29 @@ def test_wrapped_search_answers_our_names_and_passes_the_rest_on(monkeypatch) ->
     assert calls == [("folder", "nnUNetTrainer", "module", "base", True)]
     assert wrap.wrap(search, "recursive_find_python_class") == "wrapped"
     assert search.recursive_find_python_class is find, "wrapped twice"
+
+
+FAKE_NORMALISERS = """
+import sys, types
+fake = sys.modules["nnunet_fm.data.normalization"] = types.ModuleType("nnunet_fm.data.normalization")
+fake.ScaleIntensity, fake.AdvancedNormalization, fake.FMSymmetricPercentileNormalization = "one", "two", "three"
+"""
+SPAWNING = """
+import multiprocessing
+def search(name):
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class as find
+    return find("folder", name, "module")
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print(*pool.map(search, ["ScaleIntensity", "AdvancedNormalization", "FMSymmetricPercentileNormalization"]))
+"""
+
+
+def test_normalisers_are_found_in_spawned_workers(imitation, tmp_path) -> None:
+    run = imitation()
+    (tmp_path / "sitecustomize.py").write_text(FAKE_NORMALISERS + INSTALL)  # in place of the start-up line
+    (tmp_path / "script.py").write_text(SPAWNING)
+    assert run("", str(tmp_path / "script.py")).stdout == "one two three\n"
 
 
 def test_unknown_name_of_ours_names_the_nearest() -> None:

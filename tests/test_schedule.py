@@ -36,3 +36,31 @@ def test_groups_keep_their_ratio() -> None:
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.5, 0.05])
     schedule.step(0.0)
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([1.0, 0.1])
+
+
+@pytest.mark.parametrize("schedule", ["poly", "warmup_cosine", "warmup_linear"])
+@pytest.mark.parametrize("warmup", [0.0, 0.1])
+def test_falls_to_the_final_rate(schedule: str, warmup: float) -> None:
+    recipe = Recipe(schedule=schedule, warmup=warmup, learning_rate=1e-3, final_rate=1e-5)
+    rates = [1e-3 * rate_factor(recipe, i / 200) for i in range(round(200 * warmup), 201)]
+    assert rates[0] == pytest.approx(1e-3) and rates[-1] == pytest.approx(1e-5)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_the_final_rate_shifts_and_squeezes_the_published_formulas() -> None:
+    cosine = Recipe(schedule="warmup_cosine", learning_rate=1e-4, final_rate=1e-6)
+    assert 1e-4 * rate_factor(cosine, 0.5) == pytest.approx((1e-4 + 1e-6) / 2)
+    assert rate_factor(Recipe(schedule="constant", final_rate=1e-6), 1.0) == 1
+
+
+def test_groups_keep_their_ratio_down_to_the_final_rate() -> None:
+    a, b = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([{"params": [a], "lr": 0.1}, {"params": [b], "lr": 0.025}])
+    schedule = ProgressSchedule(
+        optimizer, Recipe(schedule="warmup_cosine", warmup=0.2, learning_rate=0.1, final_rate=0.01)
+    )
+    for progress in (0.1, 0.4, 0.9, 1.0):
+        schedule.step(progress)
+        head, first = (group["lr"] for group in optimizer.param_groups)
+        assert first == pytest.approx(head / 4)
+    assert head == pytest.approx(0.01)

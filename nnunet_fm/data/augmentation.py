@@ -1,19 +1,273 @@
-"""Augmentation presets over batchgeneratorsv2 transforms; a recipe names one."""
+"""Augmentation presets over batchgeneratorsv2 transforms; a recipe names one.
+
+`PRESETS` is the table of the presets that models were published with: how likely each transform is, how strong, and
+who says so. Spatial transforms come first, image and segmentation alike. All strengths are drawn uniformly and
+alike for all channels. Images are ``(C, Z, Y, X)`` or ``(C, Y, X)``; *in plane* means the last two axes, which are the
+axial plane of a 3D plan.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform
 from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
-from batchgeneratorsv2.transforms.intensity.contrast import BGContrast
+from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
+from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.rot90 import Rot90Transform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTransform
+from torch import Tensor
 
-SPATIAL_PRESETS = frozenset({"nnunet"})
-"""Presets that rotate and scale, and therefore need patches larger than the network's to cut from."""
+Kind = Literal[
+    "rotation", "zoom", "flip", "rot90", "noise", "smoothing", "scale", "shift", "contrast", "low_resolution", "gamma"
+]
+
+DAE = "DAE and SwinMM, official fine-tuning"
+SUPREM = "SuPreM, official fine-tuning"
+PUMIT = "PUMIT (SPAD-Nets), official fine-tuning on BTCV"
+MIS_FM = "MIS-FM, official fine-tuning"
+
+GAMMA_WEIGHTS = {"nothing": 9, "gamma": 3, "inverted gamma": 1}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One random transform of a preset.
+
+    rotation: in plane, by an angle in rad. zoom: of all axes by one factor, above 1 shrinks what is seen. flip: each
+    axis by itself. rot90: in plane, by one, two or three quarter turns. noise: Gaussian, standard deviation.
+    smoothing: Gaussian, standard deviation in voxels, per axis. scale: times a factor. shift: plus an offset.
+    contrast: times a factor about the channel's mean, clipped to its range. low_resolution: in plane, nearest
+    neighbour down by a factor and linear up. gamma: power of the channel scaled to [0, 1]; plain and inverted exclude
+    each other, with `GAMMA_WEIGHTS`.
+    """
+
+    kind: Kind
+    probability: float
+    strength: tuple[float, float]
+    source: str
+
+
+_DEGENERATE = (0.0, 0.0)
+_FLIPS = Step("flip", 0.5, _DEGENERATE, MIS_FM)
+_GAMMAS = 1 - GAMMA_WEIGHTS["nothing"] / sum(GAMMA_WEIGHTS.values())
+# The thesis that compares these models lists this preset's transforms without numbers; PUMIT's are the only published.
+_SUPREM_THESIS = (
+    Step("rotation", 0.2, (-math.pi / 2, math.pi / 2), PUMIT),
+    Step("zoom", 0.2, (0.7, 1.4), PUMIT),
+    Step("noise", 0.1, (0.0, 0.1), PUMIT),
+    Step("smoothing", 0.1, (0.8, 1.2), PUMIT),
+    Step("contrast", 0.15, (0.75, 1.25), PUMIT),
+    Step("low_resolution", 0.15, (0.5, 1.0), PUMIT),
+)
+
+PRESETS: dict[str, tuple[Step, ...]] = {
+    "none": (),
+    "flips": (_FLIPS,),
+    # The thesis gives no numbers for its vanilla U-Net: flips as MIS-FM, whose other data handling it shares, and
+    # quarter turns as DAE, so that no voxel is interpolated.
+    "flips_rotations": (_FLIPS, Step("rot90", 0.2, _DEGENERATE, DAE)),
+    "stunet_dae": (
+        Step("flip", 0.2, _DEGENERATE, DAE),
+        Step("rot90", 0.2, _DEGENERATE, DAE),
+        Step("scale", 0.1, (0.9, 1.1), DAE),
+        Step("shift", 0.1, (-0.1, 0.1), DAE),
+    ),
+    "suprem_official": (
+        Step("rot90", 0.1, _DEGENERATE, SUPREM),
+        Step("shift", 0.2, (-0.1, 0.1), SUPREM),
+    ),
+    "suprem": _SUPREM_THESIS,
+    "spad": (
+        *_SUPREM_THESIS[:2],
+        Step("flip", 0.5, _DEGENERATE, PUMIT),
+        *_SUPREM_THESIS[2:4],
+        Step("scale", 0.15, (0.75, 1.25), PUMIT),
+        *_SUPREM_THESIS[4:],
+        Step("gamma", _GAMMAS, (0.7, 1.5), PUMIT),
+    ),
+}
+
+_SPATIAL = ("rotation", "zoom", "flip", "rot90")
+SPATIAL_PRESETS = frozenset(
+    {"nnunet"} | {name for name, steps in PRESETS.items() if {"rotation", "zoom"} & {s.kind for s in steps}}
+)
+"""Presets that rotate by any angle or scale, and therefore need patches larger than the network's to cut from."""
+
+
+class FlipTransform(MirrorTransform):
+    """Flip each axis with a probability; batchgeneratorsv2's mirroring knows only one half."""
+
+    def __init__(self, allowed_axes: tuple[int, ...], probability: float) -> None:
+        super().__init__(allowed_axes)
+        self.probability = probability
+
+    def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
+        return {"axes": [axis for axis in self.allowed_axes if torch.rand(1).item() < self.probability]}
+
+
+class ShiftTransform(ImageOnlyTransform):
+    """Add one offset, drawn uniformly, to all channels; batchgeneratorsv2 draws offsets from a Gaussian."""
+
+    def __init__(self, offset: tuple[float, float]) -> None:
+        super().__init__()
+        self.offset = offset
+
+    def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
+        return {"offset": np.random.uniform(*self.offset)}
+
+    def _apply_to_image(self, img: Tensor, **params: Any) -> Tensor:
+        return img.add_(params["offset"])
+
+
+class RescaleTransform(ImageOnlyTransform):
+    """Multiply some channels and add to them."""
+
+    def __init__(self, channels: Sequence[int], factor: float, offset: float) -> None:
+        super().__init__()
+        self.channels, self.factor, self.offset = tuple(channels), factor, offset
+
+    def _apply_to_image(self, img: Tensor, **params: Any) -> Tensor:
+        for channel in self.channels:
+            img[channel].mul_(self.factor).add_(self.offset)
+        return img
+
+
+class InPlaneAngle:
+    """A rotation in plane, as batchgeneratorsv2 asks for angles: one by one, for each axis to rotate about."""
+
+    def __init__(self, angle: tuple[float, float]) -> None:
+        self.angle = angle
+
+    def __call__(self, image: Tensor, dim: int) -> float:
+        in_plane = image.ndim == 3 or dim == 0  # a 2D image has one angle, whatever the axis
+        return np.random.uniform(*self.angle) if in_plane else 0.0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.angle})"
+
+
+def _affine(steps: dict[str, Step], patch: Sequence[int]) -> BasicTransform:
+    """Rotation and zoom in one interpolation; cuts the patch out of the larger one that was loaded."""
+    nothing = Step("zoom", 0.0, (1.0, 1.0), "")
+    rotation, zoom = steps.get("rotation", nothing), steps.get("zoom", nothing)
+    return SpatialTransform(
+        tuple(patch),
+        patch_center_dist_from_border=0,
+        random_crop=False,
+        p_rotation=rotation.probability,
+        rotation=InPlaneAngle(rotation.strength),
+        p_scaling=zoom.probability,
+        scaling=zoom.strength,
+        p_synchronize_scaling_across_axes=1,
+        border_mode_seg="constant",
+        padding_value_seg=-1,  # nnU-Net's label of voxels outside the image
+    )
+
+
+def _flip(step: Step, patch: Sequence[int]) -> BasicTransform:
+    return FlipTransform(tuple(range(len(patch))), step.probability)
+
+
+def _rot90(step: Step, patch: Sequence[int]) -> BasicTransform:
+    """Where the patch's edges in plane differ only the half turn fits, and takes the place of the quarter turns."""
+    axes = (len(patch) - 2, len(patch) - 1)
+    turns = (1, 2, 3) if patch[-1] == patch[-2] else (2,)
+    return RandomTransform(Rot90Transform(1, turns, set(axes)), step.probability)
+
+
+def _noise(step: Step, patch: Sequence[int]) -> BasicTransform:
+    noise = GaussianNoiseTransform(noise_variance=step.strength, synchronize_channels=True)  # means the deviation
+    return RandomTransform(noise, step.probability)
+
+
+def _smoothing(step: Step, patch: Sequence[int]) -> BasicTransform:
+    return RandomTransform(GaussianBlurTransform(step.strength, synchronize_channels=True), step.probability)
+
+
+def _scale(step: Step, patch: Sequence[int]) -> BasicTransform:
+    return RandomTransform(MultiplicativeBrightnessTransform(step.strength, True), step.probability)
+
+
+def _shift(step: Step, patch: Sequence[int]) -> BasicTransform:
+    return RandomTransform(ShiftTransform(step.strength), step.probability)
+
+
+def _contrast(step: Step, patch: Sequence[int]) -> BasicTransform:
+    return RandomTransform(ContrastTransform(step.strength, True, True), step.probability)
+
+
+def _low_resolution(step: Step, patch: Sequence[int]) -> BasicTransform:
+    through_plane = (0,) if len(patch) == 3 else None
+    return RandomTransform(SimulateLowResolutionTransform(step.strength, True, True, through_plane), step.probability)
+
+
+def _gamma(step: Step, patch: Sequence[int]) -> BasicTransform:
+    options = {
+        "nothing": ComposeTransforms([]),
+        "gamma": GammaTransform(step.strength, 0, True, 1, 0),
+        "inverted gamma": GammaTransform(step.strength, 1, True, 1, 0),
+    }
+    return OneOfTransform([options[name] for name, weight in GAMMA_WEIGHTS.items() for _ in range(weight)])
+
+
+_BUILD: dict[str, Callable[[Step, Sequence[int]], BasicTransform]] = {
+    "flip": _flip,
+    "rot90": _rot90,
+    "noise": _noise,
+    "smoothing": _smoothing,
+    "scale": _scale,
+    "shift": _shift,
+    "contrast": _contrast,
+    "low_resolution": _low_resolution,
+    "gamma": _gamma,
+}
+
+
+def preset_transforms(
+    preset: str, patch_size: Sequence[int], symmetric_channels: Sequence[int] = ()
+) -> list[BasicTransform]:
+    """The transforms of a preset of the table, in their order.
+
+    Args:
+        preset: a key of `PRESETS`.
+        patch_size: the network's patch, one edge per axis.
+        symmetric_channels: channels whose values lie in [-1, 1]. The published strengths are for [0, 1], so these
+            channels are brought there and back.
+    """
+    steps = PRESETS[preset]
+    affine: dict[str, Step] = {step.kind: step for step in steps if step.kind in ("rotation", "zoom")}
+    spatial = [_BUILD[s.kind](s, patch_size) for s in steps if s.kind in _SPATIAL and s.kind not in affine]
+    intensity = [_BUILD[s.kind](s, patch_size) for s in steps if s.kind not in _SPATIAL]
+    if affine:
+        spatial.insert(0, _affine(affine, patch_size))
+    if intensity and symmetric_channels:
+        to_unit, back = (RescaleTransform(symmetric_channels, *numbers) for numbers in ((0.5, 0.5), (2, -1)))
+        intensity = [to_unit, *intensity, back]
+    return [*spatial, *intensity]
+
+
+def initial_patch_size(preset: str, patch_size: Sequence[int]) -> list[int]:
+    """Edges of the patch to load for a preset of the table: larger than the network's where it rotates or zooms.
+
+    In plane a rotation by any angle finds voxels everywhere. As in nnU-Net, what a zoom by more than 1 / 0.85 sees
+    beyond the loaded patch is filled with zeros, since loading all of it would take twice the time.
+    """
+    if preset not in SPATIAL_PRESETS:
+        return list(patch_size)
+    diagonal = math.hypot(*patch_size[-2:])
+    return [math.ceil(edge / 0.85) for edge in (*patch_size[:-2], diagonal, diagonal)]
 
 
 def light_transforms() -> list[BasicTransform]:
@@ -33,19 +287,24 @@ def without_timing(transform: BasicTransform) -> BasicTransform:
     return transform
 
 
-def with_preset(preset: str, stock: ComposeTransforms) -> ComposeTransforms:
+def with_preset(
+    preset: str, stock: ComposeTransforms, patch_size: Sequence[int], symmetric_channels: Sequence[int] = ()
+) -> ComposeTransforms:
     """nnU-Net's training transforms with the augmenting ones replaced by a preset.
 
     What is no augmentation (label handling, masks, regions, deep-supervision targets) is kept, in its order.
 
     Args:
-        preset: ``nnunet`` keeps all, ``light`` and ``none`` replace rotations, noise, blur, contrast, gamma, mirroring.
+        preset: ``nnunet`` keeps all; ``light`` and those of `PRESETS` replace rotations, noise, blur, contrast,
+            gamma, mirroring.
         stock: the training transforms that nnU-Net builds.
+        patch_size, symmetric_channels: see `preset_transforms`.
     """
     if preset == "nnunet":
         return stock
     kept = [t for t in stock.transforms if not _augments(t)]
-    return ComposeTransforms([*(light_transforms() if preset == "light" else []), *kept])
+    own = light_transforms() if preset == "light" else preset_transforms(preset, patch_size, symmetric_channels)
+    return ComposeTransforms([*own, *kept])
 
 
 def _augments(transform: BasicTransform) -> bool:

@@ -14,6 +14,8 @@ from typing import Any
 
 Function = Callable[..., Any]
 
+_NORMALISERS = ("ScaleIntensity", "AdvancedNormalization")
+"""Normalisers whose names carry no prefix of ours: a source of this project published them so."""
 _SEARCH_PARAMETERS = ("folder", "class_name", "current_module")
 _MARK = "_wrapped_by_nnunet_fm"
 
@@ -26,7 +28,7 @@ def home(name: str) -> str | None:
         return "nnunet_fm.plans.planner"
     if name == "FMPreprocessor":
         return "nnunet_fm.plans.preprocessor"
-    if name.startswith("FM") and name.endswith("Normalization"):
+    if (name.startswith("FM") and name.endswith("Normalization")) or name in _NORMALISERS:
         return "nnunet_fm.data.normalization"
     if name.startswith("fm_resample_"):
         return "nnunet_fm.data.resampling"

@@ -18,7 +18,9 @@ Architecture = dict[str, Any]
 MIN_BOTTLENECK_EDGE = 4
 """An axis is halved only while at least this many voxels remain, as in nnU-Net's own planner."""
 
-UNIT_RANGE = frozenset({"FMPercentileNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"})
+UNIT_RANGE = frozenset(
+    {"FMPercentileNormalization", "ScaleIntensity", "RescaleTo01Normalization", "RGBTo01Normalization"}
+)
 """Normalisation schemes whose results lie in [0, 1]."""
 
 

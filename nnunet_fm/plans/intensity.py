@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
 from nnunet_fm.models.card import Intensity
-from nnunet_fm.models.plan_key import PlanError
 
 SCHEMES = {
     "zscore": "ZScoreNormalization",
     "ct": "CTNormalization",
     "window": "CTNormalization",
     "percentile": "FMPercentileNormalization",
-    "minmax": "RescaleTo01Normalization",
+    "minmax": "ScaleIntensity",
+    "foreground": "AdvancedNormalization",
 }
 """Card vocabulary -> class name; ``window`` is CTNormalization with edited numbers (see `window_properties`)."""
+
+STOCK = {
+    "ScaleIntensity": "RescaleTo01Normalization",  # the same mathematics
+    "AdvancedNormalization": "ZScoreNormalization",
+    "FMPercentileNormalization": "ZScoreNormalization",
+    "FMSymmetricPercentileNormalization": "ZScoreNormalization",
+}
+"""Class of ours -> the nearest that stock nnU-Net has."""
+
+MASKED = frozenset({"ZScoreNormalization", "FMPercentileNormalization"})
+"""Classes that read nnU-Net's nonzero mask; the others ignore it or are not told of it."""
 
 USER_SCHEMES = ("nonorm", "rescale_to_0_1", "rgb_to_0_1")
 """Channel names of dataset.json with which the user has already chosen a scheme."""
@@ -26,11 +38,15 @@ USER_SCHEMES = ("nonorm", "rescale_to_0_1", "rgb_to_0_1")
 
 @dataclass(frozen=True)
 class Normalization:
-    """Normalisation of all channels: class names, mask flags and the intensity numbers they read."""
+    """Normalisation of all channels: class names, mask flags and the intensity numbers they read.
+
+    ``reasons`` tells what a portable plan does otherwise than the card, by subject; empty where nothing differs.
+    """
 
     schemes: list[str]
     use_mask: list[bool]
     properties: dict[str, dict[str, float]]
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
@@ -38,10 +54,27 @@ def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
     return list((dataset_json.get("channel_names") or dataset_json["modality"]).values())
 
 
-def window_properties(properties: Mapping[str, float], window: tuple[float, float]) -> dict[str, float]:
-    """Numbers with which nnU-Net's CTNormalization clips to a window in HU and scales it to [0, 1]."""
+def window_properties(
+    properties: Mapping[str, float], window: tuple[float, float], scaled: tuple[float, float] = (0.0, 1.0)
+) -> dict[str, float]:
+    """Numbers with which nnU-Net's CTNormalization clips to a window in HU and maps it to the range ``scaled``."""
     low, high = window
-    return {**properties, "percentile_00_5": low, "percentile_99_5": high, "mean": low, "std": high - low}
+    std = (high - low) / (scaled[1] - scaled[0])
+    return {**properties, "percentile_00_5": low, "percentile_99_5": high, "mean": low - scaled[0] * std, "std": std}
+
+
+def symmetric_channels(schemes: Sequence[str], properties: Mapping[str, Mapping[str, float]]) -> list[int]:
+    """The channels of a plan whose values lie in [-1, 1], by their normalisation."""
+    return [index for index, scheme in enumerate(schemes) if _is_symmetric(scheme, properties[str(index)])]
+
+
+def _is_symmetric(scheme: str, numbers: Mapping[str, float]) -> bool:
+    if scheme != "CTNormalization" or numbers["std"] <= 0:
+        return scheme == "FMSymmetricPercentileNormalization"
+    low, high = (
+        (numbers[bound] - numbers["mean"]) / numbers["std"] for bound in ("percentile_00_5", "percentile_99_5")
+    )
+    return math.isclose(low, -1) and math.isclose(high, 1)
 
 
 def normalization(
@@ -56,13 +89,11 @@ def normalization(
 
     A channel called ``CT`` takes the card's CT scheme, one whose name asks for a scheme of nnU-Net's gets that,
     every other takes the card's scheme for other modalities. As in nnU-Net, z-scores are taken inside the nonzero
-    mask where cropping removed more than a quarter of the image.
-
-    Raises:
-        PlanError: if ``portable`` is asked for and the card needs a scheme that stock nnU-Net lacks.
+    mask where cropping removed more than a quarter of the image. A ``portable`` plan gets the nearest scheme of
+    stock nnU-Net.
     """
     cropped = fingerprint["median_relative_size_after_cropping"] < 0.75
-    schemes, use_mask, properties = [], [], {}
+    schemes, use_mask, properties, replaced = [], [], {}, []
     for index, name in enumerate(channel_names(dataset_json)):
         numbers = dict(fingerprint["foreground_intensity_properties_per_channel"][str(index)])
         if name.casefold() in USER_SCHEMES:
@@ -70,15 +101,17 @@ def normalization(
         else:
             wanted = intensity.ct if name.casefold() == "ct" else intensity.other
             scheme = SCHEMES[wanted]
+            if wanted == "percentile" and intensity.range == (-1.0, 1.0):
+                scheme = "FMSymmetricPercentileNormalization"
             if wanted == "window" and intensity.window is not None:
-                numbers = window_properties(numbers, intensity.window)
-        if portable and scheme.startswith("FM"):
-            raise PlanError(
-                f"'{model}' normalises channel '{name}' with {scheme}, which stock nnU-Net does not have: "
-                f"plan with --variant nnunet, or without --portable"
-            )
+                numbers = window_properties(numbers, intensity.window, intensity.range)
+        if portable and scheme in STOCK:
+            replaced.append(f"channel '{name}' gets {STOCK[scheme]} instead of {scheme}")
+            scheme = STOCK[scheme]
         schemes.append(scheme)
-        # CTNormalization and RescaleTo01 ignore the mask; the other two read it.
-        use_mask.append(bool(cropped) and scheme in ("ZScoreNormalization", "FMPercentileNormalization"))
+        use_mask.append(bool(cropped) and scheme in MASKED)
         properties[str(index)] = numbers
-    return Normalization(schemes, use_mask, properties)
+    reasons = {}
+    if replaced:
+        reasons["intensities"] = f"stock nnU-Net lacks a normalisation of '{model}': {'; '.join(replaced)}"
+    return Normalization(schemes, use_mask, properties, reasons)

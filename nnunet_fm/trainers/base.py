@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 from typing import IO, Any, cast
 
 import numpy as np
 import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.helpers import dummy_context
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import autocast, nn
 from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_fm.data.augmentation import SPATIAL_PRESETS, with_preset, without_timing
+from nnunet_fm.data.augmentation import initial_patch_size, with_preset, without_timing
+from nnunet_fm.data.sampling import FMDataLoader
 from nnunet_fm.data.sharing import lease
 from nnunet_fm.models.build import build_network
 from nnunet_fm.models.names import Spec
 from nnunet_fm.networks.base import FoundationNetwork
+from nnunet_fm.plans.intensity import symmetric_channels
+from nnunet_fm.trainers.loss import DiceCE, OutputSupervision
+from nnunet_fm.trainers.optimizer import build_optimizer
 from nnunet_fm.trainers.schedule import ProgressSchedule
 from nnunet_fm.trainers.setting import check_configuration, network_architecture, resolve
 from nnunet_fm.weights.cache import check_hash, locate
@@ -96,7 +107,7 @@ class fm_trainer(nnUNetTrainer):
     @property
     def bare_network(self) -> FoundationNetwork:
         """The network without DDP and compile wrappers."""
-        module = self.network.module if self.is_ddp else self.network
+        module = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         return cast(FoundationNetwork, module._orig_mod if isinstance(module, OptimizedModule) else module)
 
     def initialize(self) -> None:
@@ -138,26 +149,25 @@ class fm_trainer(nnUNetTrainer):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, ProgressSchedule]:
         """Optimiser over what the adapter leaves trainable, and its schedule over the training's progress."""
-        trained = [p for p in self.network.parameters() if p.requires_grad]
-        recipe = self.recipe
-        optimizer: torch.optim.Optimizer
-        if recipe.optimizer == "sgd":
-            optimizer = torch.optim.SGD(
-                trained,
-                recipe.learning_rate,
-                recipe.momentum,
-                weight_decay=recipe.weight_decay,
-                nesterov=recipe.momentum > 0,
-            )
-        else:
-            optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay)
-        return optimizer, ProgressSchedule(optimizer, recipe)
+        optimizer = build_optimizer(self.bare_network, self.recipe)
+        return optimizer, ProgressSchedule(optimizer, self.recipe)
 
     def _build_loss(self) -> nn.Module:
+        """The recipe's loss, applied to several outputs where deep supervision is on, wrapped by the network."""
         loss = super()._build_loss()
+        several = isinstance(loss, DeepSupervisionWrapper)
+        level = loss.loss if several else loss
         if self.recipe.loss == "ce":
-            getattr(loss, "loss", loss).weight_dice = 0
-        return loss
+            level.weight_dice = 0
+        elif self.recipe.loss == "dice_ce":
+            level = DiceCE(regions=self.label_manager.has_regions, ignore_label=self.label_manager.ignore_label)
+        if several and self.recipe.supervision == "outputs":
+            loss = OutputSupervision(level)
+        elif several:
+            loss.loss = level
+        else:
+            loss = level
+        return self.bare_network.objective(loss, regions=self.label_manager.has_regions)
 
     # Deep supervision, mirroring, augmentation
 
@@ -174,15 +184,107 @@ class fm_trainer(nnUNetTrainer):
         rotation, dummy_2d, initial_patch, mirror_axes = (
             super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
-        if self.recipe.augmentation not in SPATIAL_PRESETS:
-            dummy_2d, initial_patch = False, self.configuration_manager.patch_size
+        if self.recipe.augmentation != "nnunet":
+            patch = self.configuration_manager.patch_size
+            dummy_2d, initial_patch = False, initial_patch_size(self.recipe.augmentation, patch)
         if not self.recipe.mirror:
             self.inference_allowed_mirroring_axes = mirror_axes = None
         return rotation, dummy_2d, initial_patch, mirror_axes
 
-    def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
-        stock = nnUNetTrainer.get_training_transforms(*args, **kwargs)
-        return without_timing(with_preset(self.recipe.augmentation, stock))
+    def get_training_transforms(
+        self,
+        patch_size: Sequence[int],
+        rotation_for_DA: Any,
+        deep_supervision_scales: list[list[float]] | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> BasicTransform:
+        scales = self._target_scales(deep_supervision_scales)
+        stock = nnUNetTrainer.get_training_transforms(patch_size, rotation_for_DA, scales, *args, **kwargs)
+        symmetric = symmetric_channels(
+            self.configuration_manager.normalization_schemes,
+            self.plans_manager.foreground_intensity_properties_per_channel,
+        )
+        return without_timing(with_preset(self.recipe.augmentation, stock, patch_size, symmetric))
+
+    def get_validation_transforms(
+        self, deep_supervision_scales: list[list[float]] | None, *args: Any, **kwargs: Any
+    ) -> BasicTransform:
+        scales = self._target_scales(deep_supervision_scales)
+        return nnUNetTrainer.get_validation_transforms(scales, *args, **kwargs)
+
+    def _target_scales(self, scales: list[list[float]] | None) -> list[list[float]] | None:
+        """Scales of the targets: those of the outputs, or full resolution alone where outputs are enlarged."""
+        if scales is None or self.recipe.supervision == "targets":
+            return scales
+        return [[1.0] * len(scales[0])]
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """As nnU-Net's, with the recipe's way of drawing training patches."""
+        if self.recipe.sampling == "nnunet":
+            return super().get_dataloaders()
+        configuration, labels = self.configuration_manager, self.label_manager
+        patch, scales = configuration.patch_size, self._get_deep_supervision_scales()
+        rotation, dummy_2d, initial_patch, mirror_axes = (
+            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        about_labels = {
+            "foreground_labels": labels.foreground_labels,
+            "regions": labels.foreground_regions if labels.has_regions else None,
+            "ignore_label": labels.ignore_label,
+        }
+        transforms = self.get_training_transforms(
+            patch,
+            rotation,
+            scales,
+            mirror_axes,
+            dummy_2d,
+            use_mask_for_norm=configuration.use_mask_for_norm,
+            **about_labels,
+        )
+        training, validation = self.get_tr_and_val_datasets()
+        loaders = (
+            FMDataLoader(
+                training,
+                self.batch_size,
+                initial_patch,
+                patch,
+                labels,
+                sampling=self.recipe.sampling,
+                positive=self.recipe.oversample_foreground,
+                transforms=transforms,
+            ),
+            nnUNetDataLoader(
+                validation,
+                self.batch_size,
+                patch,
+                patch,
+                labels,
+                oversample_foreground_percent=self.oversample_foreground_percent,
+                transforms=self.get_validation_transforms(scales, **about_labels),
+            ),
+        )
+        processes = get_allowed_n_proc_DA()
+        started = (
+            self._start(loaders[0], processes, cached=max(6, processes // 2)),
+            self._start(loaders[1], processes // 2, cached=max(3, processes // 4)),
+        )
+        for augmenter in started:
+            next(augmenter)
+        return started
+
+    def _start(self, loader: nnUNetDataLoader, processes: int, cached: int) -> Any:
+        """Run a loader in this process or, as nnU-Net does, in others that keep some batches ready."""
+        if get_allowed_n_proc_DA() == 0:
+            return SingleThreadedAugmenter(loader, None)
+        return NonDetMultiThreadedAugmenter(
+            loader,
+            None,
+            max(1, processes),
+            num_cached=cached,
+            pin_memory=self.device.type == "cuda",
+            wait_time=0.002,
+        )
 
     # The training loop
 
@@ -235,7 +337,7 @@ class fm_trainer(nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         self.network.train()
         self.lr_scheduler.step(self.progress)
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = max(group["lr"] for group in self.optimizer.param_groups)  # the head's, with layer decay
         self.num_iterations_per_epoch = min(self.recipe.iterations_per_epoch, self.setting.iterations - self.iteration)
         self.print_to_log_file("")
         self.print_to_log_file(f"Epoch {self.current_epoch}")
@@ -256,19 +358,23 @@ class fm_trainer(nnUNetTrainer):
         # On a CPU the networks choose their precision themselves (see networks/base.py).
         with autocast("cuda") if self.device.type == "cuda" else dummy_context():
             loss = self.loss(self.network(data), target)
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self.grad_scaler is not None:
             self.grad_scaler.scale(loss).backward()
             self.grad_scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(trained, self.recipe.gradient_clip)
+            self._clip_gradient()
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
         else:
             loss.backward()
-            nn.utils.clip_grad_norm_(trained, self.recipe.gradient_clip)
+            self._clip_gradient()
             self.optimizer.step()
         self.iteration += 1
         return {"loss": loss.detach().cpu().numpy()}
+
+    def _clip_gradient(self) -> None:
+        if self.recipe.gradient_clip is not None:
+            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(trained, self.recipe.gradient_clip)
 
     # Checkpoints
 

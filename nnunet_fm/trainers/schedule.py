@@ -38,18 +38,20 @@ def rate_factor(recipe: Recipe, progress: float) -> float:
     """Learning rate relative to the recipe's, at a progress of 0 to 1.
 
     During warm-up the factor rises linearly to 1; after it, the decay runs over the rest of the training and ends
-    at zero (except for ``constant``).
+    at the recipe's final rate (``constant`` stays at 1).
     """
     progress = min(max(progress, 0.0), 1.0)
     if progress < recipe.warmup:
         return progress / recipe.warmup
-    return _DECAY[recipe.schedule]((progress - recipe.warmup) / (1 - recipe.warmup), recipe)
+    final = recipe.final_rate / recipe.learning_rate
+    decay = _DECAY[recipe.schedule]((progress - recipe.warmup) / (1 - recipe.warmup), recipe)
+    return final + (1 - final) * decay
 
 
 class ProgressSchedule:
     """Sets the learning rate of an optimiser from the progress of the training.
 
-    Each parameter group keeps its own ratio to the recipe's rate.
+    Each parameter group keeps its own ratio to the recipe's rate, at the end of the training too.
     """
 
     def __init__(self, optimizer: Optimizer, recipe: Recipe) -> None:

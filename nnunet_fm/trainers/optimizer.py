@@ -1,0 +1,58 @@
+"""The optimiser of a recipe, over what the adapter leaves trainable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+
+from nnunet_fm.models.card import Recipe
+from nnunet_fm.models.plan_key import PlanError
+from nnunet_fm.networks.base import FoundationNetwork
+
+
+def build_optimizer(network: FoundationNetwork, recipe: Recipe) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, Adam (weight decay as L2 penalty) or AdamW over the trainable parameters.
+
+    Args:
+        network: without DDP or compile wrapper: its parameters' names count.
+        recipe: with ``decay_norms`` off, norms, biases and what the network names in `no_weight_decay` do not decay.
+            With ``layer_decay`` below 1 the rate falls by this factor per layer from the head down, in the layers
+            of the network's `group_matcher`.
+
+    Raises:
+        PlanError: if layer decay is asked for and the network does not name its layers.
+    """
+    groups = parameter_groups(network, recipe)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, recipe.learning_rate, recipe.momentum, nesterov=recipe.momentum > 0)
+    adam = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return adam(groups, recipe.learning_rate)
+
+
+def parameter_groups(network: FoundationNetwork, recipe: Recipe) -> list[dict[str, Any]]:
+    """Groups of trainable parameters with a rate and a weight decay each; arguments as `build_optimizer`."""
+    without_decay: set[str] = set() if recipe.decay_norms else network.no_weight_decay()
+    groups: list[dict[str, Any]]
+    if recipe.layer_decay < 1:
+        if not hasattr(network, "group_matcher"):
+            raise PlanError(
+                f"recipe.layer_decay is {recipe.layer_decay}, but {type(network).__name__} does not name its layers: "
+                "plan with --set recipe.layer_decay=1"
+            )
+        groups = param_groups_layer_decay(
+            network,
+            weight_decay=recipe.weight_decay,
+            no_weight_decay_list=without_decay,
+            weight_decay_exclude_1d=not recipe.decay_norms,
+            layer_decay=recipe.layer_decay,
+        )
+    elif recipe.decay_norms:
+        trained = [p for p in network.parameters() if p.requires_grad]
+        groups = [{"params": trained, "weight_decay": recipe.weight_decay}]
+    else:
+        groups = param_groups_weight_decay(network, recipe.weight_decay, without_decay)
+    for group in groups:
+        group["lr"] = recipe.learning_rate * group.pop("lr_scale", 1.0)
+    return groups
