@@ -170,7 +170,9 @@ def test_options_win_over_the_card(plan: Planner) -> None:
         ("FMPlanner_stunet_s", Options(slice_axis=1), "for 2D models"),
         ("FMPlanner_stunet_s", Options(recipe={"los": "ce"}), "recipe.los"),
         ("FMPlanner_stunet_s", Options(recipe={"loss": "hinge"}), "recipe.loss"),
-        ("FMPlanner_dinov2_s", Options(portable=True), "FMPercentileNormalization"),
+        ("FMPlanner_stunet_s", Options(network={"widths": [4]}), "no argument widths.*dims"),
+        ("FMPlanner_stunet_s", Options(weights="base"), "no weights called 'base'.*stunet_small_totalsegmentator"),
+        ("FMPlanner_spadnet", Options(network={"spad_patch_depth": 3}), "network.*3"),
     ],
 )
 def test_illegal_options_are_explained(plan: Planner, planner: str, options: Options, message: str) -> None:
@@ -178,9 +180,51 @@ def test_illegal_options_are_explained(plan: Planner, planner: str, options: Opt
         plan(planner, AORTA, options=options)
 
 
-def test_portable_plans_use_stock_names_only(plan: Planner) -> None:
-    text = json.dumps(plan("FMPlanner_stunet_s", AORTA, options=Options(portable=True))["configurations"])
-    assert "FMPreprocessor" not in text and "fm_resample" not in text and "FMPercentile" not in text
+@pytest.mark.parametrize("planner", ["FMPlanner_stunet_s", "FMPlanner_dinov2_s", "FMPlanner_suprem_thesis"])
+def test_portable_plans_use_stock_names_only(plan: Planner, planner: str) -> None:
+    plans = plan(planner, AORTA, channels=("CT", "T1"), options=Options(portable=True))
+    (configuration,) = plans["configurations"].values()
+    stock = {"CTNormalization", "ZScoreNormalization", "RescaleTo01Normalization"}
+    assert set(configuration["normalization_schemes"]) <= stock
+    text = json.dumps({k: v for k, v in configuration.items() if k != "architecture"})
+    assert "FMPreprocessor" not in text and "fm_resample" not in text
+    fallen_back = planner != "FMPlanner_stunet_s"
+    assert ("intensities" in plans["nnunet_fm"]["reasons"]) == fallen_back
+
+
+def test_network_arguments_follow_spacing_patch_and_user(plan: Planner) -> None:
+    def arguments(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return plan(*args, **kwargs)["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+
+    auto = {"network": {"spad_patch_depth": "auto"}}
+    assert arguments("FMPlanner_spadnet", AORTA)["spad_patch_depth"] == 4  # as published
+    assert arguments("FMPlanner_spadnet", AORTA, options=Options(**auto))["spad_patch_depth"] == 16
+    thick = Options(spacing=[6.0, 1.0, 1.0], **auto)
+    assert arguments("FMPlanner_spadnet", AORTA, options=thick, plans_name="FMPlans_t")["spad_patch_depth"] == 4
+    assert arguments("FMPlanner_misfm", AORTA)["patch_size"] == [64, 128, 128]
+    small = Options(patch=[32, 64, 64])
+    assert arguments("FMPlanner_misfm", AORTA, options=small, plans_name="FMPlans_s")["patch_size"] == [32, 64, 64]
+
+
+@pytest.mark.parametrize(
+    ("model", "patch", "aortaseg24", "hanseg"),
+    [
+        ("misfm", [64, 128, 128], 20000, 12000),
+        ("spadnet", [96, 96, 96], 30090, 17970),
+        ("swinmm", [64, 64, 64], 20000, 12000),
+        ("dae", [96, 96, 96], 20000, 12000),
+        ("suprem", [96, 96, 96], 5970, 4470),
+        ("stunet_b", [128, 128, 128], 20000, 12000),
+        ("vanilla_unet3d", [128, 128, 128], 8970, 7470),
+    ],
+)
+def test_the_table_of_the_mission(model: str, patch: list[int], aortaseg24: int, hanseg: int) -> None:
+    card = cards()[model]
+    for variant in ("mission", "thesis"):
+        geometry = card.variants[variant].geometry  # type: ignore[index]
+        assert (geometry.spacing, geometry.patch) == ([2.0, 1.5, 1.5], patch)
+        assert card.variants[variant].iterations is None  # type: ignore[index]
+    assert card.iterations == {"aortaseg24": aortaseg24, "hanseg": hanseg, "default": aortaseg24}
 
 
 def test_slice_axis_from_data_converter_and_user(plan: Planner) -> None:

@@ -127,7 +127,7 @@ class FMPlanner(ExperimentPlanner):
             portable=self.options.portable,
             model=card.name,
         )
-
+        reasons |= norm.reasons
         if warning := self._orientation_warning(card):
             reasons["orientation"] = warning
             print(f"WARNING: {warning}")
