@@ -16,13 +16,18 @@ import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 import nnunet_fm.trainers
+from nnunet_fm.data.augmentation import initial_patch_size
+from nnunet_fm.data.sampling import FMDataLoader
 from nnunet_fm.models.names import UnknownNameError
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.models.registry import grammar
 from nnunet_fm.plans.planner import Options, planner_class
+from nnunet_fm.trainers.loss import DiceCE, OutputSupervision
 from nnunet_fm.weights.cache import MissingWeightsError
 from tests.datasets import nnunet_folders, write_dataset, write_fingerprint
 
@@ -304,6 +309,77 @@ def test_mirroring_and_augmentation_follow_the_recipe() -> None:
     assert kinds[:2] == ["GaussianNoiseTransform", "MultiplicativeBrightnessTransform"]
     assert not {"SpatialTransform", "MirrorTransform", "GammaTransform", "GaussianBlurTransform"} & set(kinds)
     assert len(kinds) == 3  # what is no augmentation stays: the label -1 becomes background
+
+
+def test_a_spatial_preset_loads_larger_patches() -> None:
+    trainer = make_trainer(make_plan("plain", plans_name="FMPlans_spad", recipe={"augmentation": "spad"}))
+    _, dummy, initial, _ = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    patch = trainer.configuration_manager.patch_size
+    assert not dummy and list(initial) == initial_patch_size("spad", patch) and np.greater(initial, patch).all()
+
+
+# Recipes
+
+OFFICIAL = {
+    "optimizer": "adamw",
+    "decay_norms": False,
+    "schedule": "warmup_cosine",
+    "final_rate": 1e-6,
+    "loss": "dice_ce",
+    "gradient_clip": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe"),
+    [
+        ("regions_ignore", {"supervision": "outputs", "sampling": "pos_neg", "augmentation": "spad"}),
+        ("ignore", {"supervision": "targets", "sampling": "balanced", "augmentation": "stunet_dae"}),
+    ],
+)
+def test_official_recipes_train_with_every_kind_of_label(kind: str, recipe: dict[str, Any]) -> None:
+    plans = make_plan(kind, iterations=2, plans_name=f"FMPlans_{recipe['sampling']}", recipe=OFFICIAL | recipe)
+    trainer = make_trainer(plans)
+    losses = record_losses(trainer)
+    targets: list[Any] = []
+    step = trainer.train_step
+    trainer.train_step = lambda batch: (targets.append(batch["target"]), step(batch))[1]
+    trainer.run_training()
+    assert np.isfinite(losses).all() and len(losses) == 2 + 2 and all(loss > 0 for loss in losses)
+    outputs = recipe["supervision"] == "outputs"
+    assert isinstance(trainer.loss, OutputSupervision if outputs else DeepSupervisionWrapper)
+    assert isinstance(trainer.loss.loss, DiceCE)
+    assert all(len(t) == 1 if outputs else len(t) == len(trainer.loss.weight_factors) for t in targets)
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0, trainer.recipe.weight_decay}
+    training, validation = trainer.dataloader_train.data_loader, trainer.dataloader_val.data_loader
+    assert type(training) is FMDataLoader and training.sampling == recipe["sampling"]
+    assert type(validation) is nnUNetDataLoader
+
+
+def test_the_gradient_is_clipped_where_the_recipe_says_so() -> None:
+    norms = {}
+    for clip in (1e-3, None):
+        plans = make_plan("plain", plans_name=f"FMPlans_clip{clip}", recipe={"gradient_clip": clip})
+        trainer = make_trainer(plans)
+        trainer.initialize()
+        trainer.train_step(next(trainer.get_dataloaders()[0]))
+        gradients = [p.grad.norm() for p in trainer.network.parameters() if p.grad is not None]
+        norms[clip] = float(torch.stack(gradients).norm())
+    assert norms[1e-3] == pytest.approx(1e-3, rel=1e-2) and norms[None] > 1e-2
+
+
+def test_the_network_wraps_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(make_plan("regions"))
+    asked: list[tuple[Any, bool]] = []
+
+    def objective(self: Any, loss: torch.nn.Module, *, regions: bool = False) -> torch.nn.Module:
+        asked.append((loss, regions))
+        return torch.nn.Identity()
+
+    monkeypatch.setattr("nnunet_fm.networks.stunet.STUNet.objective", objective)
+    trainer.initialize()
+    assert type(trainer.loss) is torch.nn.Identity
+    assert [(type(loss), regions) for loss, regions in asked] == [(DeepSupervisionWrapper, True)]
 
 
 # Weights
