@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from parity.adapters import dinov2, heads, spadnet, stunet, unet
+from parity.adapters import dinov2, heads, pctnet, spadnet, stunet, swinmm, unet
 from parity.cases import Case, NotSupportedError
 from torch import Tensor
 
@@ -14,6 +14,8 @@ Builder = Callable[[Case], dict[str, Tensor]]
 BUILDERS: dict[str, Builder] = {
     r"(?i)stunet": stunet.outputs,
     r"(?i)^pumit": spadnet.outputs,
+    r"(?i)pct_?net": pctnet.outputs,
+    r"(?i)^swinmm\b": swinmm.outputs,
     r"dinov2\.models\.vision_transformer\.vit_\w+$": dinov2.outputs,
     r"^decoders\.ConvHeadLinear$": heads.linear,
     r"^benchmarks\.UNet\.unet\.UNet$": unet.outputs,
