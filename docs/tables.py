@@ -16,6 +16,7 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.data.augmentation import PRESETS
 from nnunet_fm.models.card import Intensity, ModelCard, Recipe
 from nnunet_fm.models.registry import cards
 from nnunet_fm.plans.choice import RULES
@@ -87,7 +88,31 @@ def choice() -> str:
     )
 
 
-TABLES: dict[str, Callable[[], str]] = {"models": models, "families": families, "recipe": recipe, "choice": choice}
+def augmentation() -> str:
+    """One row per transform of a preset, in the order in which they are applied."""
+    return table(
+        ("preset", "transform", "probability", "strength", "numbers of"),
+        (
+            (
+                f"`{preset}`" if number == 0 else "",
+                step.kind,
+                f"{step.probability:.2g}",
+                "" if step.strength == (0, 0) else "{:.3g} to {:.3g}".format(*step.strength),
+                step.source,
+            )
+            for preset, steps in PRESETS.items()
+            for number, step in enumerate(steps)
+        ),
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "models": models,
+    "families": families,
+    "recipe": recipe,
+    "choice": choice,
+    "augmentation": augmentation,
+}
 
 
 USE = {
