@@ -20,10 +20,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nnunet_fm.models.official import check, get_official, officials, recognise
 from nnunet_fm.weights import cache
 from nnunet_fm.weights.cache import MissingWeightsError, cache_folder, find, locate, sha256
 from nnunet_fm.weights.files import WeightsFileError, read_state_dict
-from nnunet_fm.weights.load import WeightsMismatchError, adapt_channels, load_checkpoint, load_official
+from nnunet_fm.weights.load import WeightsMismatchError, adapt_channels, check_official, load_checkpoint, load_official
 
 MANIFESTS = Path(__file__).parent / "manifests"
 STRIDES = [[1, 1, 1]] + [[2, 2, 2]] * 5
@@ -286,6 +287,69 @@ def test_file_without_a_state_dict(tmp_path: Path, content: object) -> None:
         read_state_dict(tmp_path / "a.pth")
 
 
+# What the released files hold beside the weights, as their programs write it.
+BESIDE: dict[str, dict[str, object]] = {
+    "stunet": {key: value for key, value in v1_content({}).items() if key != "state_dict"},
+    "stunet v2": {
+        "optimizer_state": {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 1e-3}]},
+        "logging": {"mean_fg_dice": [np.float64(0.5)], "epoch_end_timestamps": [1.0]},
+        "init_args": {"fold": 0, "device": torch.device("cuda")},
+        "inference_allowed_mirroring_axes": (0, 1, 2),
+    },
+    "suprem": {
+        "optimizer": {"state": {}, "param_groups": [{"betas": (0.9, 0.999), "params": [0]}]},
+        "scheduler": {"warmup_epochs": 20, "base_lrs": [1e-4], "_step_count": 3, "_last_lr": [np.float64(1e-4)]},
+        "epoch": 2100,
+    },
+    "dae": {"optimizer": {}, "lr_scheduler": {"t_initial": 10, "noise_range_t": None}, "max_accuracy": 0.0, "epoch": 3},
+    "spadnet": {
+        "pytorch-lightning_version": "2.0.4",
+        "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.ones(()), "dirpath": "a/b"}},
+        "loops": {"fit_loop": {"epoch_progress": {"total": {"ready": 1}}}},
+        "optimizer_states": [{"state": {0: {"step": torch.ones(())}}}],
+        "lr_schedulers": [OrderedDict(last_epoch=3)],
+    },
+    "misfm": {"iteration": 6000, "valid_pred": np.float64(0.8), "optimizer_state_dict": {"state": {}}},
+    "swinmm": {"global_step": 100, "optimizer": {}, "best_acc": np.float32(0.8)},
+}
+CONTAINERS_OF_FILES = {
+    "stunet": ("state_dict", ""),
+    "stunet v2": ("network_weights", ""),
+    "suprem": ("net", "module.backbone."),
+    "dae": ("model", "encoder."),
+    "spadnet": ("state_dict", ""),
+    "misfm": ("model_state_dict", "module."),
+    "swinmm": ("state_dict", "module."),
+}
+
+
+@pytest.mark.parametrize("model", CONTAINERS_OF_FILES)
+def test_containers_prefixes_and_company_of_the_official_files(tmp_path: Path, model: str) -> None:
+    container, prefix = CONTAINERS_OF_FILES[model]
+    content = {f"{prefix}{n}": t for n, t in small_file().items()}
+    torch.save({container: content, **BESIDE[model]}, tmp_path / "a.pth")
+    network = Small()
+    (section,) = load_checkpoint(network, tmp_path / "a.pth", prefix=prefix).sections
+    assert len(section.matched) == 3 and same(network.state_dict(), small_file())
+
+
+def test_a_file_saved_on_a_gpu_opens_on_a_cpu(tmp_path: Path) -> None:
+    torch.save({"state_dict": small_file()}, tmp_path / "cpu.pth")
+    with zipfile.ZipFile(tmp_path / "cpu.pth") as cpu, zipfile.ZipFile(tmp_path / "gpu.pth", "w") as gpu:
+        for item in cpu.infolist():
+            content = cpu.read(item)
+            if item.filename.endswith("data.pkl"):
+                place = b"X\x03\x00\x00\x00cpu"
+                assert place in content
+                content = content.replace(place, b"X\x06\x00\x00\x00cuda:0")
+            gpu.writestr(item, content)
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):
+            torch.load(tmp_path / "gpu.pth")
+    read = read_state_dict(tmp_path / "gpu.pth")
+    assert same(read, small_file()) and all(t.device.type == "cpu" for t in read.values())
+
+
 # --- load ---------------------------------------------------------------------------------------------------------
 
 
@@ -361,6 +425,92 @@ def test_dropping_and_prefix() -> None:
     assert section.dropped == {"enc.mask_token": "on purpose ('mask_token$')", "other.x": "not under 'enc.'"}
     with pytest.raises(WeightsMismatchError, match="mask_token"):
         load_official(Small(), file, prefix="enc.")
+
+
+def test_a_file_without_the_prefix_is_taken_as_it_is() -> None:
+    """Fine-tuned files hold the network alone, pre-trained ones more than it."""
+    network = Small()
+    (section,) = load_official(network, small_file(), prefix="enc.").sections
+    assert len(section.matched) == 3 and not section.dropped
+
+
+def test_new_parts_start_at_random() -> None:
+    network, file = Small(), small_file()
+    before = network.body.weight.clone()
+    del file["body.weight"]
+    (section,) = load_official(network, file, new=["^body"]).sections
+    assert section.missing == {"body.weight": "not in the file, starts at random"}
+    assert torch.equal(network.body.weight, before)
+    with pytest.raises(WeightsMismatchError, match=r"1 missing in the file: body\.weight"):
+        load_official(network, file, new=["^bod$"])
+    file["body.weight"] = torch.ones(4, 5)  # new parts may be missing, not wrong
+    with pytest.raises(WeightsMismatchError, match=r"body\.weight \[4, 5\]"):
+        load_official(network, file, new=["^body"])
+
+
+class WithLora(nn.Module):
+    """A projection, a body and a head whose linear layers have low-rank updates."""
+
+    keys_to_in_proj = ("stem",)
+    key_to_head = ("head",)
+
+    def __init__(self, channels: int = 1, classes: int = 2) -> None:
+        super().__init__()
+        from peft import LoraConfig, inject_adapter_in_model
+
+        inner = Small(channels, classes)
+        inject_adapter_in_model(LoraConfig(r=2, target_modules=["stem", "body", "head"]), inner)
+        self.stem, self.body, self.head = inner.stem, inner.body, inner.head
+
+
+def test_layers_with_low_rank_updates_load_under_their_official_names() -> None:
+    network, file = WithLora(channels=3, classes=5), small_file()
+    before = {n: t.clone() for n, t in network.state_dict().items()}
+    (section,) = load_official(network, file).sections
+    assert section.matched == ["body.base_layer.weight"]
+    assert list(section.adapted) == ["stem.weight"]
+    updates = {n for n in before if ".lora_" in n}
+    assert section.missing.keys() == updates | {"head.base_layer.weight"} and len(updates) == 6
+    assert section.missing["body.lora_A.default.weight"] == "adapter, starts at its initial values"
+    after = network.state_dict()
+    assert torch.equal(after["body.base_layer.weight"], file["body.weight"])
+    assert all(torch.equal(after[n], before[n]) for n in updates)
+    with pytest.raises(WeightsMismatchError, match=r"missing in the file: body\.base_layer\.weight"):
+        load_official(network, {n: t for n, t in file.items() if n != "body.weight"})
+
+
+def test_checking_copies_nothing_and_needs_no_memory() -> None:
+    network = Small(channels=2)
+    before = {n: t.clone() for n, t in network.state_dict().items()}
+    expected = str(load_official(Small(channels=2), small_file(classes=7)))
+    assert str(check_official(network, small_file(classes=7))) == expected
+    assert same(network.state_dict(), before)
+    with torch.device("meta"):
+        empty = Small(channels=2)
+    assert str(check_official(empty, small_file(classes=7))) == expected
+    with pytest.raises(WeightsMismatchError, match=r"body\.weight"):
+        check_official(empty, {})
+
+
+def test_a_network_that_converts_is_loaded_as_a_whole() -> None:
+    """Even if it has a submodule of the part's name."""
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.decoder = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+
+        def from_official(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+            if "alien" in state_dict:
+                raise ValueError("this is the file of another network")
+            return {f"backbone.{n}": t for n, t in state_dict.items()}
+
+    network = Whole()
+    (section,) = load_official(network, {"weight": torch.ones(2, 2)}, new=[r"^decoder\."]).sections
+    assert section.matched == ["backbone.weight"] and list(section.missing) == ["decoder.weight"]
+    assert torch.equal(network.backbone.weight, torch.ones(2, 2))
+    with pytest.raises(WeightsFileError, match=r"file\.pth: this is the file of another network"):
+        load_official(network, {"alien": torch.ones(1)}, file=Path("folder/file.pth"))
 
 
 class Translating(Small):
@@ -448,6 +598,85 @@ def test_stunet_file_of_another_size_or_with_a_lost_key(tmp_path: Path, stunet_f
         WeightsMismatchError, match=r"small_ep4k.* 1 missing in the file: upsample_layers\.2\.conv\.bias"
     ):
         load_checkpoint(stunet(), tmp_path / "small_ep4k.model", drop=STUNET_DROP)
+
+
+def test_stunet_on_stock_plans_of_this_nnunet(tmp_path: Path) -> None:
+    """Plans hold the network's arguments since 2.4, and no ``pool_op_kernel_sizes``."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_fm.trainers import fm_trainer_stunet_s
+
+    strides = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]]
+    stock = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+    configuration = {
+        "data_identifier": "nnUNetPlans_3d_fullres",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": [16, 32, 32],
+        "spacing": [3.0, 1.0, 1.0],
+        "normalization_schemes": ["ZScoreNormalization"] * 4,
+        "use_mask_for_norm": [False] * 4,
+        "architecture": {
+            "network_class_name": stock,
+            "arch_kwargs": {"n_stages": 4, "features_per_stage": [32, 64, 128, 256], "strides": strides},
+            "_kw_requires_import": [],
+        },
+    }
+    plans = {
+        "plans_name": "nnUNetPlans",
+        "dataset_name": "Dataset001_X",
+        "transpose_forward": [0, 1, 2],
+        "configurations": {"3d_fullres": configuration},
+    }
+    manager = PlansManager(plans)
+    assert "pool_op_kernel_sizes" not in json.dumps(plans)
+    network = fm_trainer_stunet_s.build_network_architecture(manager, manager.get_configuration("3d_fullres"), 4, 5)
+    assert network.strides[:3] == strides[1:]
+    torch.save({"state_dict": official("stunet_small", classes=105)}, tmp_path / "small_ep4k.model")
+    (section,) = load_checkpoint(network, tmp_path / "small_ep4k.model", drop=STUNET_DROP).sections
+    assert (len(section.matched), len(section.adapted)) == (118, 2)
+
+
+def manifest_file(
+    path: Path, manifest: str, container: str | None = None, prefix: str = "", classes: int = 105
+) -> Path:
+    """A file with the names and shapes of a manifest that takes no space: every tensor is one repeated number."""
+    content = json.loads((MANIFESTS / f"{manifest}.json").read_text())
+    types = content.get("dtypes_not_float32", {})
+    state_dict = {}
+    for name, shape in content["state_dict"].items():
+        size = [classes, *shape[1:]] if name.startswith("seg_outputs") else shape
+        dtype = getattr(torch, types.get(name, "torch.float32").removeprefix("torch."))
+        state_dict[f"{prefix}{name}"] = torch.full((), 0.5).to(dtype).expand(size)
+    torch.save({container: state_dict} if container else state_dict, path)
+    return path
+
+
+OFFICIAL_FILES: dict[str, tuple[str, str | None, str]] = {
+    "stunet_small_totalsegmentator": ("stunet_small", "state_dict", ""),
+    "stunet_base_totalsegmentator": ("stunet_base", "state_dict", ""),
+    "stunet_large_totalsegmentator": ("stunet_large", "network_weights", ""),
+    "stunet_huge_totalsegmentator": ("stunet_huge", "state_dict", "module."),
+    "pumit_b_pretrain": ("pumit_vit_pretrain", "state_dict", ""),
+    "misfm_pctnet_ct10k": ("misfm_pctnet", "model_state_dict", "module."),
+    "swinmm_pretrained": ("swinmm_pretrain", "state_dict", "module."),
+    "swinmm_word": ("swinmm", "state_dict", "module."),
+    "dinov2_vits14_pretrain": ("dinov2_vits14", None, ""),
+    "dinov2_vitg14_pretrain": ("dinov2_vitg14", None, ""),
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL_FILES)
+def test_the_cards_account_for_every_tensor_of_the_official_files(name: str, tmp_path: Path) -> None:
+    """By the network that the card builds, on the meta device; and no file passes for another model's."""
+    manifest, container, prefix = OFFICIAL_FILES[name]
+    file = manifest_file(tmp_path / "official.pth", manifest, container, prefix)
+    assert file.stat().st_size < 2e6
+    wanted = get_official(name)
+    (section,) = check(wanted, file).sections
+    total = len(json.loads((MANIFESTS / f"{manifest}.json").read_text())["state_dict"])
+    assert len(section.matched) + len(section.adapted) > 0.5 * total
+    assert [o.checkpoint.name for o in recognise(file, officials()) if o.card.family != wanted.card.family] == []
 
 
 DINOV2_DROP = ["^mask_token$"]

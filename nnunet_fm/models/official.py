@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -96,5 +98,10 @@ def _network(card: ModelCard) -> FoundationNetwork:
     spacing = geometry.spacing if isinstance(geometry.spacing, list) else [1.0] * card.dim
     patch, strides = legal_patch(card, geometry.patch, spacing)
     entry = architecture(card, patch_size=patch, spacing=spacing, strides=strides)
+    return _built(json.dumps(entry), min(card.parameters))
+
+
+@lru_cache(maxsize=64)
+def _built(entry: str, classes: int) -> FoundationNetwork:
     with torch.device("meta"):
-        return build_network(entry, 1, min(card.parameters))
+        return build_network(json.loads(entry), 1, classes)

@@ -296,6 +296,10 @@ def _converted(target: nn.Module, official: dict[str, Tensor], match: _Match, fi
         converted: dict[str, Tensor] = target.from_official(dict(official))  # type: ignore[operator]
     except ValueError as error:
         raise WeightsFileError(f"{file or 'the state dict'}: {error}") from error
+    except (RuntimeError, LookupError, TypeError) as error:
+        raise WeightsFileError(
+            f"{file or 'the state dict'} looks like another model's: its tensors cannot be converted ({error})"
+        ) from error
     by_identity = {id(tensor): name for name, tensor in official.items()}
     used = set()
     for name, tensor in converted.items():
