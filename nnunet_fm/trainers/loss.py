@@ -39,22 +39,22 @@ class DiceCE(nn.Module):
         if self.regions:
             if self.ignore_label is not None:
                 target, mask = target[:, :-1], ~target[:, -1:].bool()
-            truth = target.bool()
+            truth = target.float()
             probabilities = logits.sigmoid()
-            entropy = F.binary_cross_entropy_with_logits(logits, truth.float(), reduction="none")
+            entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
             entropy = entropy.mean(1, keepdim=True)
         else:
             labels = target.long()
             if self.ignore_label is not None:
                 mask = labels != self.ignore_label
                 labels = labels.where(mask, 0)
-            truth = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, labels, True)
+            truth = torch.zeros_like(logits).scatter_(1, labels, 1.0)
             log_probabilities = logits.log_softmax(1)
             probabilities = log_probabilities.exp()
             entropy = -log_probabilities.gather(1, labels)
         if mask is None:
             return _dice(probabilities, truth) + entropy.mean()
-        return _dice(probabilities * mask, truth & mask) + (entropy * mask).sum() / mask.sum().clamp(min=1)
+        return _dice(probabilities * mask, truth * mask) + (entropy * mask).sum() / mask.sum().clamp(min=1)
 
 
 def _dice(probabilities: Tensor, truth: Tensor) -> Tensor:
