@@ -57,7 +57,7 @@ def test_names_are_real(page: Path) -> None:
     for pattern, legal in ((r"\bfm_trainer\w*", grammar().trainers), (r"\bFMPlanner\w*", grammar().planners)):
         for found in re.finditer(pattern + r"(?![\w<[…])", text):
             assert found[0].rstrip("_") in legal, found[0]
-    commands = {command.name for command in app.registered_commands}
+    commands = {entry.name for entry in (*app.registered_commands, *app.registered_groups)}
     for found in re.findall(r"(?:`|^ {4,}|bin/)nnunet-fm ([a-z]+)", text, re.MULTILINE):
         assert found in commands, found
 

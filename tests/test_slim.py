@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 import pickle
+import shutil
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.model_sharing.model_export import export_pretrained_model
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.run.run_training import maybe_load_checkpoint
 from torch import Tensor, nn
 
+import nnunet_fm.trainers
 from nnunet_fm.models.build import build_network
+from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.networks.base import FoundationNetwork
+from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.weights import cache, slim
+from nnunet_fm.weights.bundle import bundle
+from nnunet_fm.weights.cache import ChangedFileError
 from nnunet_fm.weights.load import load_checkpoint
 from nnunet_fm.weights.slim import ENTRY, BaseFileError, bases_of, full_state_dict, slim_state_dict
+from tests.datasets import nnunet_folders, write_dataset, write_fingerprint
 
 ENTRY_OF_PLAN = {
     "network_class_name": "nnunet_fm.networks.stunet.STUNet",
@@ -320,3 +336,134 @@ def test_full_state_dict_needs_no_network(base: Path, tmp_path: Path) -> None:
     content = through_file(slim_state_dict(network), tmp_path / "slim.pth")
     assert same(full_state_dict(content), expected)
     assert same(full_state_dict(expected), expected)
+
+
+# Through nnU-Net
+
+
+NUMBER, PLANS, SHAPE = 655, "FMPlans_tiny", (18, 20, 22)
+TRAINER = "fm_trainer_freeze"
+
+
+def make_trainer(plans: dict[str, Any], fold: int) -> Any:
+    """A trainer as the stock command builds it."""
+    dataset_json = json.loads(
+        Path(os.environ["nnUNet_preprocessed"], plans["dataset_name"], "dataset.json").read_text()
+    )
+    plans = json.loads(json.dumps(plans)) | {"continue_training": False}
+    return getattr(nnunet_fm.trainers, TRAINER)(plans, "3d_fullres", fold, dataset_json, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], Path]]:
+    """Plans of a small network, and the folder of two folds trained with a frozen encoder."""
+    root = tmp_path_factory.mktemp("nnunet")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        variables = nnunet_folders(root, patch)
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        patch.setenv("nnUNet_def_n_proc", "1")
+        patch.setenv(cache.CACHE_VARIABLE, str(root / "weights"))
+        (root / "weights").mkdir()
+        torch.save({"state_dict": build("full", seed=1).state_dict()}, root / "weights" / "small_ep4k.model")
+        folder = write_dataset(variables["nnUNet_raw"], NUMBER, shape=SHAPE)
+        write_fingerprint(folder, [SHAPE] * 6, [(1.0, 1.0, 1.0)] * 6)
+        recipe = {"iterations_per_epoch": 2, "validation_iterations": 1, "save_every": 1, "augmentation": "nnunet"}
+        options = Options(iterations=2, recipe=recipe, force=True)
+        plans = planner_class("FMPlanner_stunet_s")(NUMBER, 40, plans_name=PLANS, options=options).plan_experiment()
+        architecture = plans["configurations"]["3d_fullres"]["architecture"]
+        architecture["arch_kwargs"] |= {"dims": ENTRY_OF_PLAN["arch_kwargs"]["dims"]}
+        (Path(variables["nnUNet_preprocessed"]) / folder.name / f"{PLANS}.json").write_text(json.dumps(plans))
+        preprocess_dataset(NUMBER, PLANS, ["3d_fullres"], [1], show_progress_bar=False)
+        for fold in (0, 1):
+            trainer = make_trainer(plans, fold)
+            trainer.run_training()
+            trainer.perform_actual_validation(save_probabilities=False)
+        yield plans, Path(trainer.output_folder_base)
+    torch.set_num_threads(threads)
+
+
+def predict(model: Path, folds: tuple[int, ...] = (0, 1)) -> np.ndarray:
+    """Class probabilities that nnU-Net's own predictor gives for the test case, over the folds."""
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), use_folds=folds)
+    images = sorted(Path(os.environ["nnUNet_raw"]).glob("*/imagesTs/*.nii.gz"))
+    ((_, probabilities),) = predictor.predict_from_files_sequential([[str(i) for i in images]], None, True)
+    return np.asarray(probabilities)
+
+
+def network_weights(file: Path) -> dict[str, Tensor]:
+    content: dict[str, dict[str, Tensor]] = torch.load(file, weights_only=False)
+    return content["network_weights"]
+
+
+def test_training_writes_slim_checkpoints(study: tuple[dict[str, Any], Path]) -> None:
+    _, model = study
+    for file in (model / "fold_0" / "checkpoint_final.pth", model / "fold_1" / "checkpoint_best.pth"):
+        names = left_out(network_weights(file))
+        assert names == {n for n in build().state_dict() if n.startswith(ENCODER)}
+
+
+def test_prediction_over_folds_equals_that_of_full_checkpoints(
+    study: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, model = study
+    full = tmp_path / model.name
+    shutil.copytree(model, full)
+    assert all(done.bases for done in bundle(full))
+    expected = predict(model)
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "empty"))
+    assert np.array_equal(predict(full), expected)
+    with pytest.raises(BaseFileError, match="small_ep4k.model"):
+        predict(model)
+
+
+def test_continuing_and_validating(study: tuple[dict[str, Any], Path]) -> None:
+    """What ``--c`` and ``--val`` do."""
+    plans, model = study
+    expected = full_state_dict(network_weights(model / "fold_0" / "checkpoint_final.pth"))
+    for continued in (True, False):
+        trainer = make_trainer(plans, 0)
+        maybe_load_checkpoint(trainer, continued, not continued)
+        assert same(trainer.network.state_dict(), expected)
+    trainer.perform_actual_validation(save_probabilities=False)
+    trainer.save_checkpoint(str(model / "fold_0" / "checkpoint_latest.pth"))
+    again = network_weights(model / "fold_0" / "checkpoint_latest.pth")
+    assert left_out(again) and same(full_state_dict(again), expected)
+
+
+def test_pretrained_weights_of_a_slim_checkpoint(study: tuple[dict[str, Any], Path]) -> None:
+    plans, model = study
+    trainer = make_trainer(plans, 2)
+    file = model / "fold_0" / "checkpoint_final.pth"
+    maybe_load_checkpoint(trainer, False, False, str(file))
+    assert same(trainer.network.state_dict(), full_state_dict(network_weights(file)))
+
+
+def test_the_stock_zip_of_a_slim_folder_is_slim(
+    study: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans, model = study
+    export_pretrained_model(plans["dataset_name"], str(tmp_path / "a.zip"), ("3d_fullres",), TRAINER, PLANS, (0, 1))
+    expected = predict(model)
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        archive.extractall(tmp_path / "elsewhere")
+    (installed,) = (tmp_path / "elsewhere").glob(f"*/{model.name}")
+    original, copied = (folder / "fold_0" / "checkpoint_final.pth" for folder in (model, installed))
+    assert copied.read_bytes() == original.read_bytes()
+    assert np.array_equal(predict(installed), expected)
+
+
+def test_the_plan_pins_the_official_file(study: tuple[dict[str, Any], Path]) -> None:
+    plans, _ = study
+    entry = plans["nnunet_fm"]["weights"]["backbone"]
+    assert entry["name"] == "stunet_small_totalsegmentator" and len(entry["sha256"]) == 64
+    changed = copy.deepcopy(plans)
+    changed["nnunet_fm"]["weights"]["backbone"]["sha256"] = "0" * 64
+    trainer = make_trainer(changed, 3)
+    with pytest.raises(ChangedFileError, match=f"{entry['sha256']}.*in the plans.*{'0' * 64}"):
+        trainer.initialize()
+    changed["nnunet_fm"]["weights"]["backbone"]["name"] = "stunet_tiny"
+    with pytest.raises(PlanError, match="stunet_small_totalsegmentator"):
+        make_trainer(changed, 3)
