@@ -27,6 +27,7 @@ from nnunet_fm.networks.spad_convolution import (
 )
 from nnunet_fm.networks.spad_vit import SpadViT, resample_positions, rotary_table, rotate
 from nnunet_fm.networks.spadnet import SPADNet
+from nnunet_fm.trainers.optimizer import parameter_groups
 from nnunet_fm.weights.load import WeightsMismatchError, load_official
 
 MANIFESTS = Path(__file__).parent / "manifests"
@@ -195,7 +196,6 @@ def test_cubic_patches_give_the_published_backbone() -> None:
     assert round(count(network.backbone) / 1e6, 1) == 102.6
     published = on_meta(1, 24)
     assert shapes(network.backbone.fpn) == shapes(published.backbone.fpn)
-    assert all(network.backbone.fpn[i].kernel_size == (2, 2, 2) for i in (1,))
 
 
 def test_scales_and_legal_sizes_of_the_published_network() -> None:
@@ -275,6 +275,13 @@ def test_every_trained_parameter_gets_a_gradient(depth: int, adapter: str) -> No
     assert idle == ({"backbone.norm.weight", "backbone.norm.bias"} if adapter == "full" else vit)
 
 
+def test_heads_without_an_output_are_not_trained() -> None:
+    network = tiny(deep_supervision=False)
+    network(torch.randn(1, 1, 8, 32, 64)).square().mean().backward()
+    assert all((p.grad is not None) is p.requires_grad for p in network.parameters())
+    assert [head.weight.requires_grad for head in network.seg_heads] == [True, False, False, False]
+
+
 def test_lora_changes_linear_layers_of_the_vit_alone() -> None:
     network = tiny(deep_supervision=True)
     apply_adapter("lora", network)
@@ -291,6 +298,21 @@ def test_positions_class_token_and_attention_biases_do_not_decay() -> None:
     names = network.no_weight_decay()
     assert names <= {name for name, _ in network.named_parameters()}
     assert len(names) == 2 + 2 * 3 and {"backbone.cls_token", "backbone.pos_embed"} <= names
+
+
+def test_layer_decay_goes_block_by_block() -> None:
+    network = tiny(deep_supervision=True)
+    recipe = get_card("spadnet").variants["mission"].recipe
+    groups = parameter_groups(network, recipe.model_copy(update={"layer_decay": 0.5}))
+    names = {id(p): name for name, p in network.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
+    order = [
+        "backbone.pos_embed",
+        *(f"backbone.blocks.{i}.mlp.w1.weight" for i in range(3)),
+        "decoder.inner.laterals.0.conv.weight",
+    ]
+    assert [rates[name] / recipe.learning_rate for name in order] == pytest.approx([2.0**-i for i in (4, 3, 2, 1, 0)])
+    assert rates["backbone.norms.0.weight"] == rates["seg_heads.0.weight"] == pytest.approx(recipe.learning_rate)
 
 
 def test_declared_keys_exist() -> None:
@@ -365,6 +387,11 @@ def test_a_plan_may_derive_the_patch_depth_from_its_spacing(
         network = build_network(entry, 2, 3)
     assert isinstance(network, SPADNet)
     assert network.backbone.patch_embed.proj.weight.shape == (768, 2, depth, 16, 16)
+
+
+def test_an_illegal_patch_depth_is_refused_when_planning() -> None:
+    with pytest.raises(ValueError, match="spad_patch_depth is 3"):
+        SPADNet.resolve_arguments({"spad_patch_depth": 3}, patch_size=[96] * 3, spacing=[1.0] * 3)
 
 
 def test_the_variants_of_the_card_have_legal_patches() -> None:

@@ -38,6 +38,13 @@ def _strides(degree: int) -> list[Stride]:
     return [(depth_stride(s, degree), s, s) for s in PLANE_STRIDES]
 
 
+def _degree(patch_depth: int) -> int:
+    """The degree of anisotropy that patches of this depth are made for."""
+    if patch_depth not in (16, 8, 4, 2, 1):
+        raise ValueError(f"spad_patch_depth is {patch_depth}, legal are 16, 8, 4, 2 and 1 (in plans also auto)")
+    return (PATCH_EDGE // patch_depth).bit_length() - 1
+
+
 def _between(fine: Stride, coarse: Stride) -> Stride:
     """Stride from one feature map to the next coarser one."""
     return coarse[0] // fine[0], coarse[1] // fine[1], coarse[2] // fine[2]
@@ -215,7 +222,7 @@ class SPADNet(FoundationNetwork):
     The patch depth, 16 voxels halved once for every power of two by which slices are thicker than pixels are wide,
     says for which anisotropy the network is built. It determines the stride along depth of every layer by the rule
     of spatially adaptive convolutions: in-plane stride s goes with depth stride max(s * patch depth / 16, 1).
-    With depth 4 that is the published network, which published weights were fine-tuned in.
+    With depth 4 that is the published network; other depths of it are not published.
 
     Args:
         input_channels: image channels.
@@ -250,13 +257,9 @@ class SPADNet(FoundationNetwork):
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
-        if spad_patch_depth not in (16, 8, 4, 2, 1):
-            raise ValueError(
-                f"spad_patch_depth is {spad_patch_depth}, legal are 16, 8, 4, 2 and 1 (in plans also auto)"
-            )
         if not 1 <= num_outputs <= 4:
             raise ValueError(f"num_outputs is {num_outputs}, legal are 1 to 4")
-        degree = (PATCH_EDGE // spad_patch_depth).bit_length() - 1
+        degree = _degree(spad_patch_depth)
         self.strides = _strides(degree)
         self.key_to_encoder = "backbone"
         self.key_to_stem = "backbone.patch_embed"
@@ -279,16 +282,21 @@ class SPADNet(FoundationNetwork):
     def resolve_arguments(
         cls, arguments: Mapping[str, Any], *, patch_size: Sequence[int], spacing: Sequence[float]
     ) -> dict[str, Any]:
-        """``spad_patch_depth: auto`` becomes the depth that the model's rule gives for the plan's spacing."""
+        """``spad_patch_depth: auto`` becomes the depth that the model's rule gives for the plan's spacing.
+
+        Raises:
+            ValueError: for an illegal patch depth.
+        """
         resolved = dict(arguments)
         if resolved.get("spad_patch_depth") == "auto":
             resolved["spad_patch_depth"] = depth_stride(PATCH_EDGE, anisotropy_degree(spacing, PATCH_EDGE))
+        _degree(resolved.get("spad_patch_depth", 4))
         return resolved
 
     @property
     def decoder(self) -> FullResolutionDecoder:
         """The official submodule of this name; nnU-Net finds its switch for deep supervision here."""
-        return self.__getattr__("decoder")
+        return self.__getattr__("decoder")  # torch's look-up, which this property hides
 
     @property
     def deep_supervision(self) -> bool:
@@ -306,13 +314,19 @@ class SPADNet(FoundationNetwork):
 
     @property
     def unused_keys(self) -> tuple[str, ...]:
-        return ("backbone.norm",)
+        coarse = range(1, 1 if self.deep_supervision else len(self.seg_heads))
+        return ("backbone.norm", *(f"seg_heads.{i}" for i in coarse))
 
     def no_weight_decay(self) -> set[str]:
         biases = {
             f"backbone.blocks.{i}.attn.{b}" for i in range(len(self.backbone.blocks)) for b in ("q_bias", "v_bias")
         }
         return {"backbone.cls_token", "backbone.pos_embed", *biases}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's layer groups for layer decay: the embeddings, every block of the ViT, and all the rest."""
+        stem = r"^backbone\.(?:cls_token|pos_embed|patch_embed)"
+        return {"stem": stem, "blocks": [(r"^backbone\.blocks\.(\d+)\.", None)]}
 
     @property
     def size_multiple(self) -> tuple[int, ...]:
