@@ -137,6 +137,8 @@ def test_hash_without_a_writable_folder(folder: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Path, "write_text", refuse)
     assert sha256(folder / "a.pth") == hashlib.sha256(b"one").hexdigest()
+    monkeypatch.setattr(cache, "compute_sha256", lambda path: pytest.fail("hashed again"))
+    assert sha256(folder / "a.pth") == hashlib.sha256(b"one").hexdigest()
 
 
 # --- files --------------------------------------------------------------------------------------------------------

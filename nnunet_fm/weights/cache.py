@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file in hexadecimal, remembered in ``.sha256.json`` beside it until size or time change."""
     digest = known_sha256(path)
     if digest is None:
-        digest = compute_sha256(path)
+        digest = _sha256_of_version(path, **_stamp(path))
         remember_sha256(path, digest)
     return digest
 
@@ -115,6 +116,12 @@ def check_hash(path: Path, expected: Mapping[str, str | None], name: str | None 
     for source, digest in wanted.items():
         if digest is not None and digest != sha256(path):
             raise ChangedFileError(f"{path} has SHA-256 {sha256(path)}, but the hash {source} is {digest}")
+
+
+@lru_cache(maxsize=64)
+def _sha256_of_version(path: Path, size: int, mtime_ns: int) -> str:
+    """Computed once in a process, for folders in which nothing can be remembered."""
+    return compute_sha256(path)
 
 
 def _stamp(path: Path) -> dict[str, int]:
