@@ -218,9 +218,7 @@ class DAE(SwinUNETR):
         if any(name.endswith("patch_embed.proj.weight") for name in state_dict):
             self_supervised = any(name.startswith("encoder.") for name in state_dict)
             kind = "the self-supervised" if self_supervised else "those of SuPreM or another"
-            checkpoint = (
-                "self_supervised_nv_swin_unetr_50000" if self_supervised else "supervised_suprem_swinunetr_2100"
-            )
+            checkpoint = "swinunetr_ssl_50000" if self_supervised else "suprem_swinunetr"
             raise ValueError(
                 f"these are not the weights of DAE but {kind} SwinUNETR with one convolution as its patch embedding "
                 f"(patch_embed.proj.weight): the model 'suprem' takes them, as its checkpoint '{checkpoint}'"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from parity.adapters import dinov2, heads, pctnet, spadnet, stunet, swinmm, unet
+from parity.adapters import dinov2, heads, pctnet, spadnet, stunet, swinmm, swinunetr, unet
 from parity.cases import Case, NotSupportedError
 from torch import Tensor
 
@@ -16,6 +16,8 @@ BUILDERS: dict[str, Builder] = {
     r"(?i)^pumit": spadnet.outputs,
     r"(?i)pct_?net": pctnet.outputs,
     r"(?i)^swinmm\b": swinmm.outputs,
+    r"(?i)^suprem": swinunetr.suprem,
+    r"(?i)^dae\b": swinunetr.dae,
     r"dinov2\.models\.vision_transformer\.vit_\w+$": dinov2.outputs,
     r"^decoders\.ConvHeadLinear$": heads.linear,
     r"^benchmarks\.UNet\.unet\.UNet$": unet.outputs,
