@@ -7,26 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from monai.networks.blocks.dynunet_block import UnetOutBlock
-from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
-from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_fm.networks.base import FoundationNetwork
-from nnunet_fm.networks.swinunetr import PatchMerging
-
-WIDTH = 48
-"""Channels at full resolution; each halving doubles them."""
-
-LEVELS = 5
-"""Halvings from the image to the bottleneck."""
+from nnunet_fm.networks.swinunetr import SwinUNETR, residual_block
 
 VIEWS = 3
 """View 0 is the volume itself, view 1 has its first two axes exchanged, view 2 the first and the last."""
+
+FLOOR = -80.0
+"""Logarithm of the smallest probability that fusion tells from zero; float32 reaches down to -87."""
 
 Views = tuple[int, int]
 
@@ -138,30 +131,23 @@ class MutualLoss(nn.Module):
 
 
 def mean_probability(outputs: Iterable[Tensor], regions: bool) -> Tensor:
-    """Float32 logits of the mean of the outputs' probabilities.
+    """Float32 logits of the mean of the outputs' probabilities, which are taken one after the other.
 
-    Softmax, or sigmoid with `regions`, of the result is the mean. Outputs are taken one after the other, and
-    probabilities never leave the logarithm, so that none is rounded to zero.
+    Softmax, or sigmoid with `regions`, of the result is the mean. No logarithm is below `FLOOR`: nnU-Net adds up
+    weighted logits of overlapping windows in half precision, where larger ones would become infinite.
     """
     sums: list[Tensor] = []
     count = 0
     for out in outputs:
         x = out.float()
-        logs = [F.logsigmoid(x), F.logsigmoid(-x)] if regions else [F.log_softmax(x, dim=1)]
-        sums = [torch.logaddexp(a, b) for a, b in zip(sums, logs, strict=True)] if sums else logs
+        parts = [x.sigmoid(), (-x).sigmoid()] if regions else [x.softmax(1)]
+        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
         count += 1
-    return sums[0] - (sums[1] if regions else math.log(count))
+    logs = [(p / count).clamp_min(math.exp(FLOOR)).log() for p in sums]
+    return logs[0] - logs[1] if regions else logs[0]
 
 
-def _residual(in_channels: int, out_channels: int) -> UnetrBasicBlock:
-    return UnetrBasicBlock(3, in_channels, out_channels, 3, 1, "instance", res_block=True)
-
-
-def _up(in_channels: int, out_channels: int) -> UnetrUpBlock:
-    return UnetrUpBlock(3, in_channels, out_channels, 3, 2, "instance", res_block=True)
-
-
-class SwinMM(FoundationNetwork):
+class SwinMM(SwinUNETR):
     """SwinMM. In training it sees two of three views, at random; otherwise all pairs of them, and fuses six outputs.
 
     In training mode the output is a list of two, both in the frame of the input. In eval mode it is one tensor
@@ -174,11 +160,10 @@ class SwinMM(FoundationNetwork):
         grid: edge of the token grid of the learned positions at the bottleneck, patch edge / 32: 2 for 64, 3 for 96.
         fusion_depth: layers of cross attention; the official scripts build one, the official class by default two.
         in_origin_view: let the views meet in the volume's own frame instead of that of the first view.
+        feature_size: channels at full resolution; each halving after the first doubles them.
         axes: order of the spatial axes that the weights know, ``zyx`` or ``xyz``.
         deep_supervision: without effect, there is one resolution.
     """
-
-    key_to_head = ("out",)
 
     regions: bool = False
     """Whether outputs are independent probabilities of overlapping regions (sigmoid), which are fused otherwise.
@@ -194,42 +179,20 @@ class SwinMM(FoundationNetwork):
         grid: int = 2,
         fusion_depth: int = 1,
         in_origin_view: bool = False,
-        axes: str = "zyx",
+        feature_size: int = 48,
+        axes: Literal["zyx", "xyz"] = "zyx",
         deep_supervision: bool = False,
     ) -> None:
-        super().__init__()
-        self.key_to_encoder = "swinViT"
-        self.key_to_stem = "swinViT.patch_embed"
-        self.keys_to_in_proj = ("swinViT.patch_embed.proj", "encoder1.layer.conv1.conv", "encoder1.layer.conv3.conv")
-        self.key_to_lpe = None
-        self.deep_supervision = deep_supervision
-        self.reversed_axes = axes == "xyz"
-        self.in_origin_view = in_origin_view
-
-        self.swinViT = SwinTransformer(
-            input_channels, WIDTH, (7, 7, 7), (2, 2, 2), (2, 2, 2, 2), (3, 6, 12, 24), downsample=PatchMerging
+        super().__init__(
+            input_channels, num_classes, feature_size=feature_size, axes=axes, deep_supervision=deep_supervision
         )
-        self.encoder1 = _residual(input_channels, WIDTH)
-        self.encoder2 = _residual(WIDTH, WIDTH)
-        self.encoder3 = _residual(2 * WIDTH, 2 * WIDTH)
-        self.encoder4 = _residual(4 * WIDTH, 4 * WIDTH)
-        self.encoder5 = _residual(8 * WIDTH, 8 * WIDTH)
-        self.encoder10 = _residual(16 * WIDTH, 16 * WIDTH)
-        self.decoder5 = _up(16 * WIDTH, 8 * WIDTH)
-        self.decoder4 = _up(8 * WIDTH, 4 * WIDTH)
-        self.decoder3 = _up(4 * WIDTH, 2 * WIDTH)
-        self.decoder2 = _up(2 * WIDTH, WIDTH)
-        self.decoder1 = _up(WIDTH, WIDTH)
-        self.out = UnetOutBlock(3, WIDTH, num_classes)
-        self.cross_atte6 = Fusion(16 * WIDTH, 24, grid, fusion_depth)
-
-    @property
-    def size_multiple(self) -> tuple[int, ...]:
-        return (2**LEVELS,) * 3
+        self.in_origin_view = in_origin_view
+        self.encoder5 = residual_block(8 * feature_size, 8 * feature_size)
+        self.cross_atte6 = Fusion(16 * feature_size, 24, grid, fusion_depth)
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Features of one view, full resolution first; the last are the bottleneck. They depend on no other view."""
-        hidden = self.swinViT(x, True)
+        hidden = self.swinViT(x)
         encoders = (self.encoder2, self.encoder3, self.encoder4, self.encoder5, self.encoder10)
         return [self.encoder1(x), *(encoder(h) for encoder, h in zip(encoders, hidden, strict=True))]
 
@@ -281,15 +244,7 @@ class SwinMM(FoundationNetwork):
         return MutualLoss(loss, regions)
 
     def no_weight_decay(self) -> set[str]:
-        names = ("relative_position_bias_table", "position_embeddings")
-        return {name for name, _ in self.named_parameters() if name.endswith(names)}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The Swin encoder's layers in timm's format; everything else is the last one."""
-        stage = r"^swinViT\.layers(\d+)"
-        # The merging ends a stage in this network, so it comes after all of its blocks.
-        blocks = [(rf"{stage}\.0\.blocks\.(\d+)", None), (rf"{stage}\.0\.downsample", (99999,))]
-        return {"stem": r"^swinViT\.patch_embed", "blocks": stage if coarse else blocks}
+        return super().no_weight_decay() | {"cross_atte6.position_embeddings"}
 
     def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Own names from those of the pre-training file (the Swin encoder alone) or of a fine-tuned network.
