@@ -659,6 +659,8 @@ OFFICIAL_FILES: dict[str, tuple[str, str | None, str]] = {
     "stunet_base_totalsegmentator": ("stunet_base", "state_dict", ""),
     "stunet_large_totalsegmentator": ("stunet_large", "network_weights", ""),
     "stunet_huge_totalsegmentator": ("stunet_huge", "state_dict", "module."),
+    "suprem_swinunetr": ("suprem_pretrain", "net", "module."),
+    "dae_pretrain": ("dae_pretrain", "model", ""),
     "pumit_b_pretrain": ("pumit_vit_pretrain", "state_dict", ""),
     "misfm_pctnet_ct10k": ("misfm_pctnet", "model_state_dict", "module."),
     "swinmm_pretrained": ("swinmm_pretrain", "state_dict", "module."),
