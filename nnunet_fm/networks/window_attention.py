@@ -46,13 +46,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Tensor
     if query.device.type in ("cpu", "meta"):  # a plan's memory is predicted on the meta device
         out: Tensor = _WindowByWindow.apply(query, key, value, bias, mask)
         return out
+    return all_windows(query, key, value, bias, mask)
+
+
+def all_windows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+    """`attend` with one call, for devices whose fused kernel gives a gradient of the bias."""
     if mask is None:
-        query, key, value = (t.flatten(0, 1) for t in (query, key, value))
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None])[None]
-    size = query.shape
-    query, key, value = (t.flatten(1, 2) for t in (query, key, value))
-    scores = (bias + mask[:, None]).flatten(0, 1)[None]
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=scores).view(size)
+        dims, scores = (0, 1), bias[None]
+    else:
+        dims, scores = (1, 2), (bias + mask[:, None]).flatten(0, 1)[None]
+    q, k, v = (t.flatten(*dims) for t in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=scores).reshape(query.shape)
 
 
 class _WindowByWindow(torch.autograd.Function):
