@@ -145,7 +145,7 @@ def test_official_and_nnunet_variants_differ_as_said(plan: Planner) -> None:
     assert stock["spacing"] == [1.0, 1.0, 1.0]
     assert stock["normalization_schemes"] == ["CTNormalization"]
     assert plan("FMPlanner_stunet_b_thesis", AORTA)["configurations"]["3d_fullres"]["normalization_schemes"] == [
-        "RescaleTo01Normalization"
+        "ScaleIntensity"
     ]
 
 

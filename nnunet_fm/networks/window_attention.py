@@ -59,6 +59,11 @@ def all_windows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: T
     return F.scaled_dot_product_attention(q, k, v, attn_mask=scores).reshape(query.shape)
 
 
+def _windows(query: Tensor) -> range:
+    """All windows; one stands for all on the meta device, where only sizes count."""
+    return range(1 if query.is_meta else query.shape[1])
+
+
 class _WindowByWindow(torch.autograd.Function):
     """`attend` on the CPU, whose fused kernel neither gives a gradient of the bias nor takes one mask per window.
 
@@ -69,7 +74,7 @@ class _WindowByWindow(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
         out = torch.empty_like(query)
         with torch.autocast("cpu", enabled=False):  # which would round the bias
-            for w in range(query.shape[1]):
+            for w in _windows(query):
                 added = bias.detach() if mask is None else bias.detach() + mask[w]
                 out[:, w] = F.scaled_dot_product_attention(query[:, w], key[:, w], value[:, w], attn_mask=added[None])
         ctx.save_for_backward(query, key, value, bias, mask, out)
@@ -83,7 +88,7 @@ class _WindowByWindow(torch.autograd.Function):
         precision = torch.promote_types(query.dtype, torch.float32)
         d_query, d_key, d_value = (torch.empty_like(t) for t in (query, key, value))
         d_bias = torch.zeros_like(bias)
-        for w in range(query.shape[1]):
+        for w in _windows(query):
             q, k, v, o, g = (t[:, w].to(precision) for t in (query, key, value, out, grad))
             q = q * scale
             scores = q @ k.transpose(-2, -1)

@@ -11,6 +11,7 @@ environment fixes ``MALLOC_MMAP_THRESHOLD_``.
 from __future__ import annotations
 
 import weakref
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,7 +134,8 @@ def fit(
 ) -> tuple[tuple[int, ...], int, bool]:
     """The first step of one descending sequence that fits: the batch falls to one, then the patch shrinks.
 
-    The sequence does not depend on the target, therefore a smaller target never gives a larger plan.
+    The sequence does not depend on the target, therefore a smaller target never gives a larger plan. As the cost falls
+    along it, the step is found by bisection.
 
     Args:
         shrink: the next smaller legal patch, or None at the smallest.
@@ -141,11 +143,11 @@ def fit(
     Returns:
         Patch, batch, and whether it fits; where nothing does, the last step of the sequence.
     """
-    step = (patch, batch)
-    for step in _descending(patch, batch, shrink):
-        if cost(*step) <= target_bytes:
-            return (*step, True)
-    return (*step, False)
+    if cost(patch, batch) <= target_bytes:
+        return patch, batch, True
+    steps = list(_descending(patch, batch, shrink))
+    first = bisect_left(steps, True, key=lambda step: cost(*step) <= target_bytes)
+    return (*steps[first], True) if first < len(steps) else (*steps[-1], False)
 
 
 def _descending(
