@@ -38,6 +38,7 @@ SUPREM = {
     "contrast": (0.15, 0.75, 1.25),
     "low_resolution": (0.15, 0.5, 1.0),
 }
+GAMMAS = {"gamma": (3 / 13, 0.7, 1.5), "inverted gamma": (1 / 13, 0.7, 1.5)}
 EXPECTED: dict[str, dict[str, Any]] = {
     "none": {},
     "flips": FLIPS,
@@ -45,9 +46,8 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "stunet_dae": DAE_FLIPS | dict.fromkeys(TURNS, 0.2 / 3) | {"scale": (0.1, 0.9, 1.1), "shift": (0.1, -0.1, 0.1)},
     "suprem_official": dict.fromkeys(TURNS, 0.1 / 3) | {"shift": (0.2, -0.1, 0.1)},
     "suprem": SUPREM,
-    "spad": SUPREM
-    | FLIPS
-    | {"scale": (0.15, 0.75, 1.25), "gamma": (3 / 13, 0.7, 1.5), "inverted gamma": (1 / 13, 0.7, 1.5)},
+    "spad": SUPREM | GAMMAS,
+    "spad_official": SUPREM | FLIPS | {"scale": (0.15, 0.75, 1.25)} | GAMMAS,
 }
 """Event -> probability, or (probability, smallest, largest strength). Written from the publications, not the table."""
 
@@ -151,7 +151,7 @@ def test_every_probability_and_every_strength(preset: str) -> None:
 
 def test_the_presets_are_those_that_recipes_name() -> None:
     assert set(PRESETS) | {"nnunet", "light"} == set(Recipe.model_fields["augmentation"].annotation.__args__)
-    assert {"nnunet", "suprem", "spad"} == SPATIAL_PRESETS
+    assert {"nnunet", "suprem", "spad", "spad_official"} == SPATIAL_PRESETS
     assert all(step.source for steps in PRESETS.values() for step in steps)
 
 

@@ -61,7 +61,7 @@ class Step:
 
 _DEGENERATE = (0.0, 0.0)
 _FLIPS = Step("flip", 0.5, _DEGENERATE, MIS_FM)
-_GAMMAS = 1 - GAMMA_WEIGHTS["nothing"] / sum(GAMMA_WEIGHTS.values())
+_GAMMA = Step("gamma", 1 - GAMMA_WEIGHTS["nothing"] / sum(GAMMA_WEIGHTS.values()), (0.7, 1.5), PUMIT)
 # The thesis that compares these models lists this preset's transforms without numbers; PUMIT's are the only published.
 _SUPREM_THESIS = (
     Step("rotation", 0.2, (-math.pi / 2, math.pi / 2), PUMIT),
@@ -89,13 +89,14 @@ PRESETS: dict[str, tuple[Step, ...]] = {
         Step("shift", 0.2, (-0.1, 0.1), SUPREM),
     ),
     "suprem": _SUPREM_THESIS,
-    "spad": (
+    "spad": (*_SUPREM_THESIS, _GAMMA),
+    "spad_official": (
         *_SUPREM_THESIS[:2],
         Step("flip", 0.5, _DEGENERATE, PUMIT),
         *_SUPREM_THESIS[2:4],
         Step("scale", 0.15, (0.75, 1.25), PUMIT),
         *_SUPREM_THESIS[4:],
-        Step("gamma", _GAMMAS, (0.7, 1.5), PUMIT),
+        _GAMMA,
     ),
 }
 

@@ -33,7 +33,16 @@ class Recipe(_Strict):
         "nnunet", description="nnunet: nnU-Net's Dice + cross-entropy; dice_ce: MONAI's; ce: cross-entropy alone"
     )
     augmentation: Literal[
-        "nnunet", "light", "none", "flips", "flips_rotations", "stunet_dae", "suprem", "suprem_official", "spad"
+        "nnunet",
+        "light",
+        "none",
+        "flips",
+        "flips_rotations",
+        "stunet_dae",
+        "suprem",
+        "suprem_official",
+        "spad",
+        "spad_official",
     ] = Field("nnunet", description="a preset of `nnunet_fm.data.augmentation`")
     mirror: bool = Field(True, description="mirroring at test time, and in training with nnU-Net's augmentation")
     sampling: Literal["nnunet", "pos_neg", "balanced"] = Field(
