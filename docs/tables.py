@@ -148,8 +148,9 @@ def _family(members: list[ModelCard]) -> str:
     lines = [f"### {commonprefix([card.title for card in members]).strip(' -')}", ""]  # noqa: RUF071 (titles, no paths)
     lines += [f"{names}. {first.summary} {first.paper}.", ""]
     seen = first.pretraining
-    if seen.datasets:
-        lines.append(f"* **Weights have seen** {', '.join(seen.datasets)} ({', '.join(seen.modality)}). {seen.note}")
+    if seen.modality:
+        datasets = f"{', '.join(seen.datasets)} ({', '.join(seen.modality)})" if seen.datasets else seen.modality[0]
+        lines.append(f"* **Weights have seen** {datasets}. {seen.note}")
     lines.append(
         f"* **Licences**: code {first.code_licence}; weights {first.weights_licence} ({USE[first.weights_use]})."
     )

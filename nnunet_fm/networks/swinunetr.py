@@ -97,7 +97,7 @@ def up_block(in_channels: int, out_channels: int) -> UnetrUpBlock:
 def swin_groups(coarse: bool = False) -> dict[str, Any]:
     """The layers of ``swinViT`` from the input on, in timm's format for layer decay; all others come after them."""
     stage = r"^swinViT\.layers(\d+)"
-    # timm's mark for what goes with the layer before: here a merging ends its stage.
+    # timm's mark for what goes with the layer before: a merging has the rate of the block that it follows.
     blocks = [(rf"{stage}\.0\.blocks\.(\d+)", None), (rf"{stage}\.0\.downsample", (99999,))]
     return {"stem": r"^swinViT\.patch_embed", "blocks": stage if coarse else blocks}
 
