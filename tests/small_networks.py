@@ -29,7 +29,7 @@ CLASSES: dict[str, tuple[type[FoundationNetwork], dict[str, Any]]] = {
         {"widths": [4, 4, 16, 16, 16], "dropout": [0, 0, 0.2, 0.2, 0.2], "resolution_mode": 1,
          "patch_size": [32, 64, 64], "deep_supervision": True},
     ),
-    "swinmm": (SwinMM, {}),
+    "swinmm": (SwinMM, {"feature_size": 12}),
 }  # fmt: skip
 SIZE = (32, 64, 64)
 """A patch that all of them take as it is."""

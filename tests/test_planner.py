@@ -129,7 +129,9 @@ def test_published_iterations(plan: Planner, model: str, dataset: str, expected:
 def test_every_model_and_variant_plans(plan: Planner, model: str, variant: str | None) -> None:
     card = cards()[model]
     name = f"FMPlanner_{model}" + (f"_{variant}" if variant else "")
-    plans = plan(name, AORTA, channels=("CT", "PET"))
+    plans = plan(
+        name, AORTA, channels=("CT", "PET"), memory=1000
+    )  # enough to predict once, not for every smaller patch
     assert plans["plans_name"] == name.replace("FMPlanner", "FMPlans")
     (configuration,) = plans["configurations"].values()
     assert len(configuration["patch_size"]) == len(configuration["spacing"]) == card.dim
