@@ -48,7 +48,7 @@ def test_listings_come_from_the_cards(command: Command) -> None:
     assert code == 0 and [m["name"] for m in models] == list(cards())
     assert all(m["parameters"] > 1e5 and m["weights licence"] for m in models)
     assert json.loads(command("list", "heads", "--json")[1])[0]["name"] == "linear"
-    assert {a["name"] for a in json.loads(command("list", "adapters", "--json")[1])} == {"freeze", "full"}
+    assert {a["name"] for a in json.loads(command("list", "adapters", "--json")[1])} == {"freeze", "full", "lora"}
     assert command("list", "trainers")[1].split() == list(grammar().trainers)
     table = command("list")[1].splitlines()
     assert len(table) == 2 + len(cards()) and "\x1b" not in "".join(table)

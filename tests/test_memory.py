@@ -232,28 +232,24 @@ def halve_largest(patch: tuple[int, ...], smallest: int = 16) -> tuple[int, ...]
 
 
 def test_sequence_lowers_the_batch_first_then_the_patch() -> None:
-    seen: list[tuple[tuple[int, ...], int]] = []
-
-    def cost(patch: tuple[int, ...], batch: int) -> float:
-        seen.append((patch, batch))
-        return 1e9
-
-    assert fit(cost, (64, 32), 3, halve_largest, 1.0) == ((16, 16), 1, False)
     patches = [(64, 32), (64, 32), (64, 32), (32, 32), (16, 32), (16, 16)]
-    assert seen == list(zip(patches, (3, 2, 1, 1, 1, 1), strict=True))
+    sequence = list(zip(patches, (3, 2, 1, 1, 1, 1), strict=True))
+    assert list(memory._descending((64, 32), 3, halve_largest)) == sequence
+    assert fit(lambda patch, batch: 1e9, (64, 32), 3, halve_largest, 1.0) == (*sequence[-1], False)
 
 
-def test_first_step_that_fits_is_taken_and_no_later_one_is_tried() -> None:
+@pytest.mark.parametrize("step", range(12))
+def test_the_first_step_that_fits_is_found_with_few_predictions(step: int) -> None:
+    sequence = list(memory._descending((256, 256), 4, halve_largest))
     seen: list[float] = []
 
     def cost(patch: tuple[int, ...], batch: int) -> float:
         seen.append(batch * float(np.prod(patch)))
         return seen[-1]
 
-    assert fit(cost, (64, 64), 4, halve_largest, 2.5 * 64 * 64) == ((64, 64), 2, True)
-    assert len(seen) == 3
-    assert fit(cost, (64, 64), 4, halve_largest, 4 * 64 * 64) == ((64, 64), 4, True)
-    assert fit(cost, (64, 64), 4, halve_largest, 16 * 16) == ((16, 16), 1, True)
+    patch, batch = sequence[step]
+    assert fit(cost, (256, 256), 4, halve_largest, batch * float(np.prod(patch))) == (patch, batch, True)
+    assert len(seen) == 1 if step == 0 else len(seen) <= 1 + len(sequence).bit_length()
 
 
 @pytest.mark.parametrize("seed", range(50))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from nnunet_fm.networks.stunet import STUNet
 
 CASES = Path(__file__).parent / "parity" / "cases"
-LARGE = ("stunet_large/*", "stunet_huge/*", "swinmm/roi96*")
+LARGE = ("stunet_large/*", "stunet_huge/*", "swinmm/roi96*", "misfm_pctnet/thesis_patch", "pumit/thesis_patch")
 
 
 @pytest.mark.parametrize(
