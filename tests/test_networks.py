@@ -351,6 +351,29 @@ def test_a_training_step_works_in_bfloat16(
     assert gradients and all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients.values())
 
 
+def test_maps_of_two_slices_are_trained_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN's bfloat16 gradient of such a convolution reads memory that nobody has written."""
+    monkeypatch.setattr(base, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setenv(base.BF16_SWITCH, "1")
+    network = small("swinmm", feature_size=12)
+    seen: dict[int, set[torch.dtype]] = {}
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d) and module.kernel_size[0] == 3:
+            module.register_forward_hook(lambda _m, args, out: seen.setdefault(args[0].shape[2], set()).add(out.dtype))
+    for _ in range(3):
+        used = [torch.full((n,), math.nan) for n in (64, 1024, 20000, 400000) for _ in range(4)]
+        del used  # memory that will be handed out again, with what stands in it
+        torch.stack([out.square().mean() for out in network.train()(torch.rand(1, 1, 64, 64, 64))]).sum().backward()
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    assert all(g.isfinite().all() for g in gradients)
+    assert seen.pop(2) == {torch.float32} and set.union(*seen.values()) == {torch.bfloat16}
+    assert not torch.is_autocast_enabled("cpu")
+    seen.clear()
+    with torch.no_grad():
+        network.eval()(torch.rand(1, 1, 64, 64, 64))
+    assert seen[2] == {torch.bfloat16}  # the forward pass is right
+
+
 # --- adapters ----------------------------------------------------------------------------------------------------
 
 

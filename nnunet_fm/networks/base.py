@@ -34,6 +34,41 @@ def cpu_autocast(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+def _leave_autocast(convolution: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Before a convolution: compute in float32 what oneDNN gets wrong in bfloat16 (`guard_convolutions`)."""
+    (x,) = args
+    if (
+        x.device.type != "cpu"
+        or x.shape[-3] != 2
+        or not torch.is_grad_enabled()
+        or not torch.is_autocast_enabled("cpu")
+    ):
+        return None
+    convolution.left_autocast = True  # type: ignore[assignment]
+    torch.set_autocast_enabled("cpu", False)
+    return (x.float(),)
+
+
+def _enter_autocast(convolution: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+    if convolution.left_autocast:
+        convolution.left_autocast = False  # type: ignore[assignment]
+        torch.set_autocast_enabled("cpu", True)
+
+
+def guard_convolutions(network: nn.Module) -> None:
+    """Keep 3D convolutions of maps with two slices in float32 while they are trained on a CPU.
+
+    In bfloat16 oneDNN reads memory it never wrote for the weights' gradient of a convolution with a kernel of depth 3
+    over a map of depth 2 (seen with PyTorch 2.14): the gradient is noise then, or NaN. Such maps are the bottlenecks of
+    patches of 64 voxels in networks that halve them five times.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d) and module.kernel_size[0] == 3 and not hasattr(module, "left_autocast"):
+            module.left_autocast = False  # type: ignore[assignment]
+            module.register_forward_pre_hook(_leave_autocast)
+            module.register_forward_hook(_enter_autocast, always_call=True)
+
+
 class FoundationNetwork(AbstractDynamicNetworkArchitectures):
     """Base of all networks: ``(B, C, [Z,] Y, X)`` in, float32 logits ``(B, K, [Z,] Y, X)`` out, any spatial size.
 
@@ -144,6 +179,8 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
         if any(padding):
             x = F.pad(x, padding, mode="replicate")
         with cpu_autocast(x.device):
+            if torch.is_grad_enabled() and torch.is_autocast_enabled("cpu"):
+                guard_convolutions(self)
             outputs = self.forward_logits(x)
         if any(padding):
             outputs = [_crop(out, size, legal) for out in outputs]
