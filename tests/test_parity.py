@@ -17,7 +17,16 @@ from torch.nn import functional as F
 from nnunet_fm.networks.stunet import STUNet
 
 CASES = Path(__file__).parent / "parity" / "cases"
-LARGE = ("stunet_large/*", "stunet_huge/*", "swinmm/roi96*", "misfm_pctnet/thesis_patch", "pumit/thesis_patch")
+LARGE = (
+    "stunet_large/*",
+    "stunet_huge/*",
+    "swinmm/roi96*",
+    "swinmm/views20",
+    "misfm_pctnet/thesis_patch",
+    "pumit/thesis_patch",
+    "suprem_swinunetr/aniso_2ch",
+    "dae/small64",
+)
 
 
 @pytest.mark.parametrize(
