@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +124,14 @@ def test_published_iterations(plan: Planner, model: str, dataset: str, expected:
     assert key is not None and key.iterations == expected and key.origin["iterations"] == "mission"
 
 
-@pytest.mark.parametrize("variant", [None, *VARIANTS])
-@pytest.mark.parametrize("model", [m for m in cards() if m not in ("stunet_h", "dinov2_g", "dinov2_g_reg")])
+SMALLEST = list({card.family: name for name, card in reversed(cards().items())}.values())
+"""One model of each family: the others differ in size."""
+
+
+@pytest.mark.parametrize(
+    ("model", "variant"),
+    [*((m, None) for m in cards() if m not in ("stunet_h", "dinov2_g", "dinov2_g_reg")), *product(SMALLEST, VARIANTS)],
+)
 def test_every_model_and_variant_plans(plan: Planner, model: str, variant: str | None) -> None:
     card = cards()[model]
     name = f"FMPlanner_{model}" + (f"_{variant}" if variant else "")
