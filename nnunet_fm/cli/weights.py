@@ -23,7 +23,7 @@ Examples:
 
   nnunet-fm weights add ~/Downloads/base_ep4k.model
 
-  nnunet-fm weights bundle $nnUNet_results/Dataset501_X/fm_trainer__FMPlans_sam_h__2d
+  nnunet-fm weights bundle fm_trainer__FMPlans_suprem_freeze__3d_fullres
 """
 
 PULL_EPILOG = """
@@ -55,9 +55,9 @@ Examples:
 BUNDLE_EPILOG = """
 Examples:
 
-  nnunet-fm weights bundle $nnUNet_results/Dataset501_X/fm_trainer__FMPlans_sam_h__2d
+  nnunet-fm weights bundle fm_trainer__FMPlans_suprem_freeze__3d_fullres
 
-  nnunet-fm weights bundle $nnUNet_results/Dataset501_X/fm_trainer__FMPlans_sam_h__2d/fold_0
+  nnunet-fm weights bundle fm_trainer__FMPlans_suprem_freeze__3d_fullres/fold_0
 """
 
 Names = Annotated[list[str], typer.Argument(metavar="NAME|MODEL...", help="Weights, or models.")]
