@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import os
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_fm.data.sharing import FolderInUseError, is_current, lease, replace_folder, stamp_path
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.plans.preprocessor import FMPreprocessor
+from nnunet_fm.plans.raw import training_cases
 from tests.datasets import nnunet_folders, write_dataset, write_fingerprint
 
 SHAPE = (10, 12, 11)
@@ -117,3 +120,15 @@ def test_a_failed_replacement_leaves_the_old_folder(tmp_path: Path) -> None:
     assert is_current(folder, {"a": 1}) and not is_current(folder, {"a": 2}) and not (folder / "old").exists()
     stamp_path(folder).write_text('{"a": ')
     assert not is_current(folder, {"a": 1})
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_cases_are_listed_as_nnunet_lists_them(tmp_path: Path, listed: bool) -> None:
+    folder = write_dataset(tmp_path, 1, cases=3, channels=("T1", "T2"), shape=(4, 4, 4))
+    for stray in ("notes.txt", "case_01_0000.nii.gz.part", ".DS_Store"):
+        (folder / "imagesTr" / stray).touch()
+    content = json.loads((folder / "dataset.json").read_text())
+    if listed:
+        content["dataset"] = {"a": {"images": ["imagesTr/case_00_0000.nii.gz"], "label": "labelsTr/case_00.nii.gz"}}
+    stock = get_filenames_of_train_images_and_targets(str(folder), copy.deepcopy(content))
+    assert training_cases(folder, content) == stock and len(stock) == (1 if listed else 3)

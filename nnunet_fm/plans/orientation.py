@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from nnunet_fm.plans.raw import training_cases
 
 MAX_CASES = 200
 """Headers read at most; beyond that a share is known well enough."""
@@ -45,7 +46,7 @@ def dataset_orientations(raw_folder: str | Path, dataset_json: Mapping[str, Any]
     """
     if reader in UNORIENTED_READERS:
         return Counter()
-    cases = get_filenames_of_train_images_and_targets(str(raw_folder), dataset_json)
+    cases = training_cases(raw_folder, dataset_json)
     files = [case["images"][0] for case in list(cases.values())[:MAX_CASES]]
     if reader == REORIENTING_READER:
         return Counter({"RAS": len(files)})

@@ -13,10 +13,10 @@ from typing import Any
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_fm.data.sharing import check_not_leased, is_current, lock, raw_stamp, replace_folder
 from nnunet_fm.models.plan_key import PlanError
+from nnunet_fm.plans.raw import training_cases
 
 PREPROCESSING_VERSION = 1
 """Raised whenever the code changes what preprocessing writes for the same settings."""
@@ -79,9 +79,7 @@ class FMPreprocessor(DefaultPreprocessor):
                 f"data_identifier: plan again, or set it to '{expected}'"
             )
         folder = base / identifier
-        dataset = get_filenames_of_train_images_and_targets(
-            str(raw), json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
-        )
+        dataset = training_cases(raw, json.loads((raw / "dataset.json").read_text(encoding="utf-8")))
         base.mkdir(parents=True, exist_ok=True)
         with lock(folder):
             stamp = {"settings": settings, "raw": raw_stamp(dataset)}
