@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 OPPONENT = "monai_swinunetr"
 MODELS = ("suprem", "dae", "spadnet", "misfm", "swinmm", "stunet_s", "stunet_b")
@@ -52,17 +53,16 @@ def measure(model: str, mode: str, size: list[int], bf16: bool) -> dict[str, flo
     return {"seconds": statistics.median(seconds[1:]), "growth": _peak() - before}
 
 
-def _network(model: str, size: list[int]):  # type: ignore[no-untyped-def]
+def _network(model: str, size: list[int]) -> Any:
     if model == OPPONENT:
         from monai.networks.nets import SwinUNETR
 
         return SwinUNETR(in_channels=1, out_channels=24, feature_size=48)
-    from nnunet_fm.models.build import architecture, build_network, legal_patch
+    from nnunet_fm.models.build import architecture, build_network
     from nnunet_fm.models.registry import get_card
 
-    card, spacing = get_card(model), [2.0, 1.5, 1.5]
-    strides = [[1, 1, 1], *[[2, 2, 2]] * 5] if card.network.max_pooling else legal_patch(card, size, spacing)[1]
-    entry = architecture(card, patch_size=size, spacing=spacing, strides=strides)
+    card = get_card(model)
+    entry = architecture(card, patch_size=size, spacing=[2.0, 1.5, 1.5], strides=[[1, 1, 1], *[[2, 2, 2]] * 5])
     return build_network(entry, 1, 24, deep_supervision=card.network.deep_supervision)
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,13 +39,18 @@ OFFICIAL = {
 """Model -> the file that its card starts from."""
 
 
+def manifest(name: str) -> dict[str, Any]:
+    """Names and shapes of an official state dict (``state_dict``), and what else is known of it."""
+    content: dict[str, Any] = json.loads((MANIFESTS / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
 def write_official(model: str, folder: Path, index: Callable[[str], Tensor | None] = lambda name: None) -> Path:
     """Write the official file of a model with small seeded values; integer buffers come from ``index(name)``."""
     official = OFFICIAL[model]
-    manifest = json.loads((MANIFESTS / f"{official.manifest}.json").read_text(encoding="utf-8"))
     rng = np.random.default_rng(len(model))
     state_dict: dict[str, Tensor] = {}
-    for name, shape in manifest["state_dict"].items():
+    for name, shape in manifest(official.manifest)["state_dict"].items():
         known = index(name)
         if known is not None:
             state_dict[official.rename(name)] = known

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.networks.pctnet import PCTNet
 from nnunet_fm.networks.spadnet import SPADNet
@@ -39,3 +41,13 @@ def small(family: str, channels: int = 1, classes: int = 3, **more: Any) -> Foun
     """A network of a family with random weights."""
     network_class, arguments = CLASSES[family]
     return network_class(channels, classes, **{**arguments, **more})
+
+
+def shapes(module: nn.Module) -> dict[str, list[int]]:
+    """Shape of every tensor of the state dict, as manifests list them."""
+    return {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def count(module: nn.Module, *, trained: bool | None = None) -> int:
+    """Number of parameters: all, or only those that are (not) trained."""
+    return sum(p.numel() for p in module.parameters() if trained is None or p.requires_grad is trained)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import pickle
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,9 +24,9 @@ from nnunet_fm.networks import base, slices
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.networks.stunet import STUNet
 from nnunet_fm.networks.unet import VanillaUNet2D, VanillaUNet3D
-from tests.small_networks import CLASSES, small
+from tests.official_files import manifest
+from tests.small_networks import CLASSES, count, shapes, small
 
-MANIFESTS = Path(__file__).parent / "manifests"
 POOLING = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]]
 """Strides of a plan with three poolings; STU-Net fills up with ones."""
 
@@ -72,41 +70,29 @@ def _seeded() -> None:
 every_network = pytest.mark.parametrize(("build", "size"), ALL.values(), ids=ALL)
 
 
-def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-def count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def listed(manifest: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(shape) for name, shape in manifest["state_dict"].items()}
-
-
 # --- official names, shapes and counts ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", ["small", "base", "large", "huge"])
 def test_stunet_has_the_official_names_shapes_and_counts(size: str) -> None:
-    manifest = json.loads((MANIFESTS / f"stunet_{size}.json").read_text())
-    config = manifest["source"]["config"]
+    official = manifest(f"stunet_{size}")
+    config = official["source"]["config"]
     strides = [[1, 1, 1], *config["pool_op_kernel_sizes"]]
 
     def build(channels: int, classes: int) -> STUNet:
         with torch.device("meta"):
             return STUNet(channels, classes, dims=config["dims"], depth=config["depth"], strides=strides)
 
-    assert shapes(build(1, 24)) == listed(manifest)
-    assert count(build(1, 24)) == manifest["num_parameters"]
-    assert count(build(1, 105)) == manifest["num_parameters_105_classes"]
-    assert count(build(2, 31)) == manifest["num_parameters_31_classes_2_input_channels"]
+    assert shapes(build(1, 24)) == official["state_dict"]
+    assert count(build(1, 24)) == official["num_parameters"]
+    assert count(build(1, 105)) == official["num_parameters_105_classes"]
+    assert count(build(2, 31)) == official["num_parameters_31_classes_2_input_channels"]
 
 
 def test_vanilla_unet_2d_has_the_published_names_and_shapes() -> None:
     with torch.device("meta"):
         network = VanillaUNet2D(3, 15, channels=[64, 128, 256, 512, 1024])
-    assert shapes(network) == listed(json.loads((MANIFESTS / "vanilla_unet.json").read_text()))
+    assert shapes(network) == manifest("vanilla_unet")["state_dict"]
 
 
 @pytest.mark.parametrize("name", cards())

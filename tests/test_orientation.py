@@ -14,6 +14,7 @@ from nibabel.orientations import aff2axcodes
 
 from nnunet_fm.models.registry import cards
 from nnunet_fm.plans.orientation import axis_codes, dataset_orientations, orientation_warning
+from nnunet_fm.plans.raw import training_cases
 from tests.datasets import write_dataset
 
 DATA = Path(__file__).parent / "data"
@@ -53,10 +54,10 @@ def test_a_dataset_is_counted_as_nnunet_reads_it(tmp_path: Path) -> None:
     image = sitk.ReadImage(flipped)
     image.SetDirection([-1, 0, 0, 0, -1, 0, 0, 0, 1])
     sitk.WriteImage(image, flipped)
-    dataset_json = json.loads((folder / "dataset.json").read_text())
-    assert dataset_orientations(folder, dataset_json, "SimpleITKIO") == {"LPS": 2, "RAS": 1}
-    assert dataset_orientations(folder, dataset_json, "NibabelIOWithReorient") == {"RAS": 3}
-    assert not dataset_orientations(folder, dataset_json, "NaturalImage2DIO")
+    cases = training_cases(folder, json.loads((folder / "dataset.json").read_text()))
+    assert dataset_orientations(cases, "SimpleITKIO") == {"LPS": 2, "RAS": 1}
+    assert dataset_orientations(cases, "NibabelIOWithReorient") == {"RAS": 3}
+    assert not dataset_orientations(cases, "NaturalImage2DIO")
 
 
 def test_the_warning_says_what_differs_and_what_to_do() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import pickle
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -35,8 +34,9 @@ from nnunet_fm.plans.memory import training_memory
 from nnunet_fm.weights.files import WeightsFileError
 from nnunet_fm.weights.load import WeightsMismatchError, check_official, load_checkpoint, load_official
 from nnunet_fm.weights.report import Section
+from tests.official_files import manifest
+from tests.small_networks import count, shapes
 
-MANIFEST = Path(__file__).parent / "manifests" / "misfm_pctnet.json"
 PATCHES = {0: (32, 32, 32), 1: (16, 32, 32), 2: (8, 32, 32)}
 """Resolution mode -> patch whose pyramid has maps of 8, 4 and 2 tokens per edge: windows of 6 (shifted), 4 and 2."""
 
@@ -66,19 +66,6 @@ def official(channels: int = 1, classes: int = 24, **changes: Any) -> PCTNet:
         return PCTNet(channels, classes, **arguments)
 
 
-def manifest() -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(MANIFEST.read_text())
-    return content
-
-
-def shapes(module: nn.Module) -> dict[str, list[int]]:
-    return {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-def count(module: nn.Module, *, trained: bool | None = None) -> int:
-    return sum(p.numel() for p in module.parameters() if trained is None or p.requires_grad is trained)
-
-
 def step(network: PCTNet, batch: int = 2) -> None:
     """Forward and backward pass of all outputs in training."""
     outputs = network.train()(torch.randn(batch, 1, *network.patch_size))
@@ -89,7 +76,7 @@ def step(network: PCTNet, batch: int = 2) -> None:
 
 
 def test_names_shapes_types_and_counts_are_the_official_ones() -> None:
-    listed = manifest()
+    listed = manifest("misfm_pctnet")
     network = official()
     assert shapes(network) == listed["state_dict"] and len(listed["state_dict"]) == 684
     integers = {name for name, tensor in network.state_dict().items() if tensor.dtype == torch.int64}
@@ -505,7 +492,7 @@ def test_the_pretraining_file_fills_all_but_the_outputs(tmp_path: Path, pretext_
 
 def test_the_card_fits_a_file_of_the_official_names_and_shapes() -> None:
     with torch.device("meta"):
-        content = {name: torch.empty(shape) for name, shape in manifest()["state_dict"].items()}
+        content = {name: torch.empty(shape) for name, shape in manifest("misfm_pctnet")["state_dict"].items()}
     entry = get_card("misfm").checkpoints[0]
     (found,) = check_official(official(classes=5), content, drop=entry.drop).sections
     assert len(found.matched) == 620 and len(found.dropped) == len(found.missing) == 64 and not found.adapted

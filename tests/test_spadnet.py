@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import pickle
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,8 +27,9 @@ from nnunet_fm.networks.spad_vit import SpadViT, resample_positions, rotary_tabl
 from nnunet_fm.networks.spadnet import SPADNet
 from nnunet_fm.trainers.optimizer import parameter_groups
 from nnunet_fm.weights.load import WeightsMismatchError, load_official
+from tests.official_files import manifest
+from tests.small_networks import count, shapes
 
-MANIFESTS = Path(__file__).parent / "manifests"
 DEPTHS = (16, 8, 4, 2, 1)
 PYRAMID = ("norms", "fpn")
 """Parts of the backbone that pre-training files lack."""
@@ -52,19 +51,6 @@ def tiny(channels: int = 1, classes: int = 3, **more: Any) -> SPADNet:
 def on_meta(*arguments: Any, **more: Any) -> SPADNet:
     with torch.device("meta"):
         return SPADNet(*arguments, **more)
-
-
-def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-def count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def listed(manifest: str) -> dict[str, tuple[int, ...]]:
-    content = json.loads((MANIFESTS / f"{manifest}.json").read_text())
-    return {name: tuple(shape) for name, shape in content["state_dict"].items()}
 
 
 def pretrained(width: int = 24) -> dict[str, Tensor]:
@@ -146,7 +132,7 @@ def test_a_kernel_without_a_summed_form_is_refused() -> None:
 def test_the_pretraining_vit_has_the_official_names_shapes_and_count() -> None:
     with torch.device("meta"):
         vit = SpadViT(3, pos_embed_shape=(5, 10, 10))
-    assert shapes(vit) == listed("pumit_vit_pretrain")
+    assert shapes(vit) == manifest("pumit_vit_pretrain")["state_dict"]
     assert count(vit) == 94_930_944
 
 
@@ -186,7 +172,7 @@ def test_heads_that_cannot_be_turned_are_refused() -> None:
 
 def test_the_network_has_the_official_names_shapes_and_counts() -> None:
     network = on_meta(1, 24)
-    assert shapes(network) == listed("pumit")
+    assert shapes(network) == manifest("pumit")["state_dict"]
     assert count(network) == 134_011_232 == get_card("pumit").parameters[24]
     assert count(on_meta(1, 24, num_outputs=1)) == 134_000_408
 
@@ -438,7 +424,9 @@ def test_channels_and_positions_of_a_pretraining_file_are_adapted(channels: int)
 
 def test_the_released_file_fits_the_card() -> None:
     """All names and shapes of the pre-training manifest, with those that the file holds beside the ViT."""
-    file = {name: torch.zeros(shape, device="meta") for name, shape in listed("pumit_vit_pretrain").items()}
+    file = {
+        name: torch.zeros(shape, device="meta") for name, shape in manifest("pumit_vit_pretrain")["state_dict"].items()
+    }
     more = ("mask_token", "mim_head.0.weight", "mim_head.2.bias", "tokenizer.encoder.weight", "rope.freqs_cos")
     card = get_card("spadnet")
     with torch.device("meta"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -29,9 +28,9 @@ from nnunet_fm.plans.memory import training_memory
 from nnunet_fm.weights.files import WeightsFileError
 from nnunet_fm.weights.load import load_checkpoint
 from nnunet_fm.weights.report import Section
-from tests.official_files import write_official
+from tests.official_files import manifest, write_official
+from tests.small_networks import count, shapes
 
-MANIFESTS = Path(__file__).parent / "manifests"
 SIZE = (32, 64, 32)
 CLASSES = 3
 
@@ -57,19 +56,6 @@ def network() -> SwinMM:
 
 def narrow() -> SwinMM:
     return SwinMM(1, CLASSES, feature_size=12)
-
-
-def manifest(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((MANIFESTS / f"{name}.json").read_text())
-    return content
-
-
-def shapes(module: nn.Module) -> dict[str, list[int]]:
-    return {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-def count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def meta(channels: int = 1, classes: int = 24, **arguments: Any) -> SwinMM:

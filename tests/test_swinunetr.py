@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
-import json
 import pickle
 import zlib
 from collections.abc import Callable
@@ -27,8 +26,9 @@ from nnunet_fm.plans.memory import training_memory
 from nnunet_fm.weights.files import WeightsFileError
 from nnunet_fm.weights.load import load_official
 from nnunet_fm.weights.report import Section
+from tests.official_files import manifest
+from tests.small_networks import count, shapes
 
-MANIFESTS = Path(__file__).parent / "manifests"
 MANIFEST = {SwinUNETR: "suprem_swinunetr", DAE: "dae"}
 UNUSED_WEIGHTS = 638_208
 """Weights of the four convolutions that MONAI 0.8 saved and never applied."""
@@ -46,19 +46,6 @@ def _seeded() -> None:
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(base.BF16_SWITCH, "0")
-
-
-def manifest(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((MANIFESTS / f"{name}.json").read_text())
-    return content
-
-
-def shapes(module: nn.Module) -> dict[str, list[int]]:
-    return {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-def count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def on_meta(network_class: type[SwinUNETR], channels: int = 1, classes: int = 24) -> SwinUNETR:

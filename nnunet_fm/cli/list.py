@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from nnunet_fm.cli.table import print_table
+
 EPILOG = """
 Examples:
 
@@ -39,7 +41,7 @@ def list_(
     elif what is What.trainers:
         print("\n".join(row["name"] for row in rows))
     else:
-        _print_table(rows)
+        print_table([{k: _text(v) for k, v in row.items() if k not in ("classes", "aliases")} for row in rows])
 
 
 def _models() -> list[dict[str, Any]]:
@@ -86,14 +88,6 @@ def _trainers() -> list[dict[str, Any]]:
     from nnunet_fm.trainers import describe
 
     return [{"name": name, "description": describe(spec)} for name, spec in grammar().trainers.items()]
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    """Columns as wide as their content: the same in a terminal, a pipe and a log."""
-    shown = [{k: _text(v) for k, v in row.items() if k not in ("classes", "aliases")} for row in rows]
-    widths = {key: max(len(key), *(len(row[key]) for row in shown)) for key in shown[0]}
-    for row in ({key: key for key in widths}, {key: "-" * width for key, width in widths.items()}, *shown):
-        print("  ".join(row[key].ljust(width) for key, width in widths.items()).rstrip())
 
 
 def _text(value: Any) -> str:

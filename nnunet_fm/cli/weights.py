@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nnunet_fm.cli.table import print_table
+
 if TYPE_CHECKING:
     from nnunet_fm.models.official import Official
 
@@ -82,7 +84,7 @@ def list_(as_json: AsJson = False) -> None:
         print(json.dumps(rows, indent=2))
     else:
         columns = ("name", "model", "file", "at hand", "size", "hash", "source", "licence")
-        _print_table([{column: str(row[column]) for column in columns} for row in rows])
+        print_table([{column: str(row[column]) for column in columns} for row in rows])
 
 
 @app.command(epilog=PULL_EPILOG)
@@ -105,7 +107,7 @@ def add(
     """Put a downloaded file into the weights folder, after a check of every name and shape in it."""
     from nnunet_fm.models.official import check, get_official, officials
     from nnunet_fm.weights.add import install, opened
-    from nnunet_fm.weights.cache import sha256
+    from nnunet_fm.weights.cache import compute_sha256, sha256
     from nnunet_fm.weights.files import WeightsFileError
 
     known = [get_official(name)] if name else officials()
@@ -117,12 +119,11 @@ def add(
             report = check(official, checkpoint)
         except ValueError as error:
             raise WeightsFileError(f"{file} is not '{official.checkpoint.name}': {error}") from None
-        if official.checkpoint.sha256 not in (None, digest := _digest_if_wanted(official, checkpoint)):
-            raise WeightsFileError(
-                f"{file} has SHA-256 {digest}, but '{official.checkpoint.name}' has {official.checkpoint.sha256}"
-            )
+        published = official.checkpoint.sha256
+        if published is not None and (digest := compute_sha256(checkpoint)) != published:
+            raise WeightsFileError(f"{file} has SHA-256 {digest}, but '{official.checkpoint.name}' has {published}")
         path = install(checkpoint, official.checkpoint.files[0], link=link)
-    counts = {kind: len(getattr(report.sections[0], kind)) for kind in ("matched", "adapted", "dropped", "missing")}
+    counts = report.sections[0].counts
     if as_json:
         print(json.dumps({**_row(official), "sha256": sha256(path), "counts": counts}, indent=2))
     else:
@@ -263,12 +264,6 @@ def _at_hand(official: Official) -> Path | None:
     return find(official.checkpoint.files)
 
 
-def _digest_if_wanted(official: Official, path: Path) -> str | None:
-    from nnunet_fm.weights.cache import compute_sha256
-
-    return compute_sha256(path) if official.checkpoint.sha256 else None
-
-
 def _row(official: Official) -> dict[str, Any]:
     checkpoint, path = official.checkpoint, _at_hand(official)
     size = path.stat().st_size if path else checkpoint.bytes
@@ -317,9 +312,3 @@ def _progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _print_table(rows: list[dict[str, str]]) -> None:
-    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
-    for row in ({key: key for key in widths}, {key: "-" * width for key, width in widths.items()}, *rows):
-        print("  ".join(row[key].ljust(width) for key, width in widths.items()).rstrip())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from nnunet_fm.models.build import architecture, build_network, legal_patch
 from nnunet_fm.models.card import Checkpoint, ModelCard
@@ -64,10 +65,14 @@ def check(official: Official, path: Path) -> LoadReport:
         WeightsFileError: for a file that cannot be read.
         WeightsMismatchError: for names or shapes that are not accounted for.
     """
+    return _account(official, read_state_dict(path, official.checkpoint.container), path)
+
+
+def _account(official: Official, state_dict: Mapping[str, Tensor], path: Path) -> LoadReport:
     checkpoint = official.checkpoint
     return check_official(
         _network(official.card),
-        read_state_dict(path, checkpoint.container),
+        state_dict,
         prefix=checkpoint.prefix,
         drop=checkpoint.drop,
         new=checkpoint.new,
@@ -75,17 +80,17 @@ def check(official: Official, path: Path) -> LoadReport:
     )
 
 
-def recognise(path: Path, among: Iterable[Official]) -> list[Official]:
+def recognise(path: Path, among: Sequence[Official]) -> list[Official]:
     """The checkpoints that a file can be, by names and shapes of its tensors.
 
     Raises:
         WeightsFileError: for a file that cannot be read at all.
     """
     fitting = []
-    read_state_dict(path, [key for official in among for key in official.checkpoint.container])
+    state_dict = read_state_dict(path, [key for official in among for key in official.checkpoint.container])
     for official in among:
         try:
-            check(official, path)
+            _account(official, state_dict, path)
         except (WeightsMismatchError, WeightsFileError):
             continue
         fitting.append(official)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-
-from nnunet_fm.plans.raw import training_cases
 
 MAX_CASES = 200
 """Headers read at most; beyond that a share is known well enough."""
@@ -36,17 +33,15 @@ def axis_codes(direction: Sequence[float]) -> str:
     return codes
 
 
-def dataset_orientations(raw_folder: str | Path, dataset_json: Mapping[str, Any], reader: str) -> Counter[str]:
+def dataset_orientations(cases: Mapping[str, Mapping[str, Any]], reader: str) -> Counter[str]:
     """How many training images lie in which direction as nnU-Net reads them; empty where the format knows none.
 
     Args:
-        raw_folder: the dataset's folder in ``nnUNet_raw``.
-        dataset_json: its ``dataset.json``.
+        cases: as nnU-Net lists them, case -> ``{"images": [a file for each channel], ...}``.
         reader: name of the reader-writer class of the plan.
     """
     if reader in UNORIENTED_READERS:
         return Counter()
-    cases = training_cases(raw_folder, dataset_json)
     files = [case["images"][0] for case in list(cases.values())[:MAX_CASES]]
     if reader == REORIENTING_READER:
         return Counter({"RAS": len(files)})

@@ -128,7 +128,9 @@ class FMPlanner(ExperimentPlanner):
             model=card.name,
         )
         reasons |= norm.reasons
-        if warning := self._orientation_warning(card):
+        reader = self.determine_reader_writer().__name__
+        found = dataset_orientations(self.dataset, reader)
+        if warning := orientation_warning(card.pretraining.orientation, found, card.name):
             reasons["orientation"] = warning
             print(f"WARNING: {warning}")
 
@@ -174,7 +176,7 @@ class FMPlanner(ExperimentPlanner):
             "plans_name": self.plans_identifier,
             "original_median_spacing_after_transp": np.median(np.vstack(spacings), axis=0).tolist(),
             "original_median_shape_after_transp": np.median(np.vstack(shapes), axis=0).round().astype(int).tolist(),
-            "image_reader_writer": self.determine_reader_writer().__name__,
+            "image_reader_writer": reader,
             "transpose_forward": transpose,
             "transpose_backward": [transpose.index(axis) for axis in range(3)],
             "configurations": {card.configuration: configuration},
@@ -195,11 +197,6 @@ class FMPlanner(ExperimentPlanner):
             weights=_weights_at_hand(self._checkpoint(card)),
         ).model_dump()
         return plans
-
-    def _orientation_warning(self, card: ModelCard) -> str | None:
-        reader = self.determine_reader_writer().__name__
-        found = dataset_orientations(self.raw_dataset_folder, self.dataset_json, reader)
-        return orientation_warning(card.pretraining.orientation, found, card.name)
 
     def _checkpoint(self, card: ModelCard) -> Checkpoint | None:
         """The official file of the plan: the user's choice among the card's, or the card's first."""

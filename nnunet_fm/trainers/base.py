@@ -36,6 +36,7 @@ from nnunet_fm.trainers.optimizer import build_optimizer
 from nnunet_fm.trainers.schedule import ProgressSchedule
 from nnunet_fm.trainers.setting import check_configuration, network_architecture, resolve
 from nnunet_fm.weights.cache import check_hash, locate
+from nnunet_fm.weights.files import write_checkpoint
 from nnunet_fm.weights.load import load_checkpoint
 from nnunet_fm.weights.slim import slim_state_dict
 
@@ -428,12 +429,7 @@ class fm_trainer(nnUNetTrainer):
                 "random_state": _random_state(),
             },
         }
-        partial = f"{filename}.partial"
-        with open(partial, "wb") as handle:
-            torch.save(checkpoint, handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(partial, filename)
+        write_checkpoint(checkpoint, Path(filename))
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Continue from a checkpoint: weights, optimiser, best score, progress and random state.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnunet_fm.weights.files import write_checkpoint
 from nnunet_fm.weights.slim import bases_of, full_state_dict
 
 WEIGHTS = "network_weights"
@@ -54,12 +54,7 @@ def bundle(folder: Path) -> Iterator[Bundled]:
         bases = bases_of(content[WEIGHTS])
         if bases:
             weights = full_state_dict(content[WEIGHTS])
-            partial = path.with_name(f"{path.name}.partial")
-            with partial.open("wb") as handle:
-                torch.save({**content, WEIGHTS: {name: _alone(t) for name, t in weights.items()}}, handle)
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(partial, path)
+            write_checkpoint({**content, WEIGHTS: {name: _alone(t) for name, t in weights.items()}}, path)
         yield Bundled(path, tuple(base.files[0] for base in bases), before, path.stat().st_size)
 
 

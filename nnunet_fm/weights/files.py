@@ -1,7 +1,8 @@
-"""Read a checkpoint that somebody else wrote, without running any code in it."""
+"""Checkpoint files: those that somebody else wrote are read without running any code in them."""
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import warnings
@@ -35,6 +36,16 @@ DAMAGED = (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupErr
 
 class WeightsFileError(ValueError):
     """A file that is not a readable checkpoint; the message names the file and the reason."""
+
+
+def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint under a temporary name and rename it, so that a crash leaves the previous one whole."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as handle:
+        torch.save(content, handle)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(partial, path)
 
 
 def read_state_dict(path: Path, containers: Sequence[str] = ()) -> dict[str, Tensor]:

@@ -26,6 +26,11 @@ class Section:
     dropped: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of tensors of each kind."""
+        return {kind: len(getattr(self, kind)) for kind in ("matched", "adapted", "dropped", "missing")}
+
     def __str__(self) -> str:
         title = f"{self.part}: {self.file or 'a state dict'}" + (f", SHA-256 {self.sha256}" if self.sha256 else "")
         lines = [title, f"  matched {len(self.matched)} tensors"]
@@ -48,8 +53,7 @@ class LoadReport:
 
     def to_json(self) -> str:
         """A list of sections, with counts beside the names."""
-        kinds = ("matched", "adapted", "dropped", "missing")
-        sections = [{**asdict(s), "counts": {k: len(getattr(s, k)) for k in kinds}} for s in self.sections]
+        sections = [{**asdict(section), "counts": section.counts} for section in self.sections]
         return json.dumps(sections, indent=1)
 
     def write(self, folder: Path) -> None:
