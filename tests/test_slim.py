@@ -382,6 +382,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, 
             trainer.perform_actual_validation(save_probabilities=False)
         yield plans, Path(trainer.output_folder_base)
     torch.set_num_threads(threads)
+    shutil.rmtree(root)
 
 
 def predict(model: Path, folds: tuple[int, ...] = (0, 1)) -> np.ndarray:

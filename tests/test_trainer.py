@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             write_fingerprint(folder, [SHAPE] * 6, [(1.0, 1.0, 1.0)] * 6)
         yield root
     torch.set_num_threads(threads)
+    shutil.rmtree(root)
+
+
+@pytest.fixture(autouse=True)
+def empty_results(folders: Path) -> Iterator[None]:
+    """Every test trains into an empty folder; what it wrote (checkpoints of 200 MB and more) goes when it ends."""
+    yield
+    shutil.rmtree(folders / "nnUNet_results")
+    (folders / "nnUNet_results").mkdir()
 
 
 def make_plan(
