@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from nnunet_fm.backbones import BACKBONES, create_backbone
 from nnunet_fm.backbones.dinov2 import DINOv2, resample_positions
 from nnunet_fm.heads import create_head
+from nnunet_fm.heads.base import FeatureMaps
 
 MANIFESTS = Path(__file__).parent / "manifests"
 SIZES = {"s": "vits14", "b": "vitb14", "l": "vitl14", "g": "vitg14"}
@@ -129,7 +130,7 @@ def test_maps_come_in_the_order_asked_for_and_without_extra_tokens(name: str) ->
         blocks = backbone.default_blocks[:3]
         assert blocks == (11, 10, 9)
         normed = backbone.features(x, blocks)
-        raw = backbone.features(x, (2, 11), norm=False)
+        raw = backbone.features(x, (2, 11), norm="none")
     extra = 5 if name.endswith("_reg") else 1
     assert tokens[0].shape[1] == extra + 8
     for found, block in zip([*normed, *raw], [*blocks, 2, 11], strict=True):
@@ -170,7 +171,7 @@ def test_building_does_not_touch_the_net(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_linear_head_has_the_published_count() -> None:
-    head = create_head("linear", 768, 15, (16, 16))
+    head = create_head("linear", FeatureMaps(768, (16, 16)), 15)
     assert sum(p.numel() for p in head.parameters()) == 52239
     maps = [torch.randn(2, 768, 3, 4) for _ in range(head.maps)]
     (logits,) = head(maps)
@@ -178,7 +179,7 @@ def test_the_linear_head_has_the_published_count() -> None:
 
 
 def test_the_linear_head_drops_whole_channels_in_training_only() -> None:
-    head = create_head("linear", 8, 2, (4, 4), maps=2, dropout=0.5)
+    head = create_head("linear", FeatureMaps(8, (4, 4)), 2, maps=2, dropout=0.5)
     seen: list[Tensor] = []
     head.conv_seg.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
     maps = [torch.randn(4, 8, 4, 4) for _ in range(2)]
@@ -191,5 +192,5 @@ def test_the_linear_head_drops_whole_channels_in_training_only() -> None:
 
 
 def test_an_unknown_head_is_refused() -> None:
-    with pytest.raises(ValueError, match="known are linear"):
-        create_head("quadratic", 8, 2, (4, 4))
+    with pytest.raises(ValueError, match="known are .*linear"):
+        create_head("quadratic", FeatureMaps(8, (4, 4)), 2)

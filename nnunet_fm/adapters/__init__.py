@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from nnunet_fm.adapters.base import Adaptable
 from nnunet_fm.adapters.freeze import freeze
 from nnunet_fm.adapters.full import full
 from nnunet_fm.adapters.lora import lora
 
-ADAPTERS: dict[str, Callable[[Adaptable], None]] = {"freeze": freeze, "full": full, "lora": lora}
+ADAPTERS: dict[str, Callable[..., None]] = {"freeze": freeze, "full": full, "lora": lora}
+"""Name -> function of a network, and of arguments of its own."""
 
 
-def apply_adapter(name: str, network: Adaptable) -> None:
+def apply_adapter(name: str, network: Adaptable, **arguments: Any) -> None:
     """Change `network` in place so that training adapts it in the way called `name`.
 
     Raises:
@@ -20,4 +22,4 @@ def apply_adapter(name: str, network: Adaptable) -> None:
     """
     if name not in ADAPTERS:
         raise ValueError(f"unknown adapter '{name}', known are {', '.join(sorted(ADAPTERS))}")
-    ADAPTERS[name](network)
+    ADAPTERS[name](network, **arguments)

@@ -9,16 +9,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nnunet_fm.adapters.base import Adaptable, in_encoder
 
-RANK = 8
-ALPHA = 16
-"""Rank and scale of the updates. The update starts at zero and enters as ``ALPHA / RANK`` times B A."""
 
-
-def lora(network: Adaptable) -> None:
+def lora(network: Adaptable, *, rank: int = 16, alpha: float = 32) -> None:
     """Give each linear layer of the encoder a trained low-rank update and freeze the encoder itself.
 
     An encoder without linear layers (STU-Net) gets them on its convolutions. Everything outside the encoder is
     trained. Batch norms of the encoder keep their pre-trained statistics; its dropout works as in full training.
+
+    Args:
+        network: to change.
+        rank: of the updates.
+        alpha: an update starts at zero and enters as ``alpha / rank`` times B A.
     """
     from peft import LoraConfig, inject_adapter_in_model  # two seconds that only this adapter is worth
 
@@ -26,7 +27,7 @@ def lora(network: Adaptable) -> None:
     inside = [(name, module) for name, module in network.named_modules() if in_encoder(name, network)]
     targets = [name for name, module in inside if isinstance(module, nn.Linear)]
     targets = targets or [name for name, module in inside if isinstance(module, (nn.Conv2d, nn.Conv3d))]
-    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
     inject_adapter_in_model(config, cast(nn.Module, network))
     for name, parameter in network.named_parameters():
         update = ".lora_" in name

@@ -15,18 +15,33 @@ BACKBONES: dict[str, tuple[str, str, dict[str, Any]]] = {
 """Name -> module of this package, class, arguments."""
 
 
-def create_backbone(name: str, image_size: int | tuple[int, int]) -> Backbone:
+def create_backbone(name: str, image_size: int | tuple[int, int], **changes: Any) -> Backbone:
     """Build a backbone with random weights; touches neither the net nor the disk.
 
     Args:
         name: a key of `BACKBONES`.
         image_size: edge in pixels, or ``(Y, X)``.
+        changes: arguments of the backbone's class that differ from `BACKBONES`.
 
     Raises:
         ValueError: for an unknown name, or a size that the backbone cannot take.
     """
+    backbone_class, arguments = _entry(name)
+    return backbone_class(**{**arguments, **changes}, image_size=image_size)
+
+
+def image_multiple(name: str) -> int:
+    """The number of which an image's edge in pixels must be a multiple for the backbone of this name.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    backbone_class, arguments = _entry(name)
+    return backbone_class.image_multiple(**arguments)
+
+
+def _entry(name: str) -> tuple[type[Backbone], dict[str, Any]]:
     if name not in BACKBONES:
         raise ValueError(f"unknown backbone '{name}', known are {', '.join(sorted(BACKBONES))}")
     module, class_name, arguments = BACKBONES[name]
-    backbone: Backbone = getattr(import_module(f"{__name__}.{module}"), class_name)(**arguments, image_size=image_size)
-    return backbone
+    return getattr(import_module(f"{__name__}.{module}"), class_name), arguments

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import timm
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_fm.backbones.base import Backbone
+from nnunet_fm.backbones.base import Norm
+from nnunet_fm.backbones.vit import ViTBackbone
 
 PATCH_SIZE = 14
 UNUSED = frozenset({"mask_token"})
@@ -42,7 +43,7 @@ def resample_positions(patches: Tensor, grid: tuple[int, int], *, antialias: boo
     return image.flatten(2).transpose(1, 2).to(patches.dtype)
 
 
-class DINOv2(Backbone):
+class DINOv2(ViTBackbone):
     """A DINOv2 ViT for images of one size.
 
     timm resamples positions by another rule than the official code, so the network is built at its final size and
@@ -58,9 +59,9 @@ class DINOv2(Backbone):
     """
 
     patch_size = PATCH_SIZE
-    key_to_patch_embed = "vit.patch_embed"
-    keys_to_in_proj = ("vit.patch_embed.proj",)
-    key_to_lpe = "vit.pos_embed"
+    norm: Norm = "all"
+    norm_as_published: Norm = "all"
+    bgr_as_published = True
 
     def __init__(self, size: str, *, registers: bool, image_size: int | tuple[int, int]) -> None:
         super().__init__()
@@ -75,12 +76,6 @@ class DINOv2(Backbone):
         self.grid = (edges[0] // PATCH_SIZE, edges[1] // PATCH_SIZE)
         self.position_antialias = registers
         self.position_offset = 0.0 if registers else 0.1
-
-    def features(self, x: Tensor, blocks: Sequence[int], norm: bool = True) -> list[Tensor]:
-        ascending = sorted(blocks)
-        maps = self.vit.forward_intermediates(x, indices=ascending, norm=norm, stop_early=True, intermediates_only=True)
-        by_block = dict(zip(ascending, maps, strict=True))
-        return [by_block[block] for block in blocks]
 
     def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ours = dict(state_dict)

@@ -5,27 +5,29 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from nnunet_fm.heads.base import Head
+from nnunet_fm.heads.base import FeatureMaps, Head
 
-HEADS: dict[str, tuple[str, str]] = {"linear": ("linear", "LinearHead")}
-"""Name -> module of this package, class."""
+HEADS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "linear": ("linear", "LinearHead", {}),
+}
+"""Name -> module of this package, class, arguments."""
 
 
-def create_head(name: str, channels: int, num_classes: int, grid: tuple[int, int], **arguments: Any) -> Head:
-    """Build a head with random weights.
+def create_head(name: str, features: FeatureMaps, num_classes: int, **changes: Any) -> Head:
+    """Build a head with random weights; touches neither the net nor the disk.
 
     Args:
         name: a key of `HEADS`.
-        channels: channels of each feature map.
+        features: what the backbone gives.
         num_classes: output channels.
-        grid: ``(h, w)`` of the feature maps.
-        arguments: what the head's class takes besides.
+        changes: arguments of the head's class that differ from `HEADS`.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or feature maps that the head cannot take.
     """
     if name not in HEADS:
         raise ValueError(f"unknown head '{name}', known are {', '.join(sorted(HEADS))}")
-    module, class_name = HEADS[name]
-    head: Head = getattr(import_module(f"{__name__}.{module}"), class_name)(channels, num_classes, grid, **arguments)
+    module, class_name, arguments = HEADS[name]
+    head_class = getattr(import_module(f"{__name__}.{module}"), class_name)
+    head: Head = head_class(features, num_classes, **{**arguments, **changes})
     return head

@@ -4,22 +4,41 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 
+class FeatureMaps(NamedTuple):
+    """What a head is given: maps ``(B, channels, *grid)``, each element of which stands for a patch of the image."""
+
+    channels: int
+    grid: tuple[int, int]
+    patch_size: int = 16
+
+
 class Head(nn.Module):
-    """Turns feature maps of a backbone into logits.
+    """Turns feature maps of a backbone into logits; built as ``Head(features: FeatureMaps, num_classes, **own)``.
 
     Attributes:
-        maps: how many feature maps it takes, counted from the last block.
+        maps: how many feature maps it takes: the last blocks', last first; two stand for the last and an early one.
         loss_weights: weights of its outputs in the training loss; more than one entry for a head of several stages.
-        key_to_classifier: prefix of the parameters that depend on the number of classes.
+        keys_to_classifier: prefixes of the parameters that depend on the number of classes.
+        frozen_keys: submodules that are never trained.
+        idle_parameters: whether trained parameters exist that no output depends on, there for official names.
+        neck: turns the last map into what the decoder takes; None where the backbone does.
+        neck_in_backbone: whether the neck belongs to the backbone where that officially has one.
+        needs_official: whether the head starts from an official file of its own, through ``from_official``.
     """
 
     maps: int
     loss_weights: tuple[float, ...] = (1.0,)
-    key_to_classifier: str
+    keys_to_classifier: tuple[str, ...]
+    frozen_keys: tuple[str, ...] = ()
+    idle_parameters: bool = False
+    neck: nn.Module | None = None
+    neck_in_backbone: bool = False
+    needs_official: bool = False
 
     @abstractmethod
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:

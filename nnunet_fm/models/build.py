@@ -124,6 +124,6 @@ def build_network(
         input_channels, num_classes, deep_supervision=deep_supervision, **entry["arch_kwargs"]
     )
     if adapter is not None:
-        apply_adapter(adapter, network)
+        apply_adapter(adapter, network, **network.adapter_arguments.get(adapter, {}))
     slim.register(network)
     return network

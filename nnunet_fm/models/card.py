@@ -43,9 +43,10 @@ class Recipe(_Strict):
         "suprem_official",
         "spad",
         "spad_official",
+        "slices",
     ] = Field("nnunet", description="a preset of `nnunet_fm.data.augmentation`")
     mirror: bool = Field(True, description="mirroring at test time, and in training with nnU-Net's augmentation")
-    sampling: Literal["nnunet", "pos_neg", "balanced"] = Field(
+    sampling: Literal["nnunet", "pos_neg", "balanced", "rare_class"] = Field(
         "nnunet", description="how patches are drawn, see `nnunet_fm.data.sampling`"
     )
     oversample_foreground: float = Field(0.33, ge=0, le=1, description="share of patches centred on foreground")
@@ -58,6 +59,15 @@ class Recipe(_Strict):
     iterations_per_epoch: PositiveInt = 250
     validation_iterations: PositiveInt = 50
     save_every: PositiveInt = Field(50, description="epochs between two writings of checkpoint_latest")
+    volume_dice_every: int = Field(
+        0,
+        ge=0,
+        description="epochs between two measurements of the validation volumes' Dice, which chooses "
+        "checkpoint_best; 0: nnU-Net's moving average over patches chooses",
+    )
+    faithful: bool = Field(
+        False, description="sampling and rate as the code of the 2D thesis has them, where its text says otherwise"
+    )
     max_minutes: PositiveFloat | None = Field(None, description="stop here; the learning rate reaches zero then")
     seed: int = 42
 
@@ -93,6 +103,15 @@ class Intensity(_Strict):
         return self
 
 
+class DatasetChoice(_Strict):
+    """What a variant does otherwise on one dataset; None is as everywhere."""
+
+    spacing: PositiveFloat | Literal["native"] | None = Field(None, description="in-plane spacing in mm")
+    epochs: PositiveInt | None = Field(None, description="passes over the training slices")
+    intensity: Literal["zscore", "percentile", "minmax", "foreground"] | None = None
+    learning_rate: dict[str, PositiveFloat] = Field(default_factory=dict, description="adapter or 'default' -> rate")
+
+
 class Variant(_Strict):
     """One way to plan a model: where the geometry, the intensities and the recipe come from."""
 
@@ -100,6 +119,15 @@ class Variant(_Strict):
     intensity: Intensity
     recipe: Recipe
     iterations: PositiveInt | None = Field(None, description="instead of the card's count by dataset")
+    epochs: PositiveInt | None = Field(
+        None, description="passes over the training slices, from which the iterations are counted instead"
+    )
+    learning_rate: dict[str, PositiveFloat] = Field(
+        default_factory=dict, description="adapter -> rate, where it is not the recipe's"
+    )
+    datasets: dict[str, DatasetChoice] = Field(
+        default_factory=dict, description="beginning of a dataset's name (lower case) -> what differs there"
+    )
 
 
 class Checkpoint(_Strict):
@@ -165,6 +193,10 @@ class ModelCard(_Strict):
     aliases: list[str] = Field(default_factory=list)
     pretraining: Pretraining = Field(default_factory=Pretraining)
     network: NetworkCard
+    head_weights: dict[str, str] = Field(
+        default_factory=dict,
+        description="short name -> official file for heads that start from one of their own, default first",
+    )
     heads: list[str] = Field(default_factory=list, description="legal decode heads, default first; empty: its own")
     adapters: list[str] = Field(default_factory=list, description="legal adapters, default first; empty: none")
     parameters: dict[int, int] = Field(description="number of classes -> parameters, one input channel")

@@ -85,6 +85,9 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
     frozen: tuple[str, ...] = ()
     """Submodules that an adapter keeps in eval mode, so that their statistics and dropout stay as pre-trained."""
 
+    adapter_arguments: Mapping[str, Mapping[str, Any]] = {}
+    """Name of an adapter -> arguments that differ from its own."""
+
     reversed_axes: bool = False
     """Whether the weights know images as (x, y, z), as MONAI's readers give them, while nnU-Net's are (z, y, x)."""
 
@@ -110,6 +113,11 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
     def unused_keys(self) -> tuple[str, ...]:
         """Submodules that no output depends on, there for the official names only; `requires_grad_` leaves them off."""
         return ()
+
+    @property
+    def idle_parameters(self) -> bool:
+        """Whether some trained parameters get no gradient, so that DistributedDataParallel must look for them."""
+        return False
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that never decay beside norms and biases, such as position embeddings."""

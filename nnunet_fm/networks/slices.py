@@ -36,6 +36,12 @@ def imagenet_normalise(x: Tensor) -> Tensor:
     return (x - mean) / std
 
 
+def scale_to_unit(x: Tensor) -> Tensor:
+    """Scale every image of ``(B, 3, Y, X)`` from its own minimum and maximum to [0, 1]; a constant one becomes 0."""
+    low, high = x.amin(dim=(1, 2, 3), keepdim=True), x.amax(dim=(1, 2, 3), keepdim=True)
+    return (x - low) / (high - low).clamp(min=1e-8)
+
+
 def to_square(x: Tensor, edge: int) -> Tensor:
     """Pad ``(B, C, Y, X)`` at its end to a square and resize that to ``(B, C, edge, edge)``.
 
@@ -45,6 +51,12 @@ def to_square(x: Tensor, edge: int) -> Tensor:
     side = max(height, width)
     if height != width:
         x = F.pad(x, (0, side - width, 0, side - height), mode="replicate")
+    return resize_square(x, edge)
+
+
+def resize_square(x: Tensor, edge: int) -> Tensor:
+    """Resize ``(B, C, side, side)`` to ``(B, C, edge, edge)`` as `to_square` does."""
+    side = x.shape[-1]
     if side > edge:
         return F.interpolate(x, size=(edge, edge), mode="area")
     return F.interpolate(x, size=(edge, edge), mode="bilinear", align_corners=False) if side < edge else x

@@ -6,6 +6,7 @@ from parity.cases import Case, NotSupportedError
 from torch import Tensor
 
 from nnunet_fm.heads import create_head
+from nnunet_fm.heads.base import FeatureMaps
 
 
 def linear(case: Case) -> dict[str, Tensor]:
@@ -15,7 +16,8 @@ def linear(case: Case) -> dict[str, Tensor]:
     if len(widths) != 1:
         raise NotSupportedError(f"feature maps of different widths: {sorted(widths)}")
     height, width = features[0].shape[2:]
-    head = create_head("linear", widths.pop(), case.constructor["num_classes"], (height, width), maps=len(features))
+    maps = FeatureMaps(widths.pop(), (height, width))
+    head = create_head("linear", maps, case.constructor["num_classes"], maps=len(features))
     case.expect_names(head)
     case.fill(head)
     return {"out": head.eval()(features)[0]}
