@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from nnunet_fm.models.names import Parts
 
 Spacing = Annotated[list[PositiveFloat], Field(min_length=2, max_length=3)]
+Value = TypeVar("Value")
+Table = Annotated[dict[str, Value], BeforeValidator(lambda table: table or {})]
+"""A table by name that a variant empties with ``null``."""
 Size = Annotated[list[PositiveInt], Field(min_length=2, max_length=3)]
 
 
@@ -122,11 +125,11 @@ class Variant(_Strict):
     epochs: PositiveInt | None = Field(
         None, description="passes over the training slices, from which the iterations are counted instead"
     )
-    learning_rate: dict[str, PositiveFloat] = Field(
+    learning_rate: Table[PositiveFloat] = Field(
         default_factory=dict, description="adapter -> rate, where it is not the recipe's"
     )
-    datasets: dict[str, DatasetChoice] = Field(
-        default_factory=dict, description="beginning of a dataset's name (lower case) -> what differs there"
+    datasets: Table[DatasetChoice] = Field(
+        default_factory=dict, description="beginning of a dataset's name (lower case, no signs) -> what differs there"
     )
 
 
