@@ -25,9 +25,17 @@ def create_head(name: str, features: FeatureMaps, num_classes: int, **changes: A
     Raises:
         ValueError: for an unknown name, or feature maps that the head cannot take.
     """
+    head_class, arguments = _entry(name)
+    return head_class(features, num_classes, **{**arguments, **changes})
+
+
+def needs_official(name: str) -> bool:
+    """Whether the head of this name starts from an official file of its own; raises as `create_head`."""
+    return _entry(name)[0].needs_official
+
+
+def _entry(name: str) -> tuple[type[Head], dict[str, Any]]:
     if name not in HEADS:
         raise ValueError(f"unknown head '{name}', known are {', '.join(sorted(HEADS))}")
     module, class_name, arguments = HEADS[name]
-    head_class = getattr(import_module(f"{__name__}.{module}"), class_name)
-    head: Head = head_class(features, num_classes, **{**arguments, **changes})
-    return head
+    return getattr(import_module(f"{__name__}.{module}"), class_name), arguments

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -39,6 +39,9 @@ class Head(nn.Module):
     neck: nn.Module | None = None
     neck_in_backbone: bool = False
     needs_official: bool = False
+
+    def __init__(self, features: FeatureMaps, num_classes: int, **own: Any) -> None:
+        super().__init__()
 
     @abstractmethod
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:

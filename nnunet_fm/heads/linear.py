@@ -23,7 +23,7 @@ class LinearHead(Head):
     keys_to_classifier = ("conv_seg",)
 
     def __init__(self, features: FeatureMaps, num_classes: int, *, maps: int = 4, dropout: float = 0.1) -> None:
-        super().__init__()
+        super().__init__(features, num_classes)
         self.maps = maps
         self.batch_norm = nn.BatchNorm2d(maps * features.channels)
         self.dropout = nn.Dropout2d(dropout)

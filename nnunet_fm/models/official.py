@@ -38,6 +38,14 @@ def officials() -> list[Official]:
     return list(found.values())
 
 
+def find_official(name: str) -> Checkpoint:
+    """The checkpoint of a name that a card refers to; raises LookupError for a name that no card describes."""
+    for official in officials():
+        if official.checkpoint.name == name:
+            return official.checkpoint
+    raise LookupError(f"no model card describes the official file '{name}'")
+
+
 def get_official(name: str) -> Official:
     """A checkpoint by its own name, or the default one of a model.
 

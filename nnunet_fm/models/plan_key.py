@@ -18,11 +18,15 @@ class PlanError(ValueError):
 
 
 class WeightsEntry(BaseModel):
-    """Which official file a part of the network starts from; the hash is None while no file was at hand."""
+    """Which official file a part of the network starts from; the hash is None while no file was at hand.
+
+    ``decoder`` says that a head's mask decoder starts from the file, too, as far as shapes fit.
+    """
 
     model_config = ConfigDict(extra="forbid")
     name: str
     sha256: str | None = None
+    decoder: bool = False
 
 
 class PlanKey(BaseModel):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 from typing import IO, Any, cast
+from unittest import mock
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_trainer_module
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.helpers import dummy_context
@@ -29,15 +31,16 @@ from nnunet_fm.data.sampling import FMDataLoader
 from nnunet_fm.data.sharing import lease
 from nnunet_fm.models.build import build_network
 from nnunet_fm.models.names import Spec
+from nnunet_fm.models.parts import Part, load_part
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.plans.intensity import symmetric_channels
 from nnunet_fm.trainers.loss import DiceCE, OutputSupervision
 from nnunet_fm.trainers.optimizer import build_optimizer
 from nnunet_fm.trainers.schedule import ProgressSchedule
 from nnunet_fm.trainers.setting import check_configuration, network_architecture, resolve
-from nnunet_fm.weights.cache import check_hash, locate
+from nnunet_fm.weights.cache import MissingWeightsError, check_hash, locate
 from nnunet_fm.weights.files import write_checkpoint
-from nnunet_fm.weights.load import load_checkpoint
+from nnunet_fm.weights.report import LoadReport
 from nnunet_fm.weights.slim import slim_state_dict
 
 CHECKPOINT_KEY = "nnunet_fm"
@@ -114,36 +117,36 @@ class fm_trainer(nnUNetTrainer):
     def initialize(self) -> None:
         """Build network, optimiser and loss; load the official weights unless a checkpoint will follow.
 
-        The official file is looked for before anything is built: a missing one should not cost the user any time.
+        The official files are looked for before anything is built: a missing one should not cost the user any time.
         """
-        weights = None if self._restoring else self._official_file()
+        files = [] if self._restoring else self._official_files()
         _seed(self.recipe.seed + self.local_rank)
-        super().initialize()
-        if weights is not None:
-            self._load_official(weights)
+        with mock.patch.object(nnunet_trainer_module, "DDP", _distributed):
+            super().initialize()
+        if files:
+            self._load_official(files)
 
-    def _official_file(self) -> Path | None:
-        """The official file that this training starts from, unaltered since it was planned; None for none."""
-        checkpoint = self.setting.checkpoint
-        if checkpoint is None:
-            return None
-        file = locate(checkpoint.name, checkpoint.files, page=checkpoint.page, scratch=self.setting.scratch_name)
-        check_hash(file, {"in the plans": self.setting.weights_sha256, "from its publisher": checkpoint.sha256})
-        return file
+    def _official_files(self) -> list[tuple[Part, Path]]:
+        """The official file of each part that starts from one, unaltered since it was planned."""
+        files, missing = [], []
+        for part in self.setting.parts:
+            official = part.checkpoint
+            try:
+                file = locate(official.name, official.files, page=official.page, scratch=self.setting.scratch_name)
+            except MissingWeightsError as error:
+                missing.append(f"{part.name}: {error}")
+                continue
+            planned = self.setting.sha256.get(part.name)
+            check_hash(file, {"in the plans": planned, "from its publisher": official.sha256})
+            files.append((part, file))
+        if missing:
+            raise MissingWeightsError("\n".join(missing))
+        return files
 
-    def _load_official(self, file: Path) -> None:
-        checkpoint = self.setting.checkpoint
-        assert checkpoint is not None
-        report = load_checkpoint(
-            self.bare_network,
-            file,
-            containers=checkpoint.container,
-            prefix=checkpoint.prefix,
-            drop=checkpoint.drop,
-            new=checkpoint.new,
-            files=checkpoint.files,
-            page=checkpoint.page,
-        )
+    def _load_official(self, files: Sequence[tuple[Part, Path]]) -> None:
+        report = LoadReport()
+        for part, file in files:
+            report += load_part(self.bare_network, part, file)
         self.print_to_log_file(f"Official weights\n{report}")
         if self.local_rank == 0:
             report.write(Path(self.output_folder))
@@ -448,6 +451,11 @@ class fm_trainer(nnUNetTrainer):
         self.iteration = extra["iteration"]
         self._seconds_before = extra["seconds_spent"]
         self._restored_random_state = extra["random_state"]
+
+
+def _distributed(network: FoundationNetwork, **arguments: Any) -> DistributedDataParallel:
+    """nnU-Net's wrapper, told to put up with trained parameters that get no gradient where a network has such."""
+    return DistributedDataParallel(network, find_unused_parameters=network.idle_parameters, **arguments)
 
 
 def _seed(seed: int) -> None:

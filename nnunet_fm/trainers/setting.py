@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_fm.models.build import Architecture, architecture
-from nnunet_fm.models.card import Checkpoint, ModelCard, Recipe
+from nnunet_fm.models.card import ModelCard, Recipe
 from nnunet_fm.models.names import Spec, trainer_name
-from nnunet_fm.models.plan_key import PlanError, PlanKey, WeightsEntry
+from nnunet_fm.models.parts import HEAD, Part, official_parts
+from nnunet_fm.models.plan_key import PlanError, PlanKey
 from nnunet_fm.models.registry import get_card
-
-BACKBONE = "backbone"
-"""The plan's name for the part that the official weights belong to."""
 
 
 @dataclass(frozen=True)
 class Setting:
     """Everything a training needs to know beyond nnU-Net's own plan.
 
-    ``checkpoint`` is the official file to start from, None for a training from random weights; ``weights_sha256`` is
-    its hash if the plan holds one.
+    ``parts`` start from official files, none in a training from random weights; ``sha256`` is the hash of a part's file
+    if the plan holds one.
     """
 
     card: ModelCard
@@ -33,8 +31,8 @@ class Setting:
     recipe: Recipe
     iterations: int
     from_our_plan: bool
-    checkpoint: Checkpoint | None = None
-    weights_sha256: str | None = None
+    parts: tuple[Part, ...] = ()
+    sha256: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def deep_supervision(self) -> bool:
@@ -74,7 +72,7 @@ def resolve(plans: Mapping[str, Any], spec: Spec) -> Setting:
     for what, part, legal in (("head", head, card.heads), ("adapter", adapter, card.adapters)):
         if part is not None and part not in legal:
             raise PlanError(f"'{card.name}' has no {what} '{part}'; legal: {', '.join(legal) or 'none'}")
-    planned = key.weights.get(BACKBONE) if key and not spec.scratch else None
+    planned = key.weights if key else {}
     stock = card.variants["nnunet"]
     return Setting(
         card=card,
@@ -84,20 +82,25 @@ def resolve(plans: Mapping[str, Any], spec: Spec) -> Setting:
         recipe=key.recipe if key else stock.recipe,
         iterations=key.iterations if key else stock.iterations or card.iterations["default"],
         from_our_plan=key is not None,
-        checkpoint=None if spec.scratch else _checkpoint(card, planned, plans_name),
-        weights_sha256=planned.sha256 if planned else None,
+        parts=() if spec.scratch else _parts(card, head, adapter, plans, key),
+        sha256={part: entry.sha256 for part, entry in planned.items()},
     )
 
 
-def _checkpoint(card: ModelCard, planned: WeightsEntry | None, plans_name: str) -> Checkpoint | None:
-    """The official file that the plan names, the card's first where there is no such entry."""
-    if planned is None:
-        return card.checkpoint
-    found = card.find_checkpoint(planned.name)
-    if found is None:
-        legal = ", ".join(c.name for c in card.checkpoints) or "none"
-        raise PlanError(f"plans '{plans_name}' start from '{planned.name}', but '{card.name}' has: {legal}")
-    return found
+def _parts(
+    card: ModelCard, head: str | None, adapter: str | None, plans: Mapping[str, Any], key: PlanKey | None
+) -> tuple[Part, ...]:
+    """What starts from official files: those that the plan names, the card's own where there is no such entry."""
+    planned = key.weights if key else {}
+    arguments = card.network.arguments
+    if key is not None:
+        arguments = plans["configurations"][card.configuration]["architecture"]["arch_kwargs"]
+    decoder = HEAD in planned and planned[HEAD].decoder
+    chosen = {part: entry.name for part, entry in planned.items()}
+    try:
+        return tuple(official_parts(card, head, adapter, arguments, chosen=chosen, decoder=decoder))
+    except LookupError as error:
+        raise PlanError(f"plans '{plans.get('plans_name')}': {error}") from None
 
 
 def check_configuration(setting: Setting, plans: Mapping[str, Any], configuration: str) -> str | None:

@@ -1,0 +1,114 @@
+"""Which official files a network starts from: its backbone's, and those of a head or of a second branch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nnunet_fm.heads import needs_official
+from nnunet_fm.models.card import Checkpoint, ModelCard
+from nnunet_fm.models.official import find_official
+from nnunet_fm.models.registry import get_card
+from nnunet_fm.weights.load import load_checkpoint
+from nnunet_fm.weights.report import LoadReport
+
+BACKBONE, HEAD, LADDER = "backbone", "head", "ladder"
+"""Names of the parts, in plans, in load reports, and of the submodules that the files are loaded into."""
+
+DEFAULT_BRANCH = "dinov2_s"
+
+_HEAD_DROP = (r"^(module\.)?image_encoder\.(?!neck\.)",)
+_DECODER_DROP = (r"^(module\.)?mask_decoder\.",)
+_ANY = (".",)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a network, the official file that it starts from, and which tensors the two do not share.
+
+    Attributes:
+        name: `BACKBONE`, `HEAD` or `LADDER`.
+        checkpoint: the file.
+        drop: regular expressions of names in the file that are left out on purpose.
+        new: regular expressions of names in the network that the file does not hold.
+        decoder: whether a head's mask decoder starts from the file, too, as far as shapes fit.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    drop: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    decoder: bool = False
+
+
+def official_parts(
+    card: ModelCard,
+    head: str | None,
+    adapter: str | None,
+    arguments: Mapping[str, Any],
+    *,
+    chosen: Mapping[str, str] | None = None,
+    decoder: bool = False,
+) -> list[Part]:
+    """The parts of a network that start from official files, and from which.
+
+    Args:
+        card: the model.
+        head: decode head, None for a network with its own.
+        adapter: adapter.
+        arguments: of the network, as the plan has them.
+        chosen: name of a part -> name of the file, where it is not the default.
+        decoder: start a head's mask decoder from its file, too.
+
+    Raises:
+        LookupError: for the name of a file that the part cannot start from; the message lists those that it can.
+    """
+    chosen = chosen or {}
+    found = []
+    if card.checkpoint is not None:
+        own = {c.name: c for c in card.checkpoints}
+        checkpoint = _pick(BACKBONE, chosen, own, card.checkpoint)
+        found.append(Part(BACKBONE, checkpoint, tuple(checkpoint.drop), tuple(checkpoint.new)))
+    if head is not None and card.head_weights and needs_official(head):
+        legal = {name: find_official(name) for name in card.head_weights.values()}
+        checkpoint = _pick(HEAD, chosen, legal, next(iter(legal.values())))
+        drop = _HEAD_DROP if decoder else (*_HEAD_DROP, *_DECODER_DROP)
+        found.append(Part(HEAD, checkpoint, drop, _ANY, decoder))
+    if adapter == LADDER:
+        branch = get_card(arguments.get("adapter_arguments", {}).get(LADDER, {}).get("branch", DEFAULT_BRANCH))
+        if branch.checkpoint is not None:
+            own = {c.name: c for c in branch.checkpoints}
+            checkpoint = _pick(LADDER, chosen, own, branch.checkpoint)
+            found.append(Part(LADDER, checkpoint, tuple(checkpoint.drop), (*checkpoint.new, "^ladder\\.(?!branch)")))
+    return found
+
+
+def load_part(network: nn.Module, part: Part, file: Path) -> LoadReport:
+    """Load a part's official file into a network; errors as `nnunet_fm.weights.load.load_checkpoint`."""
+    if part.name == HEAD:
+        network.get_submodule(HEAD).starts_mask_decoder = part.decoder  # type: ignore[assignment]
+    official = part.checkpoint
+    return load_checkpoint(
+        network,
+        file,
+        containers=official.container,
+        prefix=official.prefix,
+        drop=part.drop,
+        new=part.new,
+        part=part.name,
+        files=official.files,
+        page=official.page,
+    )
+
+
+def _pick(part: str, chosen: Mapping[str, str], legal: Mapping[str, Checkpoint], default: Checkpoint) -> Checkpoint:
+    name = chosen.get(part)
+    if name is None:
+        return default
+    if name not in legal:
+        raise LookupError(f"the {part} cannot start from '{name}'; legal: {', '.join(legal)}")
+    return legal[name]
