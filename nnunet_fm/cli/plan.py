@@ -49,6 +49,13 @@ def plan(
     weights: Annotated[
         str | None, typer.Option("--weights", help="Official file to start from, see `nnunet-fm weights list`.")
     ] = None,
+    head_weights: Annotated[
+        str | None,
+        typer.Option(
+            "--head-weights",
+            help="sam or medsam: file that a head of the SAM family starts from, with its mask decoder where that fits.",
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Plans name instead of FMPlans_<model>…")] = None,
     portable: Annotated[bool, typer.Option("--portable", help="Plans that nnU-Net can use without our hook.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace plans that have trained models.")] = False,
@@ -84,6 +91,7 @@ def plan(
         recipe=_changed("recipe", settings or []),
         network=_changed("network", settings or []),
         weights=weights,
+        head_weights=head_weights,
         portable=portable,
         force=force,
     )

@@ -18,9 +18,11 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from pydantic import ValidationError
 
+from nnunet_fm.heads import needs_official
 from nnunet_fm.models.build import Architecture, architecture, build_network, legal_patch
-from nnunet_fm.models.card import Checkpoint, Geometry, ModelCard, Recipe
+from nnunet_fm.models.card import Geometry, ModelCard, Recipe
 from nnunet_fm.models.names import PLANNER_PREFIX, Spec, plans_name
+from nnunet_fm.models.parts import BACKBONE, HEAD, official_parts
 from nnunet_fm.models.plan_key import KEY, PlanError, PlanKey, WeightsEntry
 from nnunet_fm.models.registry import get_card, grammar
 from nnunet_fm.plans import memory
@@ -49,6 +51,7 @@ class Options:
     recipe: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
+    head_weights: str | None = None
     portable: bool = False
     force: bool = False
 
@@ -194,19 +197,38 @@ class FMPlanner(ExperimentPlanner):
             iterations=iterations,
             origin=origin,
             reasons=reasons,
-            weights=_weights_at_hand(self._checkpoint(card)),
+            weights=self._weights(card, head, adapter, entry["arch_kwargs"]),
         ).model_dump()
         return plans
 
-    def _checkpoint(self, card: ModelCard) -> Checkpoint | None:
-        """The official file of the plan: the user's choice among the card's, or the card's first."""
-        if self.options.weights is None:
-            return card.checkpoint
-        chosen = card.find_checkpoint(self.options.weights)
-        if chosen is None:
-            known = ", ".join(c.name for c in card.checkpoints) or "none"
-            raise PlanError(f"'{card.name}' has no weights called '{self.options.weights}'; known: {known}")
-        return chosen
+    def _weights(
+        self, card: ModelCard, head: str | None, adapter: str | None, arguments: Mapping[str, Any]
+    ) -> dict[str, WeightsEntry]:
+        """The official file of each part, with its hash if it is in the weights folder already."""
+        chosen = {} if self.options.weights is None else {BACKBONE: self.options.weights}
+        if self.options.head_weights is not None:
+            chosen[HEAD] = self._head_file(card, head, self.options.head_weights)
+        decoder = HEAD in chosen
+        try:
+            parts = official_parts(card, head, adapter, arguments, chosen=chosen, decoder=decoder)
+        except LookupError as error:
+            raise PlanError(f"'{card.name}': {error}") from None
+        if self.options.weights is not None and not parts:
+            raise PlanError(f"'{card.name}' has no weights called '{self.options.weights}'; known: none")
+        entries = {}
+        for part in parts:
+            path = find(part.checkpoint.files)
+            digest = sha256(path) if path else None
+            entries[part.name] = WeightsEntry(name=part.checkpoint.name, sha256=digest, decoder=part.decoder)
+        return entries
+
+    def _head_file(self, card: ModelCard, head: str | None, name: str) -> str:
+        """The file that a short name of ``--head-weights`` stands for."""
+        if head is None or not needs_official(head) or not card.head_weights:
+            raise PlanError(f"--head-weights: the head '{head}' of '{card.name}' starts from no file of its own")
+        if name not in card.head_weights:
+            raise PlanError(f"--head-weights of '{card.name}' is {' or '.join(card.head_weights)}, not '{name}'")
+        return card.head_weights[name]
 
     def _transpose(self, card: ModelCard, origin: dict[str, str]) -> list[int]:
         """Axis order: identity for 3D networks, which know an orientation; slices along the anatomy's axis in 2D."""
@@ -418,14 +440,6 @@ def _same_plan(file: Path, plans: Mapping[str, Any]) -> bool:
 
     written = json.loads(file.read_text(encoding="utf-8"))
     return comparable(written) == comparable(json.loads(json.dumps(plans)))
-
-
-def _weights_at_hand(checkpoint: Checkpoint | None) -> dict[str, WeightsEntry]:
-    """Entry of the official file, with its hash if it is in the cache already."""
-    if checkpoint is None:
-        return {}
-    path = find(checkpoint.files)
-    return {"backbone": WeightsEntry(name=checkpoint.name, sha256=sha256(path) if path else None)}
 
 
 @cache
