@@ -8,9 +8,13 @@ from typing import Any
 from nnunet_fm.backbones.base import Backbone
 
 BACKBONES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    f"dinov2_{short}{'_reg' if registers else ''}": ("dinov2", "DINOv2", {"size": size, "registers": registers})
-    for short, size in {"s": "small", "b": "base", "l": "large", "g": "giant"}.items()
-    for registers in (False, True)
+    **{
+        f"dinov2_{short}{'_reg' if registers else ''}": ("dinov2", "DINOv2", {"size": size, "registers": registers})
+        for short, size in {"s": "small", "b": "base", "l": "large", "g": "giant"}.items()
+        for registers in (False, True)
+    },
+    **{f"mae_{size[0]}": ("mae", "MAE", {"size": size}) for size in ("base", "large", "huge")},
+    **{f"resnet{layers}": ("resnet", "ResNet", {"layers": layers}) for layers in (18, 34, 50, 101, 152)},
 }
 """Name -> module of this package, class, arguments."""
 
@@ -38,6 +42,11 @@ def image_multiple(name: str) -> int:
     """
     backbone_class, arguments = _entry(name)
     return backbone_class.image_multiple(**arguments)
+
+
+def native_size(name: str) -> int:
+    """Edge in pixels of the images that the official file of the backbone of this name was trained on; as above."""
+    return _entry(name)[0].native_size
 
 
 def _entry(name: str) -> tuple[type[Backbone], dict[str, Any]]:

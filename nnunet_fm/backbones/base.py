@@ -24,6 +24,7 @@ class Backbone(nn.Module):
     Attributes:
         embed_dim: channels of the last block's map.
         patch_size: edge in pixels that an element of the last map stands for.
+        native_size: edge in pixels of the images that the positions of the official file are for.
         depth: number of blocks.
         grid: ``(h, w)`` of the last map.
         early_block: the block whose map heads of two maps want beside the last one's.
@@ -39,6 +40,7 @@ class Backbone(nn.Module):
 
     embed_dim: int
     patch_size: int
+    native_size: int = 224
     depth: int
     grid: tuple[int, int]
     early_block: int = 0

@@ -59,6 +59,7 @@ class DINOv2(ViTBackbone):
     """
 
     patch_size = PATCH_SIZE
+    native_size = 518
     norm: Norm = "all"
     norm_as_published: Norm = "all"
     bgr_as_published = True

@@ -18,6 +18,8 @@ Examples:
   nnunet-fm list trainers
 
   nnunet-fm list models --json
+
+  nnunet-fm list models --parameters --classes 3
 """
 
 
@@ -33,8 +35,17 @@ class What(str, Enum):
 def list_(
     what: Annotated[What, typer.Argument(help="What to list.")] = What.models,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    parameters: Annotated[
+        bool, typer.Option("--parameters", help="Models: how many parameters each head and adapter trains.")
+    ] = False,
+    classes: Annotated[int, typer.Option("--classes", min=1, help="Classes to count parameters for.")] = 15,
 ) -> None:
     """List what this installation has."""
+    if parameters:
+        if what is not What.models:
+            raise typer.BadParameter("only models have parameters", param_hint="--parameters")
+        _print_parameters(classes, as_json)
+        return
     rows = {What.models: _models, What.heads: _heads, What.adapters: _adapters, What.trainers: _trainers}[what]()
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -67,6 +78,35 @@ def _models() -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _print_parameters(classes: int, as_json: bool) -> None:
+    """What each head and each adapter trains; for people one line per part."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from nnunet_fm.models import count
+    from nnunet_fm.models.registry import cards
+
+    console = Console(stderr=True)
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "classes": classes,
+            "parameters": count.parameters(card, classes),
+            "trained_by_head": count.trained_by_head(card, classes),
+            "trained_by_adapter": count.trained_by_adapter(card, classes),
+        }
+        for name, card in track(cards().items(), "Counting", console=console, transient=True)
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    lines = []
+    for row in rows:
+        parts = {"all": row["parameters"], **row["trained_by_head"], **row["trained_by_adapter"]}
+        lines += [{"name": row["name"], "part": part, "parameters": f"{n:,}"} for part, n in parts.items()]
+    print_table(lines)
 
 
 def _heads() -> list[dict[str, Any]]:

@@ -1,0 +1,71 @@
+"""How many parameters a model has, and how many each head and each adapter trains, without any memory for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from nnunet_fm.backbones import create_backbone, native_size
+from nnunet_fm.models.build import architecture, build_network, legal_patch
+from nnunet_fm.models.card import ModelCard
+from nnunet_fm.models.parts import DEFAULT_BRANCH, LADDER
+from nnunet_fm.models.segmenter2d import FoundationSegmenter2D
+from nnunet_fm.networks.base import FoundationNetwork
+
+
+def parameters(card: ModelCard, classes: int) -> int:
+    """Parameters of the network with its default head, one input channel, positions on the native grid."""
+    return count(_network(card, classes, native=True))
+
+
+def trained_by_head(card: ModelCard, classes: int) -> dict[str, int]:
+    """Decode head -> parameters that are trained with a frozen backbone; none for a network with its own decoder."""
+    return {head: count(_network(card, classes, head=head, adapter="freeze"), trained=True) for head in card.heads}
+
+
+def trained_by_adapter(card: ModelCard, classes: int) -> dict[str, int]:
+    """Adapter -> parameters that it trains, positions on the native grid.
+
+    A decode head comes on top (`trained_by_head`); in a network with its own decoder that is counted here.
+    """
+    return {adapter: _adapted(card, classes, adapter) for adapter in card.adapters}
+
+
+def count(module: nn.Module, *, trained: bool = False) -> int:
+    """Parameters of a module, or only those that are trained."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
+
+
+def _adapted(card: ModelCard, classes: int, adapter: str) -> int:
+    network = _network(card, classes, native=adapter != LADDER, adapter=adapter)
+    total = count(network, trained=True)
+    if not isinstance(network, FoundationSegmenter2D):
+        return total
+    if adapter == LADDER:  # both branches see images of one size here, but each has positions of its own native one
+        assert network.ladder is not None
+        name = network.adapter_arguments.get(LADDER, {}).get("branch", DEFAULT_BRANCH)
+        inside = network.ladder.get_submodule("branch")
+        return count(network.ladder, trained=True) - count(inside, trained=True) + count(_native(name))
+    return total - count(network.head, trained=True) - count(network.align, trained=True)
+
+
+def _native(backbone: str) -> nn.Module:
+    with torch.device("meta"):
+        return create_backbone(backbone, native_size(backbone))
+
+
+def _network(
+    card: ModelCard, classes: int, *, native: bool = False, head: str | None = None, adapter: str | None = None
+) -> FoundationNetwork:
+    """The card's network on the meta device; 3D ones in their official geometry."""
+    geometry = card.variants["official"].geometry
+    spacing = geometry.spacing if isinstance(geometry.spacing, list) else [1.0] * card.dim
+    patch, strides = legal_patch(card, geometry.patch, spacing)
+    changes: dict[str, Any] = {}
+    if native and card.heads:
+        changes["image_size"] = native_size(card.network.arguments["backbone"])
+    entry = architecture(card, patch_size=patch, spacing=spacing, strides=strides, head=head, changes=changes)
+    with torch.device("meta"):
+        return build_network(entry, 1, classes, adapter=adapter)
