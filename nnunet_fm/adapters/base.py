@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import nn
 
@@ -23,6 +23,32 @@ class Adaptable(Protocol):
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
     def requires_grad_(self, requires_grad: bool = True) -> Any: ...
+
+
+class Adaptable2D(Adaptable, Protocol):
+    """A 2D backbone and a decode head, with places for what refines tokens and for a second branch."""
+
+    backbone: Any
+    head: Any
+    blocks: tuple[int, ...]
+    rein: nn.Module | None
+    ladder: nn.Module | None
+    feature_norm: Any
+
+    def neck_to_backbone(self) -> None: ...
+
+    def second_branch(self, name: str) -> Any: ...
+
+
+def with_backbone(network: Adaptable, place: str) -> Adaptable2D:
+    """The network as one that has a `place` for an adapter's module.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if not hasattr(network, place):
+        raise ValueError(f"the adapter '{place}' is for 2D backbones with a decode head, not {type(network).__name__}")
+    return cast(Adaptable2D, network)
 
 
 def in_encoder(name: str, network: Adaptable) -> bool:

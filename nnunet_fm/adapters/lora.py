@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from torch import nn
@@ -10,24 +11,32 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nnunet_fm.adapters.base import Adaptable, in_encoder
 
 
-def lora(network: Adaptable, *, rank: int = 16, alpha: float = 32) -> None:
+def lora(network: Adaptable, *, rank: int = 16, alpha: float = 32, targets: Sequence[str] | None = None) -> None:
     """Give each linear layer of the encoder a trained low-rank update and freeze the encoder itself.
 
-    An encoder without linear layers (STU-Net) gets them on its convolutions. Everything outside the encoder is
+    An encoder without linear layers (STU-Net, ResNet) gets them on its convolutions. Everything outside the encoder is
     trained. Batch norms of the encoder keep their pre-trained statistics; its dropout works as in full training.
 
     Args:
         network: to change.
         rank: of the updates.
         alpha: an update starts at zero and enters as ``alpha / rank`` times B A.
+        targets: ends of the names of the layers that get one, such as "qkv" or "attn.proj"; None: all.
+
+    Raises:
+        ValueError: if no layer has such a name.
     """
     from peft import LoraConfig, inject_adapter_in_model  # two seconds that only this adapter is worth
 
     wanted = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
     inside = [(name, module) for name, module in network.named_modules() if in_encoder(name, network)]
-    targets = [name for name, module in inside if isinstance(module, nn.Linear)]
-    targets = targets or [name for name, module in inside if isinstance(module, (nn.Conv2d, nn.Conv3d))]
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
+    layers = [name for name, module in inside if isinstance(module, nn.Linear)]
+    layers = layers or [name for name, module in inside if isinstance(module, (nn.Conv2d, nn.Conv3d))]
+    if targets is not None:
+        layers = [name for name in layers if f".{name}".endswith(tuple(f".{end}" for end in targets))]
+    if not layers:
+        raise ValueError(f"no layer of the encoder has a name that ends in {', '.join(targets or ())}")
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers)
     inject_adapter_in_model(config, cast(nn.Module, network))
     for name, parameter in network.named_parameters():
         update = ".lora_" in name

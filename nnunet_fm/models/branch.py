@@ -31,7 +31,9 @@ class Branch(nn.Module):
         if len(blocks) == PAIR:
             self.blocks = backbone.blocks_for(PAIR)
         else:
-            self.blocks = tuple(max(round((b + 1) / beside.depth * backbone.depth), 1) - 1 for b in blocks)
+            # halves go up: Python's round() would send three blocks of 24 to one of 12, and one to the next
+            own, theirs = backbone.depth, beside.depth
+            self.blocks = tuple(max((2 * (b + 1) * own + theirs) // (2 * theirs), 1) - 1 for b in blocks)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Square images ``(B, 3, Y, X)`` -> maps ``(B, channels, h, w)``, last block first."""

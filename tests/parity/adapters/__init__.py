@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from parity.adapters import dinov2, heads, pctnet, spadnet, stunet, swinmm, swinunetr, unet
+from parity.adapters import dinov2, heads, ladder, pctnet, rein, spadnet, stunet, swinmm, swinunetr, unet
 from parity.cases import Case, NotSupportedError
 from torch import Tensor
 
@@ -18,8 +18,14 @@ BUILDERS: dict[str, Builder] = {
     r"(?i)^swinmm\b": swinmm.outputs,
     r"(?i)^suprem": swinunetr.suprem,
     r"(?i)^dae\b": swinunetr.dae,
+    r"\breins\.(LoRA)?Reins\b": rein.outputs,
+    r"\bLadderBackbone\b": ladder.merge,
     r"dinov2\.models\.vision_transformer\.vit_\w+$": dinov2.outputs,
     r"^decoders\.ConvHeadLinear$": heads.linear,
+    r"^decoders\.ResNetHead$": heads.resnet,
+    r"^decoders\.UNetHead$": heads.unet,
+    r"\bDAHead$": heads.da,
+    r"(?i)\bSegformerHead$": heads.segformer,
     r"^benchmarks\.UNet\.unet\.UNet$": unet.outputs,
 }
 """Regular expression on a case's module -> function that builds and fills our network and gives outputs by name."""

@@ -1,0 +1,115 @@
+"""Learned tokens that refine the patch tokens after every block (Rein, Wei et al., arXiv 2312.04265)."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nnunet_fm.adapters.base import Adaptable, with_backbone
+from nnunet_fm.adapters.freeze import freeze
+
+
+class Rein(nn.Module):
+    """A set of learned tokens per block, to which patch tokens attend; names are those of the official module.
+
+    Args:
+        depth: number of blocks.
+        width: channels C of the patch tokens.
+        patch_size: edge in pixels of a patch; it sets the range of the initial tokens.
+        tokens: learned tokens per block.
+        rank: None learns the tokens themselves, a number their factors of this rank (Rein-LoRA).
+        scale: what refinements are multiplied by at the start; one number for all blocks, learned.
+        query_link: hold the two layers of `queries`, which no output depends on.
+        query_width: channels of a query.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        patch_size: int,
+        *,
+        tokens: int = 100,
+        rank: int | None = None,
+        scale: float = 0.001,
+        query_link: bool = True,
+        query_width: int = 256,
+    ) -> None:
+        super().__init__()
+        self.idle_parameters = query_link
+        if rank is None:
+            self.learnable_tokens = nn.Parameter(torch.empty(depth, tokens, width))
+        else:
+            self.learnable_tokens_a = nn.Parameter(torch.empty(depth, tokens, rank))
+            self.learnable_tokens_b = nn.Parameter(torch.empty(depth, rank, width))
+        bound = math.sqrt(6 / (3 * patch_size**2 + (width if rank is None else math.sqrt(rank * width))))
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+        self.scale = nn.Parameter(torch.tensor(scale))
+        self.mlp_token2feat = nn.Linear(width, width)
+        self.mlp_delta_f = nn.Linear(width, width)
+        if query_link:
+            self.transform = nn.Linear(width, query_width)
+            self.merge = nn.Linear(3 * query_width, query_width)
+
+    def forward(self, block: int, x: Tensor) -> Tensor:
+        """Patch tokens ``(B, N, C)`` that leave a block -> refined ones.
+
+        The first learned token takes its share of the attention and gives nothing for it, so that a patch can be
+        left as it is.
+        """
+        tokens = self.tokens(block)
+        attention = F.softmax(x @ tokens.T / math.sqrt(x.shape[-1]), dim=-1)
+        values = self.mlp_token2feat(tokens[1:])
+        return x + self.scale * self.mlp_delta_f(attention[..., 1:] @ values + x)
+
+    def tokens(self, block: int | slice) -> Tensor:
+        """Learned tokens ``(tokens, C)`` of a block, or ``(blocks, tokens, C)`` of several."""
+        if hasattr(self, "learnable_tokens"):
+            return self.learnable_tokens[block]
+        return self.learnable_tokens_a[block] @ self.learnable_tokens_b[block]
+
+    def queries(self) -> Tensor:
+        """Object queries ``(tokens, query_width)`` that the official model hands to a Mask2Former decoder."""
+        of_blocks = self.transform(self.tokens(slice(None)))
+        pooled = torch.stack((of_blocks.amax(dim=0), of_blocks.mean(dim=0), of_blocks[-1]), dim=-1)
+        return cast(Tensor, self.merge(pooled.flatten(1)))
+
+
+def rein(
+    network: Adaptable, *, tokens: int = 100, rank: int | None = None, scale: float = 0.001, query_link: bool = True
+) -> None:
+    """Freeze the backbone and refine its tokens after every block; head and refinement are trained.
+
+    The head gets the maps without the backbone's final norm, as officially. Published counts hold two layers without
+    any effect; ``query_link=False`` leaves them out.
+
+    Raises:
+        ValueError: for a network without a backbone of blocks of one width.
+    """
+    target = with_backbone(network, "rein")
+    backbone = target.backbone
+    if any(backbone.map_shape(block)[0] != backbone.embed_dim for block in range(backbone.depth)):
+        raise ValueError("the adapter 'rein' needs a backbone whose blocks all have one width")
+    freeze(target)
+    target.feature_norm = "none"
+    target.rein = Rein(
+        backbone.depth,
+        backbone.embed_dim,
+        backbone.patch_size,
+        tokens=tokens,
+        rank=rank,
+        scale=scale,
+        query_link=query_link,
+    )
+
+
+def rein_lora(
+    network: Adaptable, *, tokens: int = 100, rank: int = 16, scale: float = 0.001, query_link: bool = True
+) -> None:
+    """`rein` with learned tokens that are products of two factors of a low rank."""
+    rein(network, tokens=tokens, rank=rank, scale=scale, query_link=query_link)
