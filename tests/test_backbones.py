@@ -37,7 +37,7 @@ def small(name: str = "dinov2_s", image_size: int | tuple[int, int] = 28) -> DIN
 
 
 @pytest.mark.parametrize("image_size", [224, (280, 154), 518])
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name.startswith("dinov2")])
 def test_every_official_tensor_has_its_place(name: str, image_size: int | tuple[int, int]) -> None:
     with torch.device("meta"):
         backbone = create_backbone(name, image_size)

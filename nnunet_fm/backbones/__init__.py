@@ -15,6 +15,10 @@ BACKBONES: dict[str, tuple[str, str, dict[str, Any]]] = {
     },
     **{f"mae_{size[0]}": ("mae", "MAE", {"size": size}) for size in ("base", "large", "huge")},
     **{f"resnet{layers}": ("resnet", "ResNet", {"layers": layers}) for layers in (18, 34, 50, 101, 152)},
+    "sam_b": ("sam", "SAM", {"embed_dim": 768, "depth": 12, "num_heads": 12, "global_blocks": (2, 5, 8, 11)}),
+    "sam_l": ("sam", "SAM", {"embed_dim": 1024, "depth": 24, "num_heads": 16, "global_blocks": (5, 11, 17, 23)}),
+    "sam_h": ("sam", "SAM", {"embed_dim": 1280, "depth": 32, "num_heads": 16, "global_blocks": (7, 15, 23, 31)}),
+    "medsam_b": ("sam", "SAM", {"embed_dim": 768, "depth": 12, "num_heads": 12, "global_blocks": (2, 5, 8, 11)}),
 }
 """Name -> module of this package, class, arguments."""
 

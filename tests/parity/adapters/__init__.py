@@ -5,7 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from parity.adapters import dinov2, heads, ladder, pctnet, rein, spadnet, stunet, swinmm, swinunetr, unet
+from parity.adapters import (
+    dinov2,
+    heads,
+    ladder,
+    mae,
+    pctnet,
+    rein,
+    sam,
+    spadnet,
+    stunet,
+    swin_unet,
+    swinmm,
+    swinunetr,
+    unet,
+)
 from parity.cases import Case, NotSupportedError
 from torch import Tensor
 
@@ -21,12 +35,15 @@ BUILDERS: dict[str, Builder] = {
     r"\breins\.(LoRA)?Reins\b": rein.outputs,
     r"\bLadderBackbone\b": ladder.merge,
     r"dinov2\.models\.vision_transformer\.vit_\w+$": dinov2.outputs,
+    r"\bImageEncoderViT$": sam.encoder,
     r"^decoders\.ConvHeadLinear$": heads.linear,
     r"^decoders\.ResNetHead$": heads.resnet,
     r"^decoders\.UNetHead$": heads.unet,
     r"\bDAHead$": heads.da,
     r"(?i)\bSegformerHead$": heads.segformer,
     r"^benchmarks\.UNet\.unet\.UNet$": unet.outputs,
+    r"\bmae_vit_\w+": mae.outputs,
+    r"\bSwinTransformerSys$": swin_unet.outputs,
 }
 """Regular expression on a case's module -> function that builds and fills our network and gives outputs by name."""
 
