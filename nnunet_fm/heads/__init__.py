@@ -9,6 +9,12 @@ from nnunet_fm.heads.base import FeatureMaps, Head
 
 HEADS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "linear": ("linear", "LinearHead", {}),
+    "resdec": ("resdec", "ResNetHead", {}),
+    "unetdec": ("unetdec", "UNetHead", {}),
+    "unetdec_small": ("unetdec", "UNetHead", {"width": 240}),
+    "da": ("da", "DAHead", {}),
+    "da_small": ("da", "DAHead", {"channels": 120}),
+    "segformer": ("segformer", "SegFormerHead", {}),
 }
 """Name -> module of this package, class, arguments."""
 
