@@ -49,13 +49,14 @@ class Backbone(nn.Module):
     key_to_lpe: str | None = None
     norm: Norm = "none"
     takes_neck: bool = False
-    neck: nn.Module | None = None
+    neck: nn.Module | None
     bgr_as_published: bool = False
     norm_as_published: Norm = "none"
 
     def __init__(self, **arguments: Any) -> None:
         """Takes ``image_size``, the edge in pixels or ``(Y, X)``, and the family's own arguments."""
         super().__init__()
+        self.neck = None  # in a class attribute's shadow a submodule would not be found
 
     @classmethod
     def image_multiple(cls, **arguments: Any) -> int:

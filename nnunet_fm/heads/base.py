@@ -36,12 +36,13 @@ class Head(nn.Module):
     keys_to_classifier: tuple[str, ...]
     frozen_keys: tuple[str, ...] = ()
     idle_parameters: bool = False
-    neck: nn.Module | None = None
+    neck: nn.Module | None
     neck_in_backbone: bool = False
     needs_official: bool = False
 
     def __init__(self, features: FeatureMaps, num_classes: int, **own: Any) -> None:
         super().__init__()
+        self.neck = None  # in a class attribute's shadow a submodule would not be found
 
     @abstractmethod
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
