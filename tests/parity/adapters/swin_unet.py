@@ -34,7 +34,7 @@ def _keep(found: dict[str, Tensor], name: str, module: nn.Module, args: object, 
 
 
 def outputs(case: Case) -> dict[str, Tensor]:
-    """``logits`` at the input's resolution, and ``enc<i>``, the tokens ``(B, h * w, C)`` that leave an encoder stage."""
+    """``logits`` at the input's resolution, and ``enc<i>``, the tokens ``(B, h * w, C)`` after an encoder stage."""
     arguments = case.constructor
     for name, value in arguments.items():
         if name not in (*FREE, *NO_EFFECT) and FIXED.get(name) != value:
