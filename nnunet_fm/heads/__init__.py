@@ -15,6 +15,11 @@ HEADS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "da": ("da", "DAHead", {}),
     "da_small": ("da", "DAHead", {"channels": 120}),
     "segformer": ("segformer", "SegFormerHead", {}),
+    "samdec": ("samdec", "SAMDecHead", {}),
+    "samdec_frozen_pe": ("samdec", "SAMDecHead", {"train_prompt_encoder": False}),
+    "hqsam": ("hqsam", "HQSAMHead", {}),
+    "hsam": ("hsam", "HSAMHead", {}),
+    "hqhsam": ("hqhsam", "HQHSAMHead", {}),
 }
 """Name -> module of this package, class, arguments."""
 

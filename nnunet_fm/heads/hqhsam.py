@@ -1,0 +1,43 @@
+"""HQHSAM: HQ-SAM's decoder as the first stage of H-SAM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nnunet_fm.heads.base import FeatureMaps
+from nnunet_fm.heads.hqsam import HQMaskDecoder
+from nnunet_fm.heads.hsam import TwoStageHead
+from nnunet_fm.heads.sam_decoder import Decoded, Embedded, dot
+
+
+class HQHSAMHead(TwoStageHead):
+    """The thesis's own head (arXiv 2409.07960): 17,317,051 parameters for 15 classes and 196 patches of 768 channels.
+
+    The first stage's mask of a class is the mean of SAM's and that of high quality. It hands on two masks more, SAM's
+    of the first token and that of high quality of the last.
+
+    Args:
+        features: channels and grid of the last block's map and the early one's; parameters depend on the number of
+            patches.
+        num_classes: output channels.
+        repaired: as in `hsam_decoder.RefiningDecoder`, a departure from the published head.
+    """
+
+    maps = 2
+    further_masks = 2
+    classes = slice(1, -1)
+
+    def __init__(self, features: FeatureMaps, num_classes: int, *, repaired: bool = False) -> None:
+        super().__init__(features, num_classes, repaired=repaired)
+        self.mask_decoder = HQMaskDecoder(num_classes, features.channels)
+
+    def first_stage(self, embedded: Embedded, features: Sequence[Tensor]) -> tuple[Decoded, Tensor]:
+        decoded = self.mask_decoder(embedded)
+        sam, fine = decoded.upscaled, self.mask_decoder.high_quality(decoded, embedded, features[1])
+        mean = (sam + fine) / 2  # the kernels being the same, the mean of maps gives the mean of masks
+        kernels = self.mask_decoder.kernels(decoded.tokens)
+        masks = (dot(kernels[:, :1], sam), dot(kernels[:, 1:-1], mean), dot(kernels[:, -1:], fine))
+        return decoded._replace(upscaled=mean), torch.cat(masks, dim=1)

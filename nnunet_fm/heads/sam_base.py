@@ -1,0 +1,117 @@
+"""What heads of the SAM family share: neck, prompt encoder, positions, and the official weights of all parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+import torch
+from segment_anything.modeling import PromptEncoder
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nnunet_fm.heads.base import FeatureMaps, Head
+from nnunet_fm.heads.sam_decoder import WIDTH, BatchedMaskDecoder, ChannelNorm, Embedded
+
+SAM_PATCH = 16
+"""Edge in pixels of SAM's patches; the prompt encoder is built for their grid whatever the backbone's is."""
+MASK_PROMPT_WIDTH = 16
+
+
+def sam_neck(channels: int) -> nn.Sequential:
+    """The end of SAM's image encoder: ``(B, channels, h, w)`` -> ``(B, 256, h, w)``."""
+    return nn.Sequential(
+        nn.Conv2d(channels, WIDTH, 1, bias=False),
+        ChannelNorm(WIDTH),
+        nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False),
+        ChannelNorm(WIDTH),
+    )
+
+
+class SAMHead(Head):
+    """A neck, SAM's prompt encoder, to which no prompt is given, and a mask decoder.
+
+    A subclass gives the decoder, and gets what that takes from `embed`. Neck and prompt encoder start from SAM's
+    weights, the mask decoder, as published, from random ones. A mask is that of a class, but the first, which
+    officially is for unambiguous prompts: it is left out of the logits.
+
+    Attributes:
+        starts_mask_decoder: whether `from_official` gives tensors of the mask decoder, too.
+    """
+
+    maps = 1
+    idle_parameters = True  # embeddings of points, boxes and masks; the predicted IoU; the kernel of the first mask
+    needs_official = True
+    keys_to_classifier: tuple[str, ...] = (
+        "mask_decoder.mask_tokens",
+        "mask_decoder.output_hypernetworks_mlps",  # as a whole: a file for more classes has more of them
+        "mask_decoder.iou_prediction_head.layers.2",
+    )
+    starts_mask_decoder: bool = False
+    mask_decoder: BatchedMaskDecoder
+
+    def __init__(self, features: FeatureMaps, num_classes: int) -> None:
+        super().__init__(features, num_classes)
+        height, width = (max(edge * features.patch_size // SAM_PATCH, 1) for edge in features.grid)
+        self.neck = sam_neck(features.channels)
+        self.prompt_encoder = PromptEncoder(
+            embed_dim=WIDTH,
+            image_embedding_size=(height, width),
+            input_image_size=(height * SAM_PATCH, width * SAM_PATCH),
+            mask_in_chans=MASK_PROMPT_WIDTH,
+        )
+
+    def embed(self, last: Tensor) -> Embedded:
+        """What the decoder takes, from the last block's map ``(B, C, h, w)``, or from the backbone's neck."""
+        image = last if self.neck is None else self.neck(last)
+        prompt = self.prompt_encoder.no_mask_embed.weight[..., None, None]
+        return Embedded(image, prompt, self._positions(image.shape[2:]))
+
+    def _positions(self, grid: torch.Size) -> Tensor:
+        """Positions ``(1, 256, *grid)``, resized from those on the prompt encoder's own grid.
+
+        This leaves autocast: in bfloat16 the phases of the sines would keep two digits.
+        """
+        device = self.prompt_encoder.no_mask_embed.weight.device.type
+        available = torch.amp.is_autocast_available(device)  # not on the meta device
+        with torch.autocast(device, enabled=False) if available else nullcontext():
+            positions: Tensor = self.prompt_encoder.get_dense_pe()
+        own = positions.shape[2:]
+        if own == grid:
+            return positions
+        if grid.numel() < own.numel():
+            return F.interpolate(positions, size=grid, mode="area")
+        return F.interpolate(positions, size=grid, mode="bilinear", align_corners=False)
+
+    def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a whole official SAM, MedSAM or HQ-SAM that this head starts from, under its own names.
+
+        The neck's are left out if the file is for a backbone of another width, or if the neck is in the backbone;
+        those of the mask decoder unless `starts_mask_decoder` is set, and where they do not fit.
+
+        Raises:
+            ValueError: if the file lacks tensors of the neck or the prompt encoder, or a wanted mask decoder.
+        """
+        own = self.state_dict()
+        official = {name: f"image_encoder.{name}" if name.startswith("neck.") else name for name in own}
+        needed = [name for name in own if name.startswith(("neck.", "prompt_encoder."))]
+        missing = [official[name] for name in needed if official[name] not in state_dict]
+        if self.starts_mask_decoder and "mask_decoder.iou_token.weight" not in state_dict:
+            missing.append("mask_decoder.iou_token.weight")
+        if missing:
+            raise ValueError(
+                f"a decode head of the SAM family starts from a whole SAM or MedSAM (image_encoder, prompt_encoder, "
+                f"mask_decoder); the file lacks {len(missing)} tensors of these, such as {missing[0]}"
+            )
+        fits = [name for name in own if _fits(own[name], state_dict.get(official[name]))]
+        wanted = [name for name in needed if name.startswith("prompt_encoder.")]
+        if "neck.0.weight" in fits:
+            wanted += [name for name in needed if name.startswith("neck.")]
+        if self.starts_mask_decoder:
+            classes = () if "mask_decoder.mask_tokens.weight" in fits else self.keys_to_classifier
+            wanted += [n for n in fits if n.startswith("mask_decoder.") and not n.startswith(classes)]
+        return {name: state_dict[official[name]] for name in wanted}
+
+
+def _fits(mine: Tensor, theirs: Tensor | None) -> bool:
+    return theirs is not None and mine.shape == theirs.shape
