@@ -41,6 +41,7 @@ def _module(case: Case) -> Rein:
         arguments["patch_size"],
         tokens=arguments.get("token_length", 100),
         rank=arguments.get("lora_dim", 16) if lora else None,
+        query_link="transform.weight" in case.meta["state_dict"],
         query_width=arguments.get("query_dims", 256),
     )
     case.expect_names(module)
@@ -59,4 +60,5 @@ def outputs(case: Case) -> dict[str, Tensor]:
     backbone = _backbone(case, size, (x.shape[2], x.shape[3]))
     blocks = [int(match[1]) for out in case.outputs if (match := re.fullmatch(r"feat(\d+)", out.name))]
     maps = backbone.features(x, blocks, norm="none", refine=module)
-    return {"querys": module.queries(), **{f"feat{block}": out for block, out in zip(blocks, maps, strict=True)}}
+    found_maps = {f"feat{block}": out for block, out in zip(blocks, maps, strict=True)}
+    return {"querys": module.queries(), **found_maps} if module.idle_parameters else found_maps
