@@ -202,7 +202,9 @@ class ModelCard(_Strict):
     )
     heads: list[str] = Field(default_factory=list, description="legal decode heads, default first; empty: its own")
     adapters: list[str] = Field(default_factory=list, description="legal adapters, default first; empty: none")
-    parameters: dict[int, int] = Field(description="number of classes -> parameters, one input channel")
+    parameters: dict[int, int] = Field(
+        description="number of classes -> parameters with the default head, one input channel, positions as published"
+    )
     iterations: dict[str, PositiveInt] = Field(description="dataset name (lower case) or 'default' -> iterations")
     variants: dict[Literal["mission", "official", "thesis", "nnunet"], Variant]
     checkpoints: list[Checkpoint] = Field(default_factory=list, description="official files, default first")

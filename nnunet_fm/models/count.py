@@ -17,7 +17,12 @@ from nnunet_fm.networks.base import FoundationNetwork
 
 def parameters(card: ModelCard, classes: int) -> int:
     """Parameters of the network with its default head, one input channel, positions on the native grid."""
-    return count(_network(card, classes, native=True))
+    network = _network(card, classes)
+    if not isinstance(network, FoundationSegmenter2D):
+        return count(network)
+    # Heads know how many patches there are; only the backbone is counted as it was published.
+    name, arguments = card.network.arguments["backbone"], card.network.arguments
+    return count(network) - count(_backbone(name, arguments["image_size"])) + count(_backbone(name, native_size(name)))
 
 
 def trained_by_head(card: ModelCard, classes: int) -> dict[str, int]:
@@ -47,13 +52,17 @@ def _adapted(card: ModelCard, classes: int, adapter: str) -> int:
         assert network.ladder is not None
         name = network.adapter_arguments.get(LADDER, {}).get("branch", DEFAULT_BRANCH)
         inside = network.ladder.get_submodule("branch")
-        return count(network.ladder, trained=True) - count(inside, trained=True) + count(_native(name))
+        return (
+            count(network.ladder, trained=True)
+            - count(inside, trained=True)
+            + count(_backbone(name, native_size(name)))
+        )
     return total - count(network.head, trained=True) - count(network.align, trained=True)
 
 
-def _native(backbone: str) -> nn.Module:
+def _backbone(name: str, image_size: int) -> nn.Module:
     with torch.device("meta"):
-        return create_backbone(backbone, native_size(backbone))
+        return create_backbone(name, image_size)
 
 
 def _network(
