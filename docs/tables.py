@@ -97,7 +97,7 @@ def augmentation() -> str:
                 f"`{preset}`" if number == 0 else "",
                 step.kind,
                 f"{step.probability:.2g}",
-                "" if step.strength == (0, 0) else "{:.3g} to {:.3g}".format(*step.strength),
+                "" if step.strength == (0, 0) else "{:.4g} to {:.4g}".format(*step.strength),
                 step.source,
             )
             for preset, steps in PRESETS.items()
@@ -197,9 +197,15 @@ def _plans(card: ModelCard) -> Iterable[Sequence[Any]]:
             f"{recipe.optimizer} {recipe.learning_rate:g}, {recipe.schedule}",
             recipe.loss,
             recipe.augmentation,
-            f"{recipe.sampling}, {100 * recipe.oversample_foreground:.0f} % foreground",
+            _sampling(recipe),
             f"{variant.iterations:,}" if variant.iterations else counts,
         )
+
+
+def _sampling(recipe: Recipe) -> str:
+    if recipe.sampling == "rare_class":  # draws classes, not foreground
+        return recipe.sampling
+    return f"{recipe.sampling}, {100 * recipe.oversample_foreground:.0f} % foreground"
 
 
 def _scheme(intensity: Intensity) -> str:

@@ -150,12 +150,13 @@ def test_every_probability_and_every_strength(preset: str) -> None:
 
 
 def test_the_presets_are_those_that_recipes_name() -> None:
+    assert set(PRESETS) == {*EXPECTED, "slices"}  # tested in test_slice_augmentation.py
     assert set(PRESETS) | {"nnunet", "light"} == set(Recipe.model_fields["augmentation"].annotation.__args__)
     assert {"nnunet", "suprem", "spad", "spad_official"} == SPATIAL_PRESETS
     assert all(step.source for steps in PRESETS.values() for step in steps)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", EXPECTED)
 @pytest.mark.parametrize("patch", [(6, 8, 4), (8, 6)])
 def test_patches_that_are_no_cubes_and_2d(preset: str, patch: tuple[int, ...]) -> None:
     events = record(preset, patch, draws=150)
@@ -237,7 +238,7 @@ def stock_transforms(**changes: Any) -> ComposeTransforms:
     )
 
 
-@pytest.mark.parametrize("preset", [*PRESETS, "light", "nnunet"])
+@pytest.mark.parametrize("preset", [*EXPECTED, "light", "nnunet"])
 def test_presets_work_in_nnunets_pipeline(preset: str) -> None:
     """Regions, ignore label, mask and targets of deep supervision are nnU-Net's, whatever the preset."""
     stock = stock_transforms(use_mask_for_norm=[False, True], regions=[(1, 2), 2], ignore_label=3)

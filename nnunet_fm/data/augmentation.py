@@ -29,14 +29,28 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTransform
 from torch import Tensor
 
+from nnunet_fm.data.slice_augmentation import (
+    Chance,
+    ElasticTransform,
+    GreyLevels,
+    MotionTransform,
+    PhotometricTransform,
+)
+
 Kind = Literal[
     "rotation", "zoom", "flip", "rot90", "noise", "smoothing", "scale", "shift", "contrast", "low_resolution", "gamma"
 ]
+SliceKind = Literal["elastic", "translation", "tilt", "resizing", "brightness", "grey contrast", "saturation", "hue"]
 
 DAE = "DAE and SwinMM, official fine-tuning"
 SUPREM = "SuPreM, official fine-tuning"
 PUMIT = "PUMIT (SPAD-Nets), official fine-tuning on BTCV"
 MIS_FM = "MIS-FM, official fine-tuning"
+THESIS_2D = "thesis on 2D backbones"
+MMSEG = "mmsegmentation, photometric distortion"
+
+ELASTIC_SIGMA = 20.0
+"""Pixels; the Gaussian that smooths the displacements of elastic deformations."""
 
 GAMMA_WEIGHTS = {"nothing": 9, "gamma": 3, "inverted gamma": 1}
 
@@ -51,9 +65,14 @@ class Step:
     contrast: times a factor about the channel's mean, clipped to its range. low_resolution: in plane, nearest
     neighbour down by a factor and linear up. gamma: power of the channel scaled to [0, 1]; plain and inverted exclude
     each other, with `GAMMA_WEIGHTS`.
+
+    Slices only, on grey levels of 0 to 255 (see `nnunet_fm.data.slice_augmentation`): elastic: displacement in pixels
+    before it is smoothed. translation: in pixels. tilt: rotation in rad. resizing: by a factor, above 1 enlarges.
+    brightness: plus grey levels. grey contrast: times a factor about black. saturation: times a factor. hue: plus
+    180ths of the colour circle.
     """
 
-    kind: Kind
+    kind: Kind | SliceKind
     probability: float
     strength: tuple[float, float]
     source: str
@@ -97,6 +116,16 @@ PRESETS: dict[str, tuple[Step, ...]] = {
         Step("scale", 0.15, (0.75, 1.25), PUMIT),
         *_SUPREM_THESIS[4:],
         _GAMMA,
+    ),
+    "slices": (
+        Step("elastic", 0.25, (-1000.0, 1000.0), THESIS_2D),
+        Step("translation", 0.25, (-10.0, 10.0), THESIS_2D),
+        Step("tilt", 0.25, (-math.radians(10), math.radians(10)), THESIS_2D),
+        Step("resizing", 0.25, (0.9, 1.1), THESIS_2D),
+        Step("brightness", 0.5, (-32.0, 32.0), MMSEG),
+        Step("grey contrast", 0.5, (0.5, 1.5), MMSEG),
+        Step("saturation", 0.5, (0.5, 1.5), MMSEG),
+        Step("hue", 0.5, (-18.0, 18.0), MMSEG),
     ),
 }
 
@@ -223,6 +252,25 @@ def _gamma(step: Step, patch: Sequence[int]) -> BasicTransform:
     return OneOfTransform([options[name] for name, weight in GAMMA_WEIGHTS.items() for _ in range(weight)])
 
 
+def _slices(steps: Sequence[Step], symmetric_channels: Sequence[int]) -> BasicTransform:
+    chances = {step.kind: Chance(step.probability, step.strength) for step in steps}
+    return GreyLevels(
+        [
+            ElasticTransform(chances["elastic"], ELASTIC_SIGMA),
+            MotionTransform(chances["translation"], chances["tilt"], chances["resizing"]),
+            PhotometricTransform(
+                {
+                    "brightness": chances["brightness"],
+                    "contrast": chances["grey contrast"],
+                    "saturation": chances["saturation"],
+                    "hue": chances["hue"],
+                }
+            ),
+        ],
+        symmetric_channels,
+    )
+
+
 _BUILD: dict[str, Callable[[Step, Sequence[int]], BasicTransform]] = {
     "flip": _flip,
     "rot90": _rot90,
@@ -246,8 +294,15 @@ def preset_transforms(
         patch_size: the network's patch, one edge per axis.
         symmetric_channels: channels whose values lie in [-1, 1]. The published strengths are for [0, 1], so these
             channels are brought there and back.
+
+    Raises:
+        ValueError: for ``slices`` on a patch that is not 2D.
     """
     steps = PRESETS[preset]
+    if preset == "slices":
+        if len(patch_size) != 2:
+            raise ValueError(f"augmentation 'slices' is for 2D patches, not for {len(patch_size)}D ones")
+        return [_slices(steps, symmetric_channels)]
     affine: dict[str, Step] = {step.kind: step for step in steps if step.kind in ("rotation", "zoom")}
     spatial = [_BUILD[s.kind](s, patch_size) for s in steps if s.kind in _SPATIAL and s.kind not in affine]
     intensity = [_BUILD[s.kind](s, patch_size) for s in steps if s.kind not in _SPATIAL]

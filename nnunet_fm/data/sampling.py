@@ -4,7 +4,8 @@
 probability, centred on a voxel drawn uniformly from all foreground, otherwise on one from the background, as MONAI's
 RandCropByPosNegLabel. ``balanced``: each patch is, with a probability, centred on a voxel of a foreground class (or
 region) drawn uniformly from those present, otherwise anywhere, as PUMIT trains. A ratio of positive to negative
-patches of 2:1 is a probability of 2/3, and holds in expectation.
+patches of 2:1 is a probability of 2/3, and holds in expectation. ``rare_class`` is for slices, see
+`nnunet_fm.data.rare_class`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class FMDataLoader(nnUNetDataLoader):
         positive: float,
         transforms: Any = None,
     ) -> None:
-        self.cases = _LastCase(data)
+        self.cases = LastCase(data)
         super().__init__(
             self.cases,
             batch_size,
@@ -86,8 +87,7 @@ class FMDataLoader(nnUNetDataLoader):
         if centre is None:
             return super().get_bbox(data_shape, False, class_locations)
         patch = np.asarray(self.patch_size)
-        pad = np.maximum(self.need_to_pad, patch - np.asarray(data_shape))
-        lowest, highest = -pad // 2, np.asarray(data_shape) + pad // 2 + pad % 2 - patch
+        lowest, highest = corner_range(data_shape, patch, self.need_to_pad)
         lower = np.clip(centre - patch // 2, lowest, highest)
         return lower.tolist(), (lower + patch).tolist()
 
@@ -123,7 +123,21 @@ class FMDataLoader(nnUNetDataLoader):
         return labels > 0 if self.ignore_label is None else (labels > 0) & (labels != self.ignore_label)
 
 
-class _LastCase:
+def corner_range(
+    shape: Sequence[int], patch: NDArray[np.int64], need_to_pad: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Lowest and highest lower corner of nnU-Net's random patches, both legal.
+
+    Args:
+        shape: edges of the image.
+        patch: edges of the patch that is cut out.
+        need_to_pad: how much of the patch the transforms cut off, which may lie outside.
+    """
+    pad = np.maximum(need_to_pad, patch - np.asarray(shape))
+    return -pad // 2, np.asarray(shape) + pad // 2 + pad % 2 - patch
+
+
+class LastCase:
     """A dataset that remembers the case it loaded last: the loader asks where to cut right after loading."""
 
     def __init__(self, data: Any) -> None:

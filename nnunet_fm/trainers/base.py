@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import IO, Any, cast
@@ -27,6 +28,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_fm.data.augmentation import initial_patch_size, with_preset, without_timing
+from nnunet_fm.data.rare_class import RareClassDataLoader
 from nnunet_fm.data.sampling import FMDataLoader
 from nnunet_fm.data.sharing import lease
 from nnunet_fm.models.build import build_network
@@ -247,17 +249,15 @@ class fm_trainer(nnUNetTrainer):
             **about_labels,
         )
         training, validation = self.get_tr_and_val_datasets()
+        training_loader: partial[nnUNetDataLoader]
+        if self.recipe.sampling == "rare_class":
+            training_loader = partial(RareClassDataLoader, faithful=self.recipe.faithful)
+        else:
+            training_loader = partial(
+                FMDataLoader, sampling=self.recipe.sampling, positive=self.recipe.oversample_foreground
+            )
         loaders = (
-            FMDataLoader(
-                training,
-                self.batch_size,
-                initial_patch,
-                patch,
-                labels,
-                sampling=self.recipe.sampling,
-                positive=self.recipe.oversample_foreground,
-                transforms=transforms,
-            ),
+            training_loader(training, self.batch_size, initial_patch, patch, labels, transforms=transforms),
             nnUNetDataLoader(
                 validation,
                 self.batch_size,

@@ -107,7 +107,7 @@ def check_configuration(setting: Setting, plans: Mapping[str, Any], configuratio
     """Check that the network can train a configuration; returns a warning or None.
 
     Raises:
-        PlanError: for a configuration of the wrong dimension, or a cascade.
+        PlanError: for a configuration of the wrong dimension, a recipe for the other one, or a cascade.
     """
     known = plans["configurations"]
     if configuration not in known:
@@ -130,6 +130,9 @@ def check_configuration(setting: Setting, plans: Mapping[str, Any], configuratio
         )
     if entry.get("previous_stage"):
         raise PlanError(f"'{setting.card.name}' does not take the second stage of a cascade ('{configuration}')")
+    for name, value in (("augmentation", "slices"), ("sampling", "rare_class")):
+        if setting.card.dim == 3 and getattr(setting.recipe, name) == value:
+            raise PlanError(f"recipe.{name} '{value}' is for 2D models, '{setting.card.name}' is a 3D one")
     if setting.card.dim == 3 and list(plans["transpose_forward"]) != [0, 1, 2] and setting.card.checkpoint is not None:
         return (
             f"these plans transpose the axes to {plans['transpose_forward']}, while the weights of "
