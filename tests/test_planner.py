@@ -25,6 +25,8 @@ AORTA = {"shapes": [(700, 450, 450)] * 3, "spacings": [(1.0, 1.0, 1.0)] * 3}
 SAGITTAL = {"shapes": [(400, 400, 60)] * 3, "spacings": [(0.9, 0.9, 3.3)] * 3}
 HIPPOCAMPUS = {"shapes": [(36, 50, 35), (34, 52, 38), (38, 48, 34)], "spacings": [(1.0, 1.0, 1.0)] * 3}
 
+SLICED = "FMPlanner_dinov2_s_linear_freeze"
+
 
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planner:
@@ -134,7 +136,8 @@ SMALLEST = list({card.family: name for name, card in reversed(cards().items())}.
 )
 def test_every_model_and_variant_plans(plan: Planner, model: str, variant: str | None) -> None:
     card = cards()[model]
-    name = f"FMPlanner_{model}" + (f"_{variant}" if variant else "")
+    parts = "_linear_freeze" if card.heads else ""  # the smallest head; all others are planned alike
+    name = f"FMPlanner_{model}{parts}" + (f"_{variant}" if variant else "")
     plans = plan(
         name, AORTA, channels=("CT", "PET"), memory=1000
     )  # enough to predict once, not for every smaller patch
@@ -179,7 +182,7 @@ def test_options_win_over_the_card(plan: Planner) -> None:
         ("FMPlanner_stunet_s", Options(recipe={"los": "ce"}), "recipe.los"),
         ("FMPlanner_stunet_s", Options(recipe={"loss": "hinge"}), "recipe.loss"),
         ("FMPlanner_stunet_s", Options(network={"widths": [4]}), "no argument widths.*dims"),
-        ("FMPlanner_stunet_s", Options(weights="base"), "no weights called 'base'.*stunet_small_totalsegmentator"),
+        ("FMPlanner_stunet_s", Options(weights="base"), "cannot start from 'base'.*stunet_small_totalsegmentator"),
         ("FMPlanner_spadnet", Options(network={"spad_patch_depth": 3}), "network.*3"),
     ],
 )
@@ -188,7 +191,9 @@ def test_illegal_options_are_explained(plan: Planner, planner: str, options: Opt
         plan(planner, AORTA, options=options)
 
 
-@pytest.mark.parametrize("planner", ["FMPlanner_stunet_s", "FMPlanner_dinov2_s", "FMPlanner_suprem_thesis"])
+@pytest.mark.parametrize(
+    "planner", ["FMPlanner_stunet_s", "FMPlanner_dinov2_s_linear_freeze", "FMPlanner_suprem_thesis"]
+)
 def test_portable_plans_use_stock_names_only(plan: Planner, planner: str) -> None:
     plans = plan(planner, AORTA, channels=("CT", "T1"), options=Options(portable=True))
     (configuration,) = plans["configurations"].values()
@@ -236,25 +241,25 @@ def test_the_table_of_the_mission(model: str, patch: list[int], aortaseg24: int,
 
 
 def test_slice_axis_from_data_converter_and_user(plan: Planner) -> None:
-    assert plan("FMPlanner_dinov2_s", SAGITTAL)["transpose_forward"] == [2, 0, 1]
-    assert plan("FMPlanner_dinov2_s", SAGITTAL, conversion={"slice_axis": 1})["transpose_forward"] == [1, 0, 2]
-    by_user = plan("FMPlanner_dinov2_s", SAGITTAL, options=Options(slice_axis=0), conversion={"slice_axis": 1})
+    assert plan(SLICED, SAGITTAL)["transpose_forward"] == [2, 0, 1]
+    assert plan(SLICED, SAGITTAL, conversion={"slice_axis": 1})["transpose_forward"] == [1, 0, 2]
+    by_user = plan(SLICED, SAGITTAL, options=Options(slice_axis=0), conversion={"slice_axis": 1})
     assert by_user["transpose_forward"] == [0, 1, 2]
-    assert plan("FMPlanner_dinov2_s", SAGITTAL)["transpose_backward"] == [1, 0, 2]
+    assert plan(SLICED, SAGITTAL)["transpose_backward"] == [1, 0, 2]
 
 
 def test_a_spacing_by_the_user_names_the_axes_of_the_image(plan: Planner) -> None:
-    three = plan("FMPlanner_dinov2_s", SAGITTAL, options=Options(spacing=[0.5, 0.7, 3.0]))
-    two = plan("FMPlanner_dinov2_s", SAGITTAL, options=Options(spacing=[0.5, 0.7]))
+    three = plan(SLICED, SAGITTAL, options=Options(spacing=[0.5, 0.7, 3.0]))
+    two = plan(SLICED, SAGITTAL, options=Options(spacing=[0.5, 0.7]))
     assert three["transpose_forward"] == [2, 0, 1]
     assert three["configurations"]["2d"]["spacing"] == two["configurations"]["2d"]["spacing"] == [0.5, 0.7]
 
 
 def test_inputs_of_photograph_models_say_their_range(plan: Planner) -> None:
-    unit = plan("FMPlanner_dinov2_s", AORTA)["configurations"]["2d"]
+    unit = plan(SLICED, AORTA)["configurations"]["2d"]
     assert unit["normalization_schemes"] == ["FMPercentileNormalization"]
     assert unit["architecture"]["arch_kwargs"]["input_range"] == "unit"
-    stock = plan("FMPlanner_dinov2_s_nnunet", AORTA)["configurations"]["2d"]
+    stock = plan(f"{SLICED}_nnunet", AORTA)["configurations"]["2d"]
     assert stock["architecture"]["arch_kwargs"]["input_range"] == "standardised"
 
 

@@ -64,3 +64,25 @@ def test_groups_keep_their_ratio_down_to_the_final_rate() -> None:
         head, first = (group["lr"] for group in optimizer.param_groups)
         assert first == pytest.approx(head / 4)
     assert head == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("progress", "factor"), [(0.0, 1 / 3), (0.025, 2 / 3), (0.05, 1.0), (0.5, 1 - 0.45 / 0.95 / 2), (1.0, 0.5)]
+)
+def test_the_rate_of_the_code_of_the_2d_thesis(progress: float, factor: float) -> None:
+    published = {"schedule": "warmup_linear", "warmup": 0.05}
+    faithful = Recipe(**published, faithful=True)
+    assert rate_factor(faithful, progress) == pytest.approx(factor)
+    # Epochs of the code: PyTorch's LinearLR from 1/3 over 6 of 120 epochs, then from 1 to 0 over 2 × 114.
+    epoch = 120 * progress
+    assert factor == pytest.approx(1 / 3 + 2 / 3 * epoch / 6 if epoch < 6 else 1 - (epoch - 6) / (2 * 114))
+    intended = Recipe(**published)
+    assert rate_factor(intended, progress) == pytest.approx(
+        progress / 0.05 if progress < 0.05 else (1 - progress) / 0.95
+    )
+
+
+def test_other_schedules_have_nothing_to_be_faithful_to() -> None:
+    for schedule in ("poly", "warmup_cosine", "constant"):
+        one, other = (Recipe(schedule=schedule, warmup=0.1, faithful=faithful) for faithful in (True, False))
+        assert [rate_factor(one, i / 20) for i in range(21)] == [rate_factor(other, i / 20) for i in range(21)]

@@ -7,9 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-AXES = {"z": 0, "y": 1, "x": 2, "0": 0, "1": 1, "2": 2}
-"""Slice axis as typed -> index into (z, y, x)."""
-
 EPILOG = """
 Examples:
 
@@ -17,7 +14,7 @@ Examples:
 
   nnunet-fm plan -d 501 -m stunet_s --spacing native --set recipe.max_minutes=30 --name FMPlans_quick
 
-  nnunet-fm plan -d 501 -m dinov2_s --head linear --adapter full --slice-axis y
+  nnunet-fm plan -d 501 -m dinov2_s --head linear --adapter full --slice-axis sagittal --epochs 50
 
   nnunet-fm plan -d 501 -m spadnet --set network.spad_patch_depth=auto
 
@@ -32,12 +29,16 @@ def plan(
     adapter: Annotated[str | None, typer.Option("--adapter", help="Adapter.")] = None,
     variant: Annotated[str, typer.Option("--variant", help="mission, official, thesis or nnunet.")] = "mission",
     iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="Optimiser steps, met exactly.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over all slices (2D models).")] = None,
     spacing: Annotated[
         list[str] | None, typer.Option("--spacing", help="Z Y X in mm (2D: Y X), or 'native'.", metavar="Z Y X")
     ] = None,
     patch: Annotated[list[int] | None, typer.Option("--patch", help="Patch edges in voxels.", metavar="Z Y X")] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Batch size.")] = None,
-    slice_axis: Annotated[str | None, typer.Option("--slice-axis", help="z, y or x: axis of 2D slices.")] = None,
+    slice_axis: Annotated[
+        str | None,
+        typer.Option("--slice-axis", help="Axis across 2D slices: z, y or x; axial, coronal or sagittal slices."),
+    ] = None,
     gpu_memory_target: Annotated[
         float,
         typer.Option("--gpu-memory-target", "-gpu_memory_target", min=0.1, help="GB to fit patch and batch into."),
@@ -53,7 +54,7 @@ def plan(
         str | None,
         typer.Option(
             "--head-weights",
-            help="sam or medsam: file that a head of the SAM family starts from, with its mask decoder where that fits.",
+            help="sam or medsam: file that a head of the SAM family starts from, and its mask decoder where that fits.",
         ),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Plans name instead of FMPlans_<model>…")] = None,
@@ -73,21 +74,27 @@ def plan(
 
     from nnunet_fm.models.names import PLANNER_PREFIX, VARIANTS
     from nnunet_fm.plans.planner import Options, planner_class
+    from nnunet_fm.plans.slices import AXES, PLANES
 
     if variant not in ("mission", *VARIANTS):
         raise typer.BadParameter(f"'{variant}' is not one of mission, {', '.join(VARIANTS)}", param_hint="--variant")
     if model is None and (head or adapter):
         raise typer.BadParameter("a head or an adapter needs a model: add -m MODEL")
-    if slice_axis is not None and slice_axis not in AXES:
-        raise typer.BadParameter(f"'{slice_axis}' is not one of z, y, x", param_hint="--slice-axis")
+    if slice_axis is not None and slice_axis.lower() not in {**AXES, **PLANES}:
+        raise typer.BadParameter(
+            f"'{slice_axis}' is not one of z, y, x, {', '.join(PLANES)}", param_hint="--slice-axis"
+        )
+    if iterations is not None and epochs is not None:
+        raise typer.BadParameter("--iterations and --epochs say the same in two ways: give one", param_hint="--epochs")
     suffix = None if variant == "mission" else variant
     planner = planner_class("_".join(p for p in (PLANNER_PREFIX, model, head, adapter, suffix) if p))
     options = Options(
         iterations=iterations,
+        epochs=epochs,
         spacing=_spacing(spacing),
         patch=patch,
         batch=batch,
-        slice_axis=None if slice_axis is None else AXES[slice_axis],
+        slice_axis=slice_axis,
         recipe=_changed("recipe", settings or []),
         network=_changed("network", settings or []),
         weights=weights,

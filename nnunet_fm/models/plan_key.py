@@ -35,6 +35,7 @@ class PlanKey(BaseModel):
     ``origin`` says for each planned quantity where its value comes from: ``mission``, ``official``, ``thesis``,
     ``nnunet``, ``data`` (fitted to the data), ``memory`` (fitted to the memory target) or ``user``.
     ``reasons`` holds a sentence for each value that is not simply the card's.
+    ``epochs`` are passes over the ``slices`` of all training images where a 2D plan counts its iterations so.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -45,6 +46,8 @@ class PlanKey(BaseModel):
     variant: str = "mission"
     recipe: Recipe
     iterations: PositiveInt
+    epochs: PositiveInt | None = None
+    slices: PositiveInt | None = None
     origin: dict[str, str] = {}
     reasons: dict[str, str] = {}
     weights: dict[str, WeightsEntry] = {}

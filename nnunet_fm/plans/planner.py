@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from nnunet_fm.heads import needs_official
 from nnunet_fm.models.build import Architecture, architecture, build_network, legal_patch
-from nnunet_fm.models.card import Geometry, ModelCard, Recipe
+from nnunet_fm.models.card import ModelCard, Recipe, Variant
 from nnunet_fm.models.names import PLANNER_PREFIX, Spec, plans_name
 from nnunet_fm.models.parts import BACKBONE, HEAD, official_parts
 from nnunet_fm.models.plan_key import KEY, PlanError, PlanKey, WeightsEntry
@@ -31,6 +31,7 @@ from nnunet_fm.plans.geometry import Choice, choose_spacing, median_shape, nnune
 from nnunet_fm.plans.intensity import channel_names, normalization
 from nnunet_fm.plans.orientation import dataset_orientations, orientation_warning
 from nnunet_fm.plans.preprocessor import data_identifier
+from nnunet_fm.plans.slices import converter_slice_axis, count_slices, on_dataset, slice_axis
 from nnunet_fm.weights.cache import find, sha256
 
 DATA_RESAMPLING = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
@@ -41,19 +42,42 @@ PROBABILITY_RESAMPLING = {"is_seg": False, "force_separate_z": False, "memeffici
 
 @dataclass
 class Options:
-    """What `nnunet-fm plan` can change; None and empty leave the choice to card and data."""
+    """What `nnunet-fm plan` can change; None and empty leave the choice to card and data.
+
+    ``iterations`` wins over ``epochs``. ``slice_axis`` is what `nnunet_fm.plans.slices.slice_axis` takes.
+    """
 
     iterations: int | None = None
+    epochs: int | None = None
     spacing: list[float] | str | None = None
     patch: list[int] | None = None
     batch: int | None = None
-    slice_axis: int | None = None
+    slice_axis: int | str | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
     head_weights: str | None = None
     portable: bool = False
     force: bool = False
+
+
+@dataclass
+class _Draft:
+    """A plan in the making: what is planned, and for each number where it comes from and why.
+
+    ``spacing`` (mm) and ``image`` (the median shape, voxels) have the network's axes.
+    """
+
+    card: ModelCard
+    variant: str
+    planned: Variant
+    recipe: Recipe
+    head: str | None
+    adapter: str | None
+    spacing: list[float]
+    image: list[int]
+    origin: dict[str, str]
+    reasons: dict[str, str]
 
 
 class FMPlanner(ExperimentPlanner):
@@ -119,10 +143,18 @@ class FMPlanner(ExperimentPlanner):
 
     def _plan(self, card: ModelCard, spec: Spec, reasons: dict[str, str]) -> dict[str, Any]:
         variant = spec.variant or "mission"
-        planned = card.variants[variant]  # type: ignore[index]
-        origin = {"recipe": "official" if variant == "mission" else variant}
-        transpose = self._transpose(card, origin)
+        head = spec.head or card.default_head
+        adapter = spec.adapter or card.default_adapter
+        published: Variant = card.variants[variant]  # type: ignore[index]
+        planned = on_dataset(published, self.dataset_name, adapter)
+        # What 3D weights need is what their authors did; that 2D models are trained by one recipe is the mission.
+        origin = {"recipe": "official" if variant == "mission" and card.dim == 3 else variant}
+        reader = self.determine_reader_writer().__name__
+        found = dataset_orientations(self.dataset, reader)
+        transpose = self._transpose(card, found, origin)
         recipe = self._recipe(planned.recipe, origin)
+        if published.recipe.learning_rate != planned.recipe.learning_rate == recipe.learning_rate:
+            reasons["learning_rate"] = f"{recipe.learning_rate:g} for adapter '{adapter}' on {self.dataset_name}"
         norm = normalization(
             planned.intensity,
             self.dataset_json,
@@ -131,8 +163,6 @@ class FMPlanner(ExperimentPlanner):
             model=card.name,
         )
         reasons |= norm.reasons
-        reader = self.determine_reader_writer().__name__
-        found = dataset_orientations(self.dataset, reader)
         if warning := orientation_warning(card.pretraining.orientation, found, card.name):
             reasons["orientation"] = warning
             print(f"WARNING: {warning}")
@@ -147,12 +177,11 @@ class FMPlanner(ExperimentPlanner):
         if card.dim == 3 and min(image) == 1:
             raise PlanError(f"'{card.name}' is a 3D model, but the images of {self.dataset_name} have a single slice")
 
-        head = spec.head or card.default_head
-        adapter = spec.adapter or card.default_adapter
-        parts = (head, adapter)
-        patch, batch = self._patch_and_batch(card, planned.geometry, spacing, image, parts, recipe, origin, reasons)
+        draft = _Draft(card, variant, planned, recipe, head, adapter, spacing, image, origin, reasons)
+        patch, batch = self._patch_and_batch(draft)
         entry = self._architecture(card, patch, spacing, head, norm.schemes)
-        iterations = self._iterations(card, planned.iterations, variant, origin)
+        slices = count_slices(shapes) if card.dim == 2 else None
+        iterations, epochs = self._iterations(draft, slices, batch)
 
         configuration: dict[str, Any] = {
             "data_identifier": "",
@@ -193,8 +222,10 @@ class FMPlanner(ExperimentPlanner):
             head=head,
             adapter=adapter,
             variant=variant,
-            recipe=recipe,
+            recipe=draft.recipe,
             iterations=iterations,
+            epochs=epochs,
+            slices=slices,
             origin=origin,
             reasons=reasons,
             weights=self._weights(card, head, adapter, entry["arch_kwargs"]),
@@ -230,26 +261,24 @@ class FMPlanner(ExperimentPlanner):
             raise PlanError(f"--head-weights of '{card.name}' is {' or '.join(card.head_weights)}, not '{name}'")
         return card.head_weights[name]
 
-    def _transpose(self, card: ModelCard, origin: dict[str, str]) -> list[int]:
+    def _transpose(self, card: ModelCard, orientations: Mapping[str, int], origin: dict[str, str]) -> list[int]:
         """Axis order: identity for 3D networks, which know an orientation; slices along the anatomy's axis in 2D."""
-        axis = self.options.slice_axis
+        by_user, conversion = self.options.slice_axis, Path(self.raw_dataset_folder, "conversion.json")
         if card.dim == 3:
-            if axis is not None:
+            if by_user is not None:
                 raise PlanError(f"--slice-axis is for 2D models; '{card.name}' is a 3D model")
             return [0, 1, 2]
-        if axis is not None:
-            origin["slice_axis"] = "user"
-        elif (axis := self._converter_slice_axis()) is not None:
-            origin["slice_axis"] = "dataset"
+        if by_user is not None:
+            try:
+                axis, origin["slice_axis"] = slice_axis(by_user, orientations), "user"
+            except ValueError as error:
+                raise PlanError(f"--slice-axis {error}") from None
+        elif (by_converter := converter_slice_axis(conversion, orientations)) is not None:
+            axis, origin["slice_axis"] = by_converter, "dataset"
         else:
             spacings = np.median(np.vstack(self.dataset_fingerprint["spacings"]), axis=0)
             axis, origin["slice_axis"] = int(np.argmax(spacings)), "data"
         return [axis, *(a for a in range(3) if a != axis)]
-
-    def _converter_slice_axis(self) -> int | None:
-        """The anatomy's slice axis (index into z, y, x) where a converter has written it beside the raw data."""
-        path = Path(self.raw_dataset_folder, "conversion.json")
-        return json.loads(path.read_text(encoding="utf-8")).get("slice_axis") if path.is_file() else None
 
     def _transposed(self, transpose: list[int]) -> tuple[list[list[int]], list[list[float]]]:
         """Shapes (voxels) and spacings (mm) of all cases in the plan's axis order."""
@@ -261,7 +290,10 @@ class FMPlanner(ExperimentPlanner):
         """Target spacing of all three axes in mm, in the plan's axis order."""
         shapes, spacings = self._transposed(transpose)
         by_user, self.overwrite_target_spacing = self.options.spacing, None
-        native = [float(self.determine_fullres_target_spacing()[a]) for a in transpose]
+        if card.dim == 2 and variant != "nnunet":
+            native = [float(s) for s in np.median(np.vstack(spacings), axis=0)]
+        else:
+            native = [float(self.determine_fullres_target_spacing()[a]) for a in transpose]
         if isinstance(by_user, list):
             if len(by_user) not in (card.dim, 3) or min(by_user) <= 0:
                 raise PlanError(f"a spacing for '{card.name}' is {card.dim} positive numbers in mm, not {by_user}")
@@ -277,20 +309,16 @@ class FMPlanner(ExperimentPlanner):
             return Choice([native[0], *wanted], variant)
         return choose_spacing(wanted, native, shapes, spacings, variant)
 
-    def _patch_and_batch(
-        self,
-        card: ModelCard,
-        geometry: Geometry,
-        spacing: list[float],
-        image: list[int],
-        parts: tuple[str | None, str | None],
-        recipe: Recipe,
-        origin: dict[str, str],
-        reasons: dict[str, str],
-    ) -> tuple[list[int], int]:
-        """Patch and batch size, shrunk to the data and to the memory target unless the user gave both."""
-        variant = self.spec.variant or "mission"
-        wanted_edges = nnunet_patch(image, spacing) if variant == "nnunet" else geometry.patch
+    def _patch_and_batch(self, draft: _Draft) -> tuple[list[int], int]:
+        """Patch and batch size, shrunk to the data and to the memory target unless the user gave both.
+
+        At a published in-plane spacing the patch of a 2D model is a published field of view, and small images are
+        padded to it.
+        """
+        card, spacing, image = draft.card, draft.spacing, draft.image
+        origin, reasons, geometry = draft.origin, draft.reasons, draft.planned.geometry
+        wanted_edges = nnunet_patch(image, spacing) if draft.variant == "nnunet" else geometry.patch
+        as_published = card.dim == 2 and isinstance(geometry.spacing, list) and self.options.spacing is None
         if self.options.patch is not None:
             patch = [int(e) for e in self.options.patch]
             if len(patch) != card.dim or min(patch) < 1:
@@ -300,14 +328,14 @@ class FMPlanner(ExperimentPlanner):
                 raise PlanError(f"'{card.name}' cannot take a patch of {patch}; the next legal one is {legal}")
             origin["patch_size"] = "user"
         else:
-            patch = wanted_patch(card, wanted_edges, image, spacing)
-            origin["patch_size"] = variant if patch == list(wanted_edges) else "data"
+            patch = wanted_patch(card, wanted_edges, wanted_edges if as_published else image, spacing)
+            origin["patch_size"] = draft.variant if patch == list(wanted_edges) else "data"
             if origin["patch_size"] == "data":
                 reasons["patch_size"] = f"the median image has {image} voxels, less than the patch {wanted_edges}"
         batch = self.options.batch or geometry.batch
-        origin["batch_size"] = "user" if self.options.batch else variant
+        origin["batch_size"] = "user" if self.options.batch else draft.variant
 
-        cost = self._memory_cost(card, spacing, parts, recipe)
+        cost = self._memory_cost(draft)
         fixed = self.options.patch is not None or card.network.resizes
         shrink = (lambda p: None) if fixed else (lambda p: shrink_patch(card, p, image, spacing))
         fitted, fitted_batch, fits = memory.fit(cost, tuple(patch), batch, shrink, self.UNet_vram_target_GB * 1024**3)
@@ -345,26 +373,23 @@ class FMPlanner(ExperimentPlanner):
         except ValueError as error:
             raise PlanError(f"network: {error}") from None
 
-    def _memory_cost(
-        self, card: ModelCard, spacing: list[float], parts: tuple[str | None, str | None], recipe: Recipe
-    ) -> memory.Cost:
+    def _memory_cost(self, draft: _Draft) -> memory.Cost:
         """Predicted bytes of one training step on a GPU, for a patch and a batch size."""
         channels = len(channel_names(self.dataset_json))
         labels = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
-        head, adapter = parts
+        supervised = draft.recipe.deep_supervision and draft.card.network.deep_supervision
 
         @cache
         def cost(patch: tuple[int, ...], batch: int) -> float:
-            entry = self._architecture(card, patch, spacing, head)
-            supervised = recipe.deep_supervision and card.network.deep_supervision
+            entry = self._architecture(draft.card, patch, draft.spacing, draft.head)
             return memory.gpu_bytes(
                 lambda: build_network(
-                    entry, channels, labels.num_segmentation_heads, adapter=adapter, deep_supervision=supervised
+                    entry, channels, labels.num_segmentation_heads, adapter=draft.adapter, deep_supervision=supervised
                 ),
                 patch,
                 batch,
                 channels,
-                recipe.optimizer,
+                draft.recipe.optimizer,
             )
 
         return cost
@@ -379,15 +404,31 @@ class FMPlanner(ExperimentPlanner):
             faults = "; ".join(f"recipe.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise PlanError(f"{faults}. Recipe fields are: {', '.join(Recipe.model_fields)}") from None
 
-    def _iterations(self, card: ModelCard, of_variant: int | None, variant: str, origin: dict[str, str]) -> int:
-        if self.options.iterations is not None:
-            origin["iterations"] = "user"
-            return self.options.iterations
-        origin["iterations"] = variant
-        if of_variant is not None:
-            return of_variant
-        key = self.dataset_name.split("_", 1)[-1].lower()
-        return card.iterations.get(key, card.iterations["default"])
+    def _iterations(self, draft: _Draft, slices: int | None, batch: int) -> tuple[int, int | None]:
+        """Optimiser steps, and how many passes over all slices they are where the plan counts in these.
+
+        An epoch of such a plan is one pass, unless the user says otherwise.
+        """
+        by_user, card = self.options, draft.card
+        if by_user.epochs is not None and slices is None:
+            raise PlanError(f"--epochs are passes over slices; '{card.name}' is a 3D model, give it --iterations")
+        draft.origin["iterations"] = "user" if by_user.iterations or by_user.epochs else draft.variant
+        epochs = by_user.epochs or draft.planned.epochs
+        if epochs is None or slices is None:
+            key = self.dataset_name.split("_", 1)[-1].lower()
+            by_card = draft.planned.iterations or card.iterations.get(key, card.iterations["default"])
+            return by_user.iterations or by_card, None
+        one_pass, recipe = -(-slices // batch), draft.recipe
+        if "iterations_per_epoch" not in by_user.recipe:
+            recipe = recipe.model_copy(update={"iterations_per_epoch": one_pass})
+        if "validation_iterations" not in by_user.recipe:
+            fewer = min(recipe.validation_iterations, recipe.iterations_per_epoch)
+            recipe = recipe.model_copy(update={"validation_iterations": fewer})
+        draft.recipe = recipe
+        if by_user.iterations is not None:
+            return by_user.iterations, None
+        draft.reasons["iterations"] = f"{epochs} epochs over {slices:,} slices in batches of {batch}"
+        return epochs * one_pass, epochs
 
     def save_plans(self, plans: dict[str, Any]) -> None:
         """Replace the plan file, in one step; nothing of an older file is kept.
@@ -426,6 +467,8 @@ class FMPlanner(ExperimentPlanner):
         print(f"  patch size  {configuration['patch_size']}  [{origin['patch_size']}]")
         print(f"  batch size  {configuration['batch_size']}  [{origin['batch_size']}]")
         print(f"  iterations  {key['iterations']}  [{origin['iterations']}]")
+        if key["epochs"]:
+            print(f"  epochs      {key['epochs']}")
         print(f"  intensities {', '.join(configuration['normalization_schemes'])}")
         for subject, reason in key["reasons"].items():
             print(f"  {subject}: {reason}")

@@ -1,0 +1,114 @@
+"""What a plan of a 2D model takes from the dataset: choices by its name, the axis of its slices and their number."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_fm.models.card import DatasetChoice, Variant
+from nnunet_fm.models.plan_key import PlanError
+from nnunet_fm.models.registry import merge
+
+AXES = {"z": 0, "y": 1, "x": 2, "0": 0, "1": 1, "2": 2}
+"""Name of an image axis -> index into (z, y, x)."""
+
+PLANES = {"axial": "SI", "coronal": "AP", "sagittal": "LR"}
+"""Name of a plane -> the two directions in the patient of the axis across it."""
+
+
+def dataset_choice(datasets: Mapping[str, DatasetChoice], dataset_name: str) -> DatasetChoice:
+    """What a variant does otherwise on a dataset.
+
+    Every key that the name begins with applies, longer ones on top of shorter ones.
+
+    Args:
+        datasets: the variant's, by the beginning of a name in lower-case letters and digits.
+        dataset_name: nnU-Net's, ``Dataset501_HCP-T1``.
+    """
+    name = re.sub("[^a-z0-9]", "", dataset_name.split("_", 1)[-1].lower())
+    chosen: dict[str, Any] = {}
+    for key in sorted((key for key in datasets if name.startswith(key)), key=len):
+        chosen = merge(chosen, datasets[key].model_dump(exclude_unset=True))
+    return DatasetChoice(**chosen)
+
+
+def on_dataset(variant: Variant, dataset_name: str, adapter: str | None) -> Variant:
+    """The variant with the spacing, intensities, epochs and learning rate that it has on this dataset.
+
+    The learning rate is the dataset's for the adapter, else the variant's for the adapter, else the dataset's
+    default, else the recipe's.
+    """
+    choice = dataset_choice(variant.datasets, dataset_name)
+    geometry, intensity, recipe = variant.geometry, variant.intensity, variant.recipe
+    if choice.spacing is not None:
+        in_plane = choice.spacing if isinstance(choice.spacing, str) else [choice.spacing] * 2
+        geometry = geometry.model_copy(update={"spacing": in_plane})
+    if choice.intensity is not None:
+        intensity = intensity.model_copy(update={"ct": choice.intensity, "other": choice.intensity})
+    rates = (choice.learning_rate.get(adapter or ""), variant.learning_rate.get(adapter or ""))
+    rate = next((rate for rate in (*rates, choice.learning_rate.get("default")) if rate), recipe.learning_rate)
+    return variant.model_copy(
+        update={
+            "geometry": geometry,
+            "intensity": intensity,
+            "epochs": choice.epochs or variant.epochs,
+            "recipe": recipe.model_copy(update={"learning_rate": rate}),
+        }
+    )
+
+
+def count_slices(shapes: Sequence[Sequence[int]]) -> int:
+    """Slices of all images; the first axis of each shape is the one across them."""
+    return sum(int(shape[0]) for shape in shapes)
+
+
+def slice_axis(given: object, orientations: Mapping[str, int]) -> int:
+    """The axis across the slices as an index into (z, y, x).
+
+    Args:
+        given: an index, the name of an axis, or that of a plane of the patient.
+        orientations: axis codes of the training images (see `dataset_orientations`) with counts.
+
+    Raises:
+        ValueError: for anything else, or a plane that is not the same axis in all images.
+    """
+    word = str(given).lower()
+    if word in AXES:
+        return AXES[word]
+    if word not in PLANES:
+        raise ValueError(f"is {given!r}, legal are 0, 1, 2 (index into z, y, x), {_words(AXES)}, {_words(PLANES)}")
+    # Axis codes name x, y, z.
+    found = {2 - next(i for i, letter in enumerate(codes) if letter in PLANES[word]) for codes in orientations}
+    if len(found) != 1:
+        seen = ", ".join(f"{count} {codes}" for codes, count in orientations.items())
+        why = f"differ in their axes ({seen})" if found else "have no direction"
+        raise ValueError(f"is {given!r}, but the training images {why}: legal are 0, 1, 2 or {_words(AXES)}")
+    return found.pop()
+
+
+def converter_slice_axis(file: Path, orientations: Mapping[str, int]) -> int | None:
+    """The anatomy's axis that a converter has written beside the raw data; None without the file or such an entry.
+
+    Raises:
+        PlanError: if the file is no JSON object, or names no legal axis.
+    """
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PlanError(f"{file} is not a JSON file: {error}") from None
+    if not isinstance(content, dict):
+        raise PlanError(f'{file} holds no JSON object such as {{"slice_axis": "y"}}')
+    given = content.get("slice_axis")
+    try:
+        return None if given is None else slice_axis(given, orientations)
+    except ValueError as error:
+        raise PlanError(f"{file}: slice_axis {error}") from None
+
+
+def _words(table: Mapping[str, object]) -> str:
+    return ", ".join(word for word in table if word.isalpha())
