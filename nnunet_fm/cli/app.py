@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from nnunet_fm.cli import demo, doctor, plan, weights
+from nnunet_fm.cli import convert, demo, doctor, plan, weights
 from nnunet_fm.cli import list as listing
 from nnunet_fm.cli.variadic import VariadicCommand
 
@@ -23,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("list", epilog=listing.EPILOG)(listing.list_)
+app.command("convert", epilog=convert.EPILOG)(convert.convert)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 app.command("plan", epilog=plan.EPILOG, cls=VariadicCommand)(plan.plan)
 app.command("demo", epilog=demo.EPILOG)(demo.demo)

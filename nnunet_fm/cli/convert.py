@@ -1,0 +1,137 @@
+"""``nnunet-fm convert``: the download of a public dataset as an nnU-Net raw folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nnunet_fm.cli.table import print_table
+from nnunet_fm.dataset_conversion import CONVERTERS, get_converter
+
+if TYPE_CHECKING:
+    from nnunet_fm.dataset_conversion.problems import Problem
+    from nnunet_fm.dataset_conversion.run import Report
+
+EPILOG = """
+Examples:
+
+  nnunet-fm convert aortaseg24 ~/Downloads/training.zip -d 501 --dry-run
+
+  nnunet-fm convert aortaseg24 ~/Downloads/AortaSeg24 -d 501 -np 4
+
+Then: nnUNetv2_plan_and_preprocess -d 501 -pl FMPlanner_stunet_b --verify_dataset_integrity
+"""
+
+
+def convert(
+    dataset: Annotated[str, typer.Argument(help=f"One of {', '.join(CONVERTERS)}.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="Folder, zip or tar as downloaded; only read.", show_default=False)],
+    dataset_id: Annotated[int, typer.Option("-d", "--dataset-id", min=1, max=999, help="Dataset number, 1 to 999.")],
+    domain: Annotated[str | None, typer.Option("--domain", help="Which of several domains, e.g. t1.")] = None,
+    labels: Annotated[str | None, typer.Option("--labels", help="Which of several sets of labels.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="official, thesis, or a JSON, CSV or text file.")] = None,
+    thesis: Annotated[bool, typer.Option("--thesis", help="Intensities, pixel size and edge of the thesis.")] = False,
+    n4: Annotated[bool | None, typer.Option("--n4/--no-n4", help="Correct the bias field.", show_default=False)] = None,
+    skull_strip: Annotated[
+        str | None, typer.Option("--skull-strip", help="labels, no, or a folder or table of masks.")
+    ] = None,
+    outside: Annotated[
+        str | None, typer.Option("--outside", help="What becomes of voxels that one channel does not show.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List all problems, write nothing.")] = False,
+    skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Leave out what cannot be converted.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a folder of the same name.")] = False,
+    processes: Annotated[int, typer.Option("-np", min=1, help="Cases at a time, each up to 4 GB.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Convert a downloaded dataset to nnUNet_raw/Dataset<ID>_<Name>, with labels, split and a record of what was done.
+
+    The folder appears complete or not at all; an interrupted run is continued by the next one.
+    """
+    from nnunet_fm.dataset_conversion.problems import ConversionError, UsageError
+    from nnunet_fm.dataset_conversion.run import convert as run
+
+    try:
+        converter = get_converter(dataset)
+        options = converter.options(
+            domain=domain, labels=labels, split=split, thesis=thesis, n4=n4, skull_strip=skull_strip, outside=outside
+        )
+    except (LookupError, UsageError) as error:
+        raise typer.BadParameter(str(error.args[0])) from None
+    raw = os.environ.get("nnUNet_raw")
+    if raw is None and not dry_run:
+        raise ConversionError("the variable nnUNet_raw is not set: it names the folder that datasets are written to")
+    try:
+        with _progress() as progress:
+            report = run(
+                converter,
+                source,
+                dataset_id,
+                options,
+                None if raw is None else Path(raw),
+                dry_run=dry_run,
+                skip_invalid=skip_invalid,
+                force=force,
+                processes=processes,
+                progress=progress,
+            )
+    except ConversionError as error:
+        if as_json:
+            print(json.dumps({"status": "failed", "reason": str(error), "problems": _rows(error.problems)}, indent=2))
+        elif len(error.problems) > 1:
+            _print_problems(error.problems)
+        raise
+    if as_json:
+        content = {**asdict(report), "folder": None if report.folder is None else str(report.folder)}
+        print(json.dumps(content, indent=2))
+    else:
+        _print(report)
+    if dry_run and report.problems and not skip_invalid:
+        raise ConversionError(f"{len(report.problems)} problems in {source}")
+
+
+def _print(report: Report) -> None:
+    if report.problems:
+        _print_problems(report.problems)
+    for note in report.notes:
+        print(f"* {note}")
+    for case, reason in report.left_out.items():
+        print(f"* {case} is left out: {reason}")
+    if report.unused:
+        print(f"* {len(report.unused)} cases are not in the split: {', '.join(report.unused)}")
+    counts = f"{report.training} training cases, {report.test} test cases"
+    if report.kept:
+        counts += f" ({report.kept} of an interrupted run)"
+    ending = {
+        "converted": f"{report.folder}: {counts}",
+        "unchanged": f"{report.folder} is the same conversion of the same files, nothing to do: {counts}",
+        "checked": f"{report.dataset} would have {counts}; nothing was written",
+    }
+    print(ending[report.status])
+
+
+def _print_problems(problems: tuple[Problem, ...]) -> None:
+    print_table([{key: str(value or "") for key, value in row.items()} for row in _rows(problems)])
+
+
+def _rows(problems: tuple[Problem, ...]) -> list[dict[str, Any]]:
+    return [{"case": problem.case, "file": problem.file, "rule": problem.rule} for problem in problems]
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar over cases on standard error, if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("cases", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,208 @@
+"""Files of any format that a download may hold -> volumes; a file that is cut off or damaged is refused."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from zlib import error as ZlibError
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from nnunet_fm.dataset_conversion.problems import Invalid
+from nnunet_fm.dataset_conversion.volume import Grid, Volume
+
+BY_NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh")
+"""SimpleITK reads a NIfTI file that is cut off without a word and fills up with zeros; nibabel notices."""
+
+MAX_SKEW = 1e-2
+"""Direction cosines further from a rotation are no rounding error."""
+
+
+def read_volume(path: Path, name: str) -> Volume:
+    """A 3D image of scalars from NIfTI, MGZ, NRRD, MetaImage or whatever else SimpleITK reads.
+
+    Args:
+        path: the file on disk.
+        name: what to call it in messages.
+
+    Returns:
+        In the number type of the file; numbers that the header scales as float32.
+
+    Raises:
+        Invalid: if the file is damaged or cut off, holds another number of dimensions or vectors, or skewed axes.
+    """
+    if path.name.lower().endswith(".gz"):
+        _check_gzip(path, name)
+    volume = _by_nibabel(path, name) if path.name.lower().endswith(BY_NIBABEL) else _by_sitk(path, name)
+    if volume.array.size == 0:
+        raise Invalid(name, "has no voxels")
+    grid = volume.grid
+    if not (np.isfinite(grid.affine).all() and min(grid.spacing) > 0):
+        raise Invalid(name, f"has no usable spacing or origin ({grid.spacing}, {grid.origin})")
+    return Volume(volume.array, _without_skew(grid, name))
+
+
+def read_dicom_series(paths: Sequence[Path], name: str) -> Volume:
+    """One DICOM series; slices are put in the order of their position along the normal, not of their names.
+
+    Args:
+        paths: files of the series, in any order.
+        name: what to call the series in messages, its folder.
+
+    Raises:
+        Invalid: if a file is no DICOM slice, two slices lie in one place, or one is missing between others.
+    """
+    positions = []
+    for path in paths:
+        header = sitk.ImageFileReader()
+        header.SetImageIO("GDCMImageIO")
+        header.SetFileName(str(path))
+        try:
+            header.ReadImageInformation()
+        except RuntimeError:
+            raise Invalid(f"{name}/{path.name}", "is no DICOM file, or damaged") from None
+        normal = np.reshape(header.GetDirection(), (3, 3))[:, 2] if header.GetDimension() == 3 else None
+        if normal is None or header.GetSize()[2] != 1:
+            raise Invalid(f"{name}/{path.name}", "is not one DICOM slice")
+        positions.append((float(np.dot(normal, header.GetOrigin())), str(path)))
+    positions.sort()
+    steps = np.diff([place for place, _ in positions])
+    if len(steps) and (steps.min() <= 1e-3 or steps.max() - steps.min() > 0.1 * steps.mean()):
+        raise Invalid(
+            name, f"distances between slices are {steps.min():.3g} to {steps.max():.3g} mm: missing or double slices"
+        )
+    reader = sitk.ImageSeriesReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileNames([path for _, path in positions])
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise Invalid(name, f"cannot be read as one DICOM series ({_last_line(error)})") from None
+    if len(steps):
+        image.SetSpacing((*image.GetSpacing()[:2], float(steps.mean())))
+    return Volume.from_sitk(image)
+
+
+def read_png_stack(paths: Sequence[Path], names: Sequence[str], spacing: tuple[float, float, float]) -> Volume:
+    """Grey 8- or 16-bit PNG slices as a volume along z, without a place in the patient.
+
+    Args:
+        paths: the slices in order.
+        names: what to call them in messages.
+        spacing: mm along x, y, z.
+
+    Raises:
+        Invalid: if a slice is damaged, in colour, or of another size than the first.
+    """
+    slices: list[NDArray[Any]] = []
+    for path, name in zip(paths, names, strict=True):
+        try:
+            image = sitk.ReadImage(str(path), imageIO="PNGImageIO")
+        except RuntimeError as error:
+            raise Invalid(name, f"cannot be read as PNG ({_last_line(error)})") from None
+        if image.GetNumberOfComponentsPerPixel() != 1:
+            raise Invalid(name, "is a colour picture, no grey values or class numbers")
+        section = np.squeeze(sitk.GetArrayFromImage(image))
+        if slices and section.shape != slices[0].shape:
+            raise Invalid(name, f"has size {section.shape}, the first slice has {slices[0].shape}")
+        slices.append(section)
+    array = np.stack(slices)
+    return Volume(array, Grid(array.shape[::-1], spacing))
+
+
+def read_hdf5(path: Path, name: str, key: str, start: int, stop: int, spacing: tuple[float, float, float]) -> Volume:
+    """Slices ``start`` to ``stop`` of a three-dimensional HDF5 array along its first axis, which becomes z.
+
+    Args:
+        path: the file on disk.
+        name: what to call it in messages.
+        key: of the array.
+        start: first slice.
+        stop: the slice after the last.
+        spacing: mm along x, y, z.
+
+    Raises:
+        Invalid: if the file is damaged or the array has no such slices.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            data = file[key]
+            if data.ndim != 3 or not 0 <= start < stop <= data.shape[0]:
+                raise Invalid(name, f"'{key}' of shape {data.shape} has no slices {start} to {stop}")
+            array = data[start:stop]
+    except (OSError, KeyError) as error:
+        raise Invalid(name, f"cannot be read as HDF5: damaged or cut off ({_last_line(error)})") from None
+    return Volume(array, Grid(array.shape[::-1], spacing))
+
+
+def _check_gzip(path: Path, name: str) -> None:
+    """Read a gzip file to its end, where its checksum is: readers stop at the last voxel."""
+    try:
+        with gzip.open(path) as stream:
+            while stream.read(1 << 20):
+                pass
+    except (OSError, EOFError, ZlibError) as error:
+        raise Invalid(name, f"cannot be unpacked: damaged or cut off ({_last_line(error)})") from None
+
+
+def _by_nibabel(path: Path, name: str) -> Volume:
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        image: Any = nibabel.load(path)
+        shape = image.shape
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) != 3:
+            raise Invalid(name, f"has {len(shape)} dimensions instead of 3")
+        if image.get_data_dtype().fields is not None:
+            raise Invalid(name, "has vectors or colours instead of one number per voxel")
+        proxy = image.dataobj
+        scaled = (proxy.slope, proxy.inter) != (1.0, 0.0)
+        data = proxy.get_scaled(np.float32) if scaled else np.asanyarray(proxy)
+    except (ImageFileError, HeaderDataError, EOFError, ZlibError, OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise Invalid(name, f"cannot be read: damaged or cut off ({_last_line(error)})") from None
+    array = data.reshape(shape, order="F").T
+    return Volume(array.astype(array.dtype.newbyteorder("="), copy=False), Grid.from_affine(array.shape, image.affine))
+
+
+def _by_sitk(path: Path, name: str) -> Volume:
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise Invalid(name, f"cannot be read: damaged or cut off ({_last_line(error)})") from None
+    while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
+        image = image[..., 0]
+    if image.GetDimension() != 3:
+        raise Invalid(name, f"has {image.GetDimension()} dimensions instead of 3")
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise Invalid(name, "has vectors or colours instead of one number per voxel")
+    return Volume.from_sitk(image)
+
+
+def _without_skew(grid: Grid, name: str) -> Grid:
+    """The nearest rotation, which differs by rounding in most files; SimpleITK and nnU-Net know no skewed axes."""
+    direction = np.reshape(grid.direction, (3, 3))
+    left, _, right = np.linalg.svd(direction)
+    rotation = left @ right
+    skew = float(np.abs(rotation - direction).max())
+    if skew > MAX_SKEW:
+        raise Invalid(name, f"its axes are not at right angles (direction cosines off by {skew:.2g})")
+    if skew < 1e-12:
+        return grid
+    return Grid(grid.size, grid.spacing, grid.origin, tuple(rotation.ravel().tolist()))
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,0 +1,59 @@
+"""Which voxels are brain: labelled ones, or those of masks that a user has."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_fm.dataset_conversion.problems import Invalid
+from nnunet_fm.dataset_conversion.readers import read_volume
+from nnunet_fm.dataset_conversion.volume import Grid, Volume, resample
+
+ENDINGS = (".nii.gz", ".nii", ".mgz", ".nrrd", ".mha")
+
+
+def mask_file(where: Path, case: str) -> Path:
+    """The mask of a case.
+
+    Args:
+        where: a folder with one mask per case, named as the case; or a table, JSON ``{case: file}`` or CSV of case and
+            file, whose files are relative to it.
+        case: its name.
+
+    Raises:
+        Invalid: if there is none, or the table cannot be read.
+    """
+    if where.is_dir():
+        found = [file for ending in ENDINGS if (file := where / f"{case}{ending}").is_file()]
+        if len(found) != 1:
+            raise Invalid(where.name, f"has {len(found)} masks named {case}{{{','.join(ENDINGS)}}}, one is needed")
+        return found[0]
+    try:
+        text = where.read_text(encoding="utf-8-sig")
+        rows = dict(json.loads(text)) if where.suffix.lower() == ".json" else dict(csv.reader(text.splitlines()))
+    except (OSError, ValueError) as error:
+        raise Invalid(where.name, f"is no table of cases and masks ({error})") from None
+    if case not in rows:
+        raise Invalid(where.name, f"has no mask for {case}")
+    return where.parent / rows[case]
+
+
+def read_mask(file: Path, grid: Grid) -> NDArray[np.bool_]:
+    """A mask (z, y, x) on the image's grid.
+
+    Raises:
+        Invalid: if there is no such file, or it is damaged.
+    """
+    if not file.is_file():
+        raise Invalid(file.name, "there is no such mask")
+    mask = read_volume(file, file.name)
+    inside = Volume((mask.array > 0).astype(np.uint8), mask.grid)
+    if mask.grid.difference(grid) is not None:
+        inside = resample(inside, grid, label=True)
+    if not inside.array.any():
+        raise Invalid(file.name, "the mask is empty on the image's grid")
+    return inside.array.astype(bool)
