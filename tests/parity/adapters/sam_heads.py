@@ -15,8 +15,8 @@ from nnunet_fm.heads.base import FeatureMaps
 from nnunet_fm.heads.hqsam import HQMaskDecoder, HQSAMHead
 from nnunet_fm.heads.hsam import TwoStageHead
 from nnunet_fm.heads.hsam_decoder import RefiningDecoder, cross_first_transformer
-from nnunet_fm.heads.sam_base import SAM_PATCH, SAMHead
-from nnunet_fm.heads.sam_decoder import BatchedMaskDecoder, Decoded, Embedded, TwoWay, dot, upscaling
+from nnunet_fm.heads.sam_base import SAM_PATCH, SAMHead, sam_neck
+from nnunet_fm.heads.sam_decoder import BatchedMaskDecoder, Decoded, Embedded, TwoWay, dot
 
 FIXED = {"transformer_dim": 256, "iou_head_depth": 3, "iou_head_hidden_dim": 256}
 TRANSFORMER = {"depth": "2", "embedding_dim": "256", "mlp_dim": "2048", "num_heads": "8"}
@@ -145,18 +145,21 @@ def _head(case: Case, name: str) -> tuple[SAMHead, list[Tensor]]:
     arguments: dict[str, Any] = case.constructor
     inputs = list(case.inputs().values())
     channels = arguments.get("in_channels", arguments.get("last_out_ch"))
+    early_channels = arguments.get("first_out_ch", channels)
     grid = (inputs[0].shape[2], inputs[0].shape[3])
     if arguments.get("nb_patches", grid[0] * grid[1]) != grid[0] * grid[1]:
         raise NotSupportedError(f"{arguments['nb_patches']} patches stated, but maps of {grid}")
-    maps = FeatureMaps(channels, grid, arguments["patch_sz"])
+    maps = FeatureMaps(early_channels, grid, arguments["patch_sz"])
     own = {} if arguments.get("train_prompt_enc", True) else {"train_prompt_encoder": False}
     head = create_head(name, maps, arguments["num_classes"], **own)
     assert isinstance(head, SAMHead)
     edge = arguments["image_pe_size"] // SAM_PATCH
     head.prompt_encoder.image_embedding_size = (edge, edge)
-    early_channels = arguments.get("first_out_ch", channels)
-    if early_channels != channels:
-        head.mask_decoder.compress_vit_feat = upscaling(early_channels, 256, 32)
+    listed = case.meta.get("state_dict", {"neck.0.weight": ()})
+    if "neck.0.weight" not in listed:  # the backbone has it
+        head.neck = None
+    elif channels != early_channels:
+        head.neck = sam_neck(channels)
     case.expect_names(head)
     case.fill(head)
     head.eval()
