@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -50,9 +51,9 @@ class TwoStageHead(SAMHead):
         height, width = features.grid
         self.mask_decoder2 = RefiningDecoder(num_classes + self.further_masks, height * width, repaired=repaired)
 
+    @abstractmethod
     def first_stage(self, embedded: Embedded, features: Sequence[Tensor]) -> tuple[Decoded, Tensor]:
         """What the first stage makes of the images, and all its masks ``(B, T, 4 h, 4 w)``."""
-        raise NotImplementedError
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         embedded = self.embed(features[0])
