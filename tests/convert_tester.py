@@ -42,7 +42,7 @@ FAULTS = (
     "member_that_leaves_the_archive",
     "wrong_folder",
 )
-"""Names of the methods of `ConverterTester` that do the damage; a full disk and an interruption are tests of their own."""
+"""Methods of `ConverterTester` that do the damage; a full disk and an interruption are tests of their own."""
 
 
 class Fault(NamedTuple):

@@ -33,18 +33,19 @@ Attributes that are ``None`` or empty mean that the dataset does not know the op
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nnunet_fm.dataset_conversion.labels import LabelTable, count_values, whole_numbers
+from nnunet_fm.dataset_conversion.labels import LabelTable, count_values, merge_masks, whole_numbers
 from nnunet_fm.dataset_conversion.problems import Invalid, Problem, UsageError
 from nnunet_fm.dataset_conversion.readers import read_dicom_series, read_hdf5, read_png_stack, read_volume
 from nnunet_fm.dataset_conversion.splits import Split
-from nnunet_fm.dataset_conversion.steps import Thesis
+from nnunet_fm.dataset_conversion.steps import Thesis, normalise, thesis_plane
 from nnunet_fm.dataset_conversion.tree import Tree
 from nnunet_fm.dataset_conversion.volume import Grid, Volume, outside_fraction, resample
 
@@ -104,7 +105,8 @@ class Source:
         file: path in the tree; of several files (DICOM slices, PNG slices) their common folder or stem.
         files: of several files, all of them; PNG slices in order.
         structure: of a mask of one structure, its name in the label table.
-        details: further arguments of the reader, e.g. ``{"key": "images", "start": 0, "stop": 256, "spacing": (…)}``.
+        details: further arguments of the reader: ``{"channel": 2}`` of a NIfTI file with four dimensions, ``{"spacing":
+            (x, y, z)}`` of PNG slices, for HDF5 see `flat_hdf5`.
     """
 
     file: str
@@ -315,12 +317,18 @@ class Converter(ABC):
         check_finite(volume, source.file)
         return volume
 
+    def case_table(self, case: Case, options: Options) -> LabelTable:
+        """The table of one case, where numbers change their meaning from release to release."""
+        return self.table(options)
+
     def read_label(self, case: Case, grid: Grid, work: Work) -> Volume:
-        """The label map in our numbers on the image's grid; by default of one file."""
+        """The label map in our numbers on the image's grid: of one file, or merged if sources name structures."""
+        if case.labels[0].structure is not None:
+            return self.read_masks(case, grid, work)
         (source,) = case.labels
         label = read_source(source, work)
         label = Volume(whole_numbers(label.array, source.file), label.grid)
-        mapped, work.counts, others = self.table(work.options).apply(label.array, source.file)
+        mapped, work.counts, others = self.case_table(case, work.options).apply(label.array, source.file)
         if others:
             share = sum(others.values()) / sum(work.counts.values())
             work.note(
@@ -331,7 +339,61 @@ class Converter(ABC):
             raise Invalid(source.file, "the mask is empty: no voxel has a label of the table")
         return label
 
+    def apply_thesis(
+        self, images: list[Volume], label: Volume | None, axis: int, work: Work
+    ) -> tuple[list[Volume], Volume | None]:
+        """What ``--thesis`` does last: intensities to 0..1, then pixel size and edge of the slices.
+
+        Args:
+            images: all channels.
+            label: on their grid.
+            axis: of the arrays (z, y, x) along which slices are taken.
+            work: of the case.
+        """
+        settings = self.thesis
+        assert settings is not None
+        images = [thesis_plane(normalise(image, settings.normalise), axis, settings, label=False) for image in images]
+        label = None if label is None else thesis_plane(label, axis, settings, label=True)
+        plane = f"{settings.spacing} mm" if settings.spacing else "stretched"
+        work.note(f"thesis: {settings.normalise} to 0..1, {plane}, {settings.size} x {settings.size} pixels")
+        return images, label
+
     # What converters use
+
+    def read_masks(self, case: Case, grid: Grid, work: Work, *, empty: Literal["refuse", "note"] = "refuse") -> Volume:
+        """One label map of masks of single structures, painted in the order of ``case.labels``: later ones win.
+
+        Voxels that two masks claim are noted per pair, and voxels per mask before painting are in ``work.counts``.
+
+        Raises:
+            Invalid: if a mask has other values than 0 and one more, lies on another grid (see `fit`), or is empty
+                and ``empty`` is ``refuse``.
+        """
+        names = self.case_table(case, work.options).names
+
+        def painted() -> Iterator[tuple[int, NDArray[Any]]]:
+            for source in case.labels:
+                mask = read_source(source, work)
+                array = whole_numbers(mask.array, source.file)
+                inside = {value: count for value, count in count_values(array).items() if value != 0}
+                if len(inside) > 1 or any(value < 0 for value in inside):
+                    raise Invalid(source.file, f"is no mask of one structure: it has the values {sorted(inside)}")
+                if not inside:
+                    if empty == "refuse":
+                        raise Invalid(source.file, "the mask is empty")
+                    work.note(f"{source.file}: the mask is empty")
+                value = names[source.structure or ""]
+                assert isinstance(value, int)
+                work.counts[value] = sum(inside.values())
+                yield value, self.fit(Volume((array != 0).view(np.uint8), mask.grid), grid, source.file, work).array
+
+        merged, overlaps = merge_masks(grid.shape, painted())
+        structures = {value: name for name, value in names.items()}
+        for (below, winner), count in sorted(overlaps.items()):
+            work.note(f"{count} voxels of {structures[below]} are {structures[winner]} as well, which wins")
+        if not merged.any():
+            raise Invalid(case.labels[0].file, "all masks of this case are empty")
+        return Volume(merged, grid)
 
     def fit(self, label: Volume, grid: Grid, file: str, work: Work) -> Volume:
         """A label map or mask on the image's grid: as it is, or resampled if `label_grid` says so.
@@ -435,7 +497,7 @@ def read_source(source: Source, work: Work) -> Volume:
         return read_dicom_series(paths, source.file)
     if kind in (".hdf5", ".h5"):
         return read_hdf5(paths[0], source.file, **source.details)
-    return read_volume(paths[0], source.file)
+    return read_volume(paths[0], source.file, **source.details)
 
 
 def check_finite(volume: Volume, file: str) -> None:

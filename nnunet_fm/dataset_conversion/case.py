@@ -135,19 +135,10 @@ def prepare(job: Job, case: Case, work: Work) -> tuple[list[Volume], Volume | No
         images = [steps.strip(image, brain) for image in images]
         work.note(f"skull strip: what lies outside of {mask.name} is 0")
     if options.thesis:
-        images, label = _thesis(job, images, label, work)
-    return images, label
-
-
-def _thesis(job: Job, images: list[Volume], label: Volume | None, work: Work) -> tuple[list[Volume], Volume | None]:
-    settings, axis = job.converter.thesis, job.slice_axis
-    assert settings is not None
-    if job.reader == REORIENTING_READER:  # the axis is the patient's; files may store it as another one
-        axis = images[0].grid.array_axis(axis)
-    images = [steps.thesis_plane(steps.normalise(i, settings.normalise), axis, settings, label=False) for i in images]
-    label = None if label is None else steps.thesis_plane(label, axis, settings, label=True)
-    plane = f"{settings.spacing} mm" if settings.spacing else "stretched"
-    work.note(f"thesis: {settings.normalise} to 0..1, {plane}, {settings.size} x {settings.size} pixels")
+        axis = job.slice_axis
+        if job.reader == REORIENTING_READER:  # the axis is the patient's; files may store it as another one
+            axis = images[0].grid.array_axis(axis)
+        images, label = job.converter.apply_thesis(images, label, axis, work)
     return images, label
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zlib import error as ZlibError
@@ -22,12 +23,13 @@ MAX_SKEW = 1e-2
 """Direction cosines further from a rotation are no rounding error."""
 
 
-def read_volume(path: Path, name: str) -> Volume:
+def read_volume(path: Path, name: str, channel: int | None = None) -> Volume:
     """A 3D image of scalars from NIfTI, MGZ, NRRD, MetaImage or whatever else SimpleITK reads.
 
     Args:
         path: the file on disk.
         name: what to call it in messages.
+        channel: of a NIfTI file with four dimensions, the index along the last.
 
     Returns:
         In the number type of the file; numbers that the header scales as float32.
@@ -37,7 +39,8 @@ def read_volume(path: Path, name: str) -> Volume:
     """
     if path.name.lower().endswith(".gz"):
         _check_gzip(path, name)
-    volume = _by_nibabel(path, name) if path.name.lower().endswith(BY_NIBABEL) else _by_sitk(path, name)
+    by_nibabel = path.name.lower().endswith(BY_NIBABEL)
+    volume = _by_nibabel(path, name, channel) if by_nibabel else _by_sitk(path, name)
     if volume.array.size == 0:
         raise Invalid(name, "has no voxels")
     grid = volume.grid
@@ -114,8 +117,17 @@ def read_png_stack(paths: Sequence[Path], names: Sequence[str], spacing: tuple[f
     return Volume(array, Grid(array.shape[::-1], spacing))
 
 
-def read_hdf5(path: Path, name: str, key: str, start: int, stop: int, spacing: tuple[float, float, float]) -> Volume:
-    """Slices ``start`` to ``stop`` of a three-dimensional HDF5 array along its first axis, which becomes z.
+def read_hdf5(
+    path: Path,
+    name: str,
+    key: str,
+    start: int,
+    stop: int,
+    spacing: tuple[float, float, float],
+    axis: int = 0,
+    volume: int | None = None,
+) -> Volume:
+    """Slices ``start`` to ``stop`` of an HDF5 array, which become z; without a place in the patient.
 
     Args:
         path: the file on disk.
@@ -124,21 +136,52 @@ def read_hdf5(path: Path, name: str, key: str, start: int, stop: int, spacing: t
         start: first slice.
         stop: the slice after the last.
         spacing: mm along x, y, z.
+        axis: of the array (of one volume of it) along which slices are stored.
+        volume: index along the first axis of an array with four dimensions.
 
     Raises:
-        Invalid: if the file is damaged or the array has no such slices.
+        Invalid: if the file is damaged, the array has no such slices, or lies in another file.
     """
+    with opened_hdf5(path, name) as file:
+        data = hdf5_array(file, key, name)
+        dimensions = 3 if volume is None else 4
+        slices = data.shape[dimensions - 3 + axis] if data.ndim == dimensions else 0
+        if not 0 <= start < stop <= slices or not (volume is None or 0 <= volume < data.shape[0]):
+            raise Invalid(name, f"'{key}' of shape {data.shape} has no slices {start} to {stop} (volume {volume})")
+        chosen = tuple(slice(start, stop) if i == axis else slice(None) for i in range(3))
+        array = data[chosen if volume is None else (volume, *chosen)]
+    array = np.ascontiguousarray(np.moveaxis(array, axis, 0))
+    return Volume(array, Grid(array.shape[::-1], spacing))
+
+
+@contextmanager
+def opened_hdf5(path: Path, name: str) -> Iterator[Any]:
+    """An HDF5 file open for reading; `Invalid` if it is damaged, also while it is read."""
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
-            data = file[key]
-            if data.ndim != 3 or not 0 <= start < stop <= data.shape[0]:
-                raise Invalid(name, f"'{key}' of shape {data.shape} has no slices {start} to {stop}")
-            array = data[start:stop]
-    except (OSError, KeyError) as error:
+            yield file
+    except (OSError, KeyError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise Invalid(name, f"cannot be read as HDF5: damaged or cut off ({_last_line(error)})") from None
-    return Volume(array, Grid(array.shape[::-1], spacing))
+
+
+def hdf5_array(file: Any, key: str, name: str) -> Any:
+    """An array of an open HDF5 file, which must lie in this file: HDF5 can link to any other on the machine.
+
+    Raises:
+        Invalid: if there is no such array, or it is a link.
+    """
+    import h5py
+
+    if key not in file:
+        raise Invalid(name, f"has no '{key}', but {', '.join(sorted(file)[:20])}")
+    data = file[key] if isinstance(file.get(key, getlink=True), h5py.HardLink) else None
+    if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
+        raise Invalid(name, f"'{key}' is no array of this file")
+    return data
 
 
 def _check_gzip(path: Path, name: str) -> None:
@@ -151,7 +194,7 @@ def _check_gzip(path: Path, name: str) -> None:
         raise Invalid(name, f"cannot be unpacked: damaged or cut off ({_last_line(error)})") from None
 
 
-def _by_nibabel(path: Path, name: str) -> Volume:
+def _by_nibabel(path: Path, name: str, channel: int | None) -> Volume:
     import nibabel
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
@@ -159,15 +202,20 @@ def _by_nibabel(path: Path, name: str) -> Volume:
     try:
         image: Any = nibabel.load(path)
         shape = image.shape
-        while len(shape) > 3 and shape[-1] == 1:
+        if channel is not None and (len(shape) != 4 or channel >= shape[3]):
+            raise Invalid(name, f"has shape {shape}, no four dimensions with a channel {channel}")
+        while len(shape) > 3 and (shape[-1] == 1 or channel is not None):
             shape = shape[:-1]
         if len(shape) != 3:
             raise Invalid(name, f"has {len(shape)} dimensions instead of 3")
         if image.get_data_dtype().fields is not None:
             raise Invalid(name, "has vectors or colours instead of one number per voxel")
         proxy = image.dataobj
-        scaled = (proxy.slope, proxy.inter) != (1.0, 0.0)
-        data = proxy.get_scaled(np.float32) if scaled else np.asanyarray(proxy)
+        if channel is not None:
+            data = np.asanyarray(proxy[..., channel])
+        else:
+            scaled = (proxy.slope, proxy.inter) != (1.0, 0.0)
+            data = proxy.get_scaled(np.float32) if scaled else np.asanyarray(proxy)
     except (ImageFileError, HeaderDataError, EOFError, ZlibError, OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError):
             raise

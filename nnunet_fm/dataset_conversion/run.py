@@ -105,11 +105,11 @@ def convert(
             _check_number(raw, dataset_id, name)
         tree = open_tree(source, Path(scratch))
         plan = _Plan.of(converter, tree, options)
-        if not skip_invalid and not plan.listing.cases:
-            raise _failure(plan.problems, 0)
         if folder is not None and folder.is_dir() and not dry_run:
             earlier = _same_as_before(folder, plan, Path(scratch))
             if earlier is not None:
+                if earlier.problems and not skip_invalid:
+                    raise _failure(earlier.problems)
                 return earlier
             if not force:
                 raise ConversionError(
@@ -122,7 +122,7 @@ def convert(
             )
             problems = (*plan.problems, *(o.problem for o in outcomes if o.problem))
             if problems and not skip_invalid and not dry_run:
-                raise _failure(problems, len(plan.cases))
+                raise _failure(problems)
             content = _conversion_json(plan, outcomes, problems)
             if not content["split"]["train"] and not dry_run:
                 raise ConversionError(f"{source}: no training case is left", problems)
@@ -469,7 +469,7 @@ def _report(
     )
 
 
-def _failure(problems: Sequence[Problem], cases: int) -> ConversionError:
+def _failure(problems: Sequence[Problem]) -> ConversionError:
     first = str(problems[0])
     if len(problems) == 1:
         return ConversionError(first, problems)

@@ -42,6 +42,7 @@ class Tree:
     """
 
     source: Path
+    scratch: Path
     entries: Mapping[str, Entry]
     problems: tuple[Problem, ...] = ()
 
@@ -91,13 +92,56 @@ class Tree:
                 cases[case] = files
         return cases, problems
 
-    def local(self, name: str, folder: Path) -> Path:
+    def collect_stacks(
+        self, patterns: Mapping[str, str]
+    ) -> tuple[dict[str, dict[str, tuple[str, ...]]], list[Problem]]:
+        """As `collect`, for roles of one file per slice: ``({case: {role: files in order}}, problems)``.
+
+        Args:
+            patterns: role -> regular expression with the groups ``case`` and ``slice``, a number.
+
+        All roles of a case must have the same slices, without a gap and none twice.
+        """
+        found: dict[str, dict[str, dict[int, str]]] = {}
+        problems = []
+        for role, pattern in patterns.items():
+            for name, groups in self.match(pattern):
+                slices = found.setdefault(groups["case"], {}).setdefault(role, {})
+                number = int(groups["slice"])
+                if number in slices:
+                    problems.append(Problem(name, f"a second {role} of this slice is {slices[number]}", groups["case"]))
+                slices[number] = name
+        for case, roles in found.items():
+            first = next(iter(next(iter(roles.values())).values()))
+            numbers = {number for slices in roles.values() for number in slices}
+            for role in patterns:
+                absent = sorted(set(range(min(numbers), max(numbers) + 1)) - set(roles.get(role, {})))
+                if role not in roles:
+                    problems.append(Problem(first, f"there is no {role} for this case", case))
+                elif absent:
+                    some = ", ".join(map(str, absent[:5]))
+                    problems.append(Problem(first, f"there is no {role} of slice {some} of this case", case))
+        faulty = {problem.case for problem in problems}
+        cases = {
+            case: {role: tuple(file for _, file in sorted(roles[role].items())) for role in patterns}
+            for case, roles in sorted(found.items())
+            if case not in faulty
+        }
+        return cases, sorted(problems, key=lambda problem: problem.file)
+
+    def local(self, name: str, folder: Path | None = None) -> Path:
         """The file on disk; a zip's member is written to ``folder`` first, under its own last name.
+
+        Args:
+            name: path in the tree.
+            folder: for a member; without it, one that lives as long as the tree.
 
         Raises:
             Invalid: if the member is damaged.
         """
         entry = self.entries[name]
+        if folder is None:
+            folder = self.scratch / "listed" / str(list(self.entries).index(name))
         if entry.member is None:
             return entry.path
         target = folder / PurePosixPath(name).name
@@ -125,8 +169,10 @@ class _Opening:
         if kind.endswith((*ZIPS, *TARS)):
             path = entry.path
             if entry.member is not None:  # an archive in an archive
-                path = Tree(entry.path, {name: entry}).local(name, self._fresh_folder())
+                path = Tree(entry.path, self.scratch, {name: entry}).local(name, self._fresh_folder())
             self.archive(path, f"{name}/", name)
+        elif name in self.entries:
+            self.problems.append(Problem(name, "the archive has two members of this name"))
         else:
             self.entries[name] = entry
 
@@ -138,8 +184,10 @@ class _Opening:
             for name in sorted((*folders, *files)):
                 path = Path(parent, name)
                 relative = path.relative_to(root).as_posix()
-                if path.is_symlink() and not path.resolve().is_relative_to(root):
+                if path.is_symlink() and not _inside(path, root):
                     self.problems.append(Problem(relative, "a link that leads out of the source's folder is refused"))
+                elif path.is_symlink() and not path.exists():
+                    self.problems.append(Problem(relative, "a link to a file that is not there"))
                 elif name in files and path.is_file():
                     self.add(relative, Entry(path))
 
@@ -211,7 +259,15 @@ def open_tree(source: Path, scratch: Path) -> Tree:
         opening.add(root.name, Entry(root))
     else:
         raise ConversionError(f"{source}: there is no such file or folder")
-    return Tree(source, dict(sorted(opening.entries.items())), tuple(opening.problems))
+    problems = tuple(sorted(opening.problems, key=lambda problem: problem.file))
+    return Tree(source, scratch, dict(sorted(opening.entries.items())), problems)
+
+
+def _inside(link: Path, root: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # links in a circle
+        return False
 
 
 def _leaves(member: str) -> bool:
