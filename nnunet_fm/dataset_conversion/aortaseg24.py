@@ -82,7 +82,8 @@ class AortaSeg24(Converter):
             notes.append("the older CIS-UNet files: that their labels have the same numbers is not verified")
         absent = sorted(PUBLIC_IDS - {int(case) for case in found})
         if absent:
-            notes.append(f"{len(absent)} of the 50 public cases are not used: {', '.join(f'{i:03d}' for i in absent)}")
+            which = f" ({', '.join(f'{i:03d}' for i in absent)})" if len(absent) <= 10 else ""
+            notes.append(f"{len(absent)} of the 50 public cases are not used{which}")
         cases = [
             Case(f"subject{number}", (Source(files["image"]),), (Source(files["label"]),))
             for number, files in found.items()

@@ -1,9 +1,9 @@
 """HDF5 files of the ETH Computer Vision Laboratory: the slices of all volumes in one array, cut by cumulative counts.
 
 ``images`` and ``labels`` (or ``masks``) have the shape (sum of slices, rows, columns); ``nz`` has the slices of each
-volume. ``nx``, ``ny``, ``px`` and ``py`` describe the images before they were brought to a common pixel size and edge, and
-are of no use here. Some files hold three splits (``images_train`` …), some store one volume per row, some the slices last.
-None has an orientation or a way back to the scanner's coordinates.
+volume. ``nx``, ``ny``, ``px`` and ``py`` describe the images before they were brought to a common pixel size and edge,
+and are of no use here. Some files hold three splits (``images_train`` …), some store one volume per row, some the
+slices last. None has an orientation or a way back to the scanner's coordinates.
 """
 
 from __future__ import annotations
