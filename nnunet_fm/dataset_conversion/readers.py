@@ -215,7 +215,7 @@ def _by_nibabel(path: Path, name: str, channel: int | None) -> Volume:
             data = np.asanyarray(proxy[..., channel])
         else:
             scaled = (proxy.slope, proxy.inter) != (1.0, 0.0)
-            data = proxy.get_scaled(np.float32) if scaled else np.asanyarray(proxy)
+            data = np.asarray(proxy, dtype=np.float32) if scaled else np.asanyarray(proxy)
     except (ImageFileError, HeaderDataError, EOFError, ZlibError, OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError):
             raise
