@@ -22,7 +22,10 @@ from nnunet_fm.plans.slices import dataset_choice, on_dataset, slice_axis
 from tests.datasets import blobs, nnunet_folders, write_dataset, write_fingerprint, write_image
 
 PLANNER = "FMPlanner_dinov2_s_linear_freeze"
-SLICES = {"shapes": [(12, 320, 300), (13, 320, 300), (16, 310, 290)], "spacings": [(5.0, 0.6, 0.5)] * 3}
+SLICES = {
+    "shapes": [(12, 320, 300), (13, 320, 300), (16, 310, 290)],
+    "spacings": [(5.0, 0.6, 0.5), (3.0, 0.6, 0.5), (5.0, 0.6, 0.5)],
+}
 Planner = Callable[..., tuple[dict[str, Any], PlanKey]]
 
 
@@ -120,6 +123,8 @@ def test_other_datasets_keep_their_median_spacing(plan: Planner) -> None:
     assert configuration["spacing"] == [0.6, 0.5] and key.origin["spacing"] == "data"
     assert configuration["normalization_schemes"] == ["FMPercentileNormalization"] * 2
     assert key.recipe.learning_rate == 2e-5 and "learning_rate" not in key.reasons
+    assert plan("Knee", slice_axis="x")[0]["spacing"] == [5.0, 0.6]  # nnU-Net would take 3.4 mm, the 10th percentile
+    assert plan("Knee", f"{PLANNER}_nnunet", slice_axis="x")[0]["spacing"] == pytest.approx([3.4, 0.6])
 
 
 def test_brats_is_scaled_from_its_minimum_and_maximum(plan: Planner) -> None:

@@ -40,6 +40,7 @@ from nnunet_fm.trainers.loss import DiceCE, OutputSupervision
 from nnunet_fm.trainers.optimizer import build_optimizer
 from nnunet_fm.trainers.schedule import ProgressSchedule
 from nnunet_fm.trainers.setting import check_configuration, network_architecture, resolve
+from nnunet_fm.trainers.volume_dice import VolumeDice
 from nnunet_fm.weights.cache import MissingWeightsError, check_hash, locate
 from nnunet_fm.weights.files import write_checkpoint
 from nnunet_fm.weights.report import LoadReport
@@ -80,6 +81,8 @@ class fm_trainer(nnUNetTrainer):
         self.enable_deep_supervision = setting.deep_supervision
 
         self._best_ema: float | None = None
+        self._best_volume_dice, self._lowest_loss = float("-inf"), float("inf")
+        self._volume_dice: VolumeDice | None = None
         self.iteration = 0
         """Optimiser steps taken so far."""
         self._seconds_before, self._started_at = 0.0, monotonic()
@@ -333,6 +336,11 @@ class fm_trainer(nnUNetTrainer):
         self._started_at = monotonic()
 
     def on_train_end(self) -> None:
+        every = self.recipe.volume_dice_every
+        if every and self.current_epoch % every:
+            self.current_epoch -= 1  # to the last one, as nnU-Net does for checkpoint_final
+            self._keep_by_volumes(measure=True)
+            self.current_epoch += 1
         super().on_train_end()
         if self._lease is not None:
             self._lease.close()
@@ -385,6 +393,7 @@ class fm_trainer(nnUNetTrainer):
     def on_epoch_end(self) -> None:
         """As nnU-Net's, but the best score is updated before ``checkpoint_latest`` is written.
 
+        Where the recipe measures validation volumes, these choose ``checkpoint_best``, not the moving average.
         In stock order a training that continues from ``checkpoint_latest`` can overwrite a better ``checkpoint_best``.
         """
         score = self.logger.get_value("ema_fg_dice", step=-1)
@@ -397,12 +406,38 @@ class fm_trainer(nnUNetTrainer):
         finally:
             self.save_every = save_latest
         self.current_epoch -= 1
-        if is_best:
+        if every := self.recipe.volume_dice_every:
+            self._keep_by_volumes(measure=(self.current_epoch + 1) % every == 0)
+        elif is_best:
             self.print_to_log_file(f"New best EMA pseudo Dice: {score:.4f} (before: {best_before})")
             self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best.pth"))
         if (self.current_epoch + 1) % self.save_every == 0 and self.current_epoch != self.num_epochs - 1:
             self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
         self.current_epoch += 1
+
+    def _keep_by_volumes(self, *, measure: bool) -> None:
+        """Write the checkpoints that this epoch is the best for: ``checkpoint_lowest_loss``, ``checkpoint_best``.
+
+        Args:
+            measure: whether the validation volumes, which choose ``checkpoint_best``, are measured now.
+
+        Both scores are settled first: either file may be what a training continues from.
+        """
+        files = []
+        loss = float(self.logger.get_value("val_losses", step=-1))
+        if loss < self._lowest_loss:
+            self._lowest_loss = loss
+            files.append("checkpoint_lowest_loss.pth")
+        if measure:
+            if self._volume_dice is None:
+                self._volume_dice = VolumeDice(self, self.bare_network, self.recipe.overlap)
+            dice = self._volume_dice.measure()
+            if dice > self._best_volume_dice:
+                self._best_volume_dice = dice
+                files.append("checkpoint_best.pth")
+            self.print_to_log_file(f"Dice of validation volumes {dice:.4f}, best {self._best_volume_dice:.4f}")
+        for file in files:
+            self.save_checkpoint(os.path.join(self.output_folder, file))
 
     def save_checkpoint(self, filename: str) -> None:
         """Write nnU-Net's checkpoint with the training's progress and random state, in one step.
@@ -430,6 +465,8 @@ class fm_trainer(nnUNetTrainer):
                 "iteration": self.iteration,
                 "seconds_spent": self.seconds_spent,
                 "random_state": _random_state(),
+                "best_volume_dice": self._best_volume_dice,
+                "lowest_loss": self._lowest_loss,
             },
         }
         write_checkpoint(checkpoint, Path(filename))
@@ -451,6 +488,7 @@ class fm_trainer(nnUNetTrainer):
         self.iteration = extra["iteration"]
         self._seconds_before = extra["seconds_spent"]
         self._restored_random_state = extra["random_state"]
+        self._best_volume_dice, self._lowest_loss = extra["best_volume_dice"], extra["lowest_loss"]
 
 
 def _distributed(network: FoundationNetwork, **arguments: Any) -> DistributedDataParallel:
