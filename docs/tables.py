@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_fm.data.augmentation import PRESETS
+from nnunet_fm.dataset_conversion import ALIASES, CONVERTERS, get_converter
+from nnunet_fm.dataset_conversion.base import Converter
 from nnunet_fm.models.card import Intensity, ModelCard, Recipe
 from nnunet_fm.models.registry import cards
 from nnunet_fm.plans.choice import RULES
@@ -106,12 +108,38 @@ def augmentation() -> str:
     )
 
 
+def datasets() -> str:
+    """One row per dataset that can be converted."""
+    return table(
+        ("dataset", "what", "cases", "channels", "labels", "options", "licence"),
+        (
+            (
+                f"`{converter.name}`",
+                converter.title,
+                converter.size,
+                ", ".join(converter.channels),
+                ", ".join(str(len(labels.names) - 1) for labels in converter.label_sets.values()),
+                _codes(f"--{option}" for option in converter.known_options()),
+                converter.licence,
+            )
+            for converter in map(get_converter, CONVERTERS)
+        ),
+    )
+
+
+def dataset_sections() -> str:
+    """One section per dataset: layouts, options, labels, decisions, what was checked and what is unknown."""
+    return "\n".join(_dataset(get_converter(name)) for name in CONVERTERS)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "models": models,
     "families": families,
     "recipe": recipe,
     "choice": choice,
     "augmentation": augmentation,
+    "datasets": datasets,
+    "dataset_sections": dataset_sections,
 }
 
 
@@ -126,6 +154,27 @@ USE = {
 def filled(text: str) -> str:
     """The text with every marked place filled anew."""
     return MARKED.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", text)
+
+
+def _dataset(converter: Converter) -> str:
+    others = [alias for alias, name in ALIASES.items() if name == converter.name]
+    also = f" (also {_codes(others)})" if others else ""
+    lines = [f"### {converter.title}", "", f"`nnunet-fm convert {converter.name}`{also}. {converter.reference}", ""]
+    lines.append(f"* **Licence**: {converter.licence} ({converter.licence_source}).")
+    lines += [f"* **Layout** `{name}`: {example}." for name, example in converter.layouts.items()]
+    for option, values in converter.known_options().items():
+        lines.append(f"* `--{option}`" + (f" takes {_codes(values)}." if values else "."))
+    lines += [f"* **Split** `{name}`: {meaning}." for name, meaning in converter.splits.items()]
+    for title, texts in (
+        ("Decision", converter.notes),
+        ("Checked", converter.checked),
+        ("Unknown", converter.unknown),
+    ):
+        lines += [f"* **{title}**: {text}." for text in texts]
+    for name, labels in converter.label_sets.items():
+        which = f"Labels `{name}`" if len(converter.label_sets) > 1 else "Labels"
+        lines.append(f"* **{which}**: {', '.join(f'{value} {label}' for label, value in labels.names.items())}.")
+    return "\n".join([*lines, ""])
 
 
 def _code(value: Any) -> str:
