@@ -26,6 +26,7 @@ LARGE = (
     "pumit/thesis_patch",
     "suprem_swinunetr/aniso_2ch",
     "dae/small64",
+    "sam_vit_b_encoder_1024",
 )
 
 

@@ -1,0 +1,213 @@
+"""The image encoder of Segment Anything (SAM, Kirillov et al., arXiv 2304.02643), which MedSAM shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from timm.layers import Mlp, PatchEmbed
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nnunet_fm.backbones.base import Backbone, Norm, Refine
+
+PATCH_SIZE = 16
+EPSILON = 1e-6
+OFFICIAL_PREFIX = "image_encoder."
+FEW_TOKENS = 1024
+"""Up to so many, a CPU trains with the attention matrix, too: in bfloat16 three times as fast as with the fused kernel
+at 196 tokens. With more, what is kept for the backward pass grows too large: 0.8 GB per image at 4096."""
+ROWS = 256
+"""Rows of the attention matrix that a CPU forms at a time."""
+
+
+class Attention(nn.Module):
+    """Self-attention with decomposed relative positions, over all tokens or within windows.
+
+    The bias of query (y, x) and key (y', x') is q . rel_pos_h[y - y'] + q . rel_pos_w[x - x']. It is made a part of the
+    product of queries and keys, to which each contributes channels: the query its product with every row's and every
+    column's relative position, the key a one in its own row's and column's. So no matrix of biases is ever formed.
+
+    Args:
+        dim: channels of a token.
+        num_heads: number of heads.
+        grid: ``(h, w)`` of the tokens.
+        window: edge of the square windows, which are laid from the upper left corner and padded; None for one
+            attention over all tokens.
+    """
+
+    def __init__(self, dim: int, num_heads: int, grid: tuple[int, int], window: int | None = None) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.grid = grid
+        self.field = grid if window is None else (window, window)
+        self.scale = (dim // num_heads) ** -0.5
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * self.field[0] - 1, dim // num_heads))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * self.field[1] - 1, dim // num_heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``(B, h * w, C)`` -> the same shape."""
+        qkv = self.qkv(x)
+        if self.field == self.grid:
+            return self.proj(self._attend(qkv))
+        # Windows are padded with zeros before this layer, which makes the padding's queries, keys and values.
+        padding = self.qkv(x.new_zeros(1, x.shape[2]))
+        return self.proj(self._from_windows(self._attend(self._to_windows(qkv, padding))))
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        """``(B, N, 3 * C)`` -> ``(B, N, C)``, where the N tokens fill the field."""
+        h, w = self.field
+        q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        tokens, channels = q.shape[2:]
+        lattice = q.unflatten(2, (h, w))
+        bias_h = torch.einsum("bnyxc,yzc->bnyxz", lattice, _by_distance(self.rel_pos_h, h))
+        bias_w = torch.einsum("bnyxc,xzc->bnyxz", lattice, _by_distance(self.rel_pos_w, w))
+        in_row = torch.eye(h, dtype=k.dtype, device=k.device).repeat_interleave(w, dim=0)
+        in_column = torch.eye(w, dtype=k.dtype, device=k.device).repeat(h, 1)
+        places = torch.cat((in_row, in_column), dim=1).expand(*k.shape[:2], -1, -1)
+        q = torch.cat((q * self.scale, bias_h.flatten(2, 3), bias_w.flatten(2, 3)), dim=3)
+        k = torch.cat((k, places), dim=3)
+        if q.device.type == "cpu" and (tokens <= FEW_TOKENS or not torch.is_grad_enabled()):
+            keys = k.transpose(2, 3)
+            out = torch.cat([(rows @ keys).softmax(dim=3) @ v for rows in q.split(ROWS, dim=2)], dim=2)
+        else:  # the fused kernel wants values with as many channels
+            out = F.scaled_dot_product_attention(q, k, F.pad(v, (0, h + w)), scale=1.0)[..., :channels]
+        return out.transpose(1, 2).flatten(2)
+
+    def _to_windows(self, x: Tensor, padding: Tensor) -> Tensor:
+        """``(B, h * w, D)`` and ``(1, D)`` -> ``(B * windows, edge * edge, D)``."""
+        (h, w), (edge, _) = self.grid, self.field
+        below, right = -h % edge, -w % edge
+        x = x.unflatten(1, (h, w))
+        if right:
+            x = torch.cat((x, padding.expand(len(x), h, right, -1)), dim=2)
+        if below:
+            x = torch.cat((x, padding.expand(len(x), below, w + right, -1)), dim=1)
+        x = x.unflatten(2, (-1, edge)).unflatten(1, (-1, edge))
+        return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+    def _from_windows(self, x: Tensor) -> Tensor:
+        """``(B * windows, edge * edge, D)`` -> ``(B, h * w, D)``."""
+        (h, w), (edge, _) = self.grid, self.field
+        x = x.unflatten(1, (edge, edge)).unflatten(0, (-1, -(-h // edge), -(-w // edge)))
+        return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :h, :w].flatten(1, 2)
+
+
+class Block(nn.Module):
+    """Attention and a perceptron, each after a norm and with a shortcut around; arguments as `Attention`'s."""
+
+    def __init__(self, dim: int, num_heads: int, grid: tuple[int, int], window: int | None = None) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=EPSILON)
+        self.attn = Attention(dim, num_heads, grid, window)
+        self.norm2 = nn.LayerNorm(dim, eps=EPSILON)
+        self.mlp = Mlp(dim, 4 * dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``(B, h * w, C)`` -> the same shape."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class SAM(Backbone):
+    """SAM's image encoder for images of one size; without its neck, which a head brings (see `Backbone.neck`).
+
+    Args:
+        embed_dim: channels of a token.
+        depth: number of blocks.
+        num_heads: heads of each attention.
+        global_blocks: indices of the blocks that attend to the whole image.
+        window: edge in tokens of the windows of the other blocks.
+        image_size: edge in pixels, or ``(Y, X)``; multiples of 16. Officially 1024.
+
+    Raises:
+        ValueError: if an edge is no multiple of 16.
+    """
+
+    patch_size = PATCH_SIZE
+    native_size = 1024
+    key_to_patch_embed = "patch_embed"
+    keys_to_in_proj = ("patch_embed.proj",)
+    key_to_lpe = "pos_embed"
+    takes_neck = True
+
+    def __init__(
+        self,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        global_blocks: Sequence[int],
+        *,
+        window: int = 14,
+        image_size: int | tuple[int, int],
+    ) -> None:
+        super().__init__()
+        edges = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if any(edge < PATCH_SIZE or edge % PATCH_SIZE for edge in edges):
+            raise ValueError(f"SAM takes image edges that are multiples of {PATCH_SIZE}, got {image_size}")
+        self.embed_dim = embed_dim
+        self.depth = depth
+        self.grid = grid = (edges[0] // PATCH_SIZE, edges[1] // PATCH_SIZE)
+        self.early_block = min(global_blocks)
+        self.patch_embed = PatchEmbed(edges, PATCH_SIZE, embed_dim=embed_dim)
+        self.pos_embed = nn.Parameter(torch.zeros(1, *grid, embed_dim))
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, grid, None if index in global_blocks else window) for index in range(depth)
+        )
+
+    def features(
+        self, x: Tensor, blocks: Sequence[int], *, norm: Norm | None = None, refine: Refine | None = None
+    ) -> list[Tensor]:
+        """As `Backbone.features`; SAM has no final norm, so `norm` changes nothing."""
+        tokens = self.patch_embed(x).contiguous() + self.pos_embed.flatten(1, 2)  # all sums take the layout from here
+        by_block: dict[int, Tensor] = {}
+        for index in range(max(blocks) + 1):
+            tokens = self.blocks[index](tokens)
+            if refine is not None:
+                tokens = refine(index, tokens)
+            if index in blocks:
+                out = tokens.transpose(1, 2).unflatten(2, self.grid)
+                by_block[index] = self.neck(out) if self.neck is not None and index == self.depth - 1 else out
+        return [by_block[block] for block in blocks]
+
+    def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The encoder's tensors of a whole Sam, or of the encoder alone; positions are fitted to the image's size.
+
+        The position embedding is resized bilinearly (thesis); tables of relative positions linearly, as the official
+        code does at every call. The neck is left out unless it is here.
+        """
+        own = dict(self.named_parameters())
+        ours = {}
+        for official, tensor in state_dict.items():
+            name = official.removeprefix(OFFICIAL_PREFIX).replace(".mlp.lin", ".mlp.fc")
+            if name.startswith("neck.") and self.neck is None:
+                continue
+            if name == "pos_embed":
+                tensor = resize_positions(tensor, self.grid)
+            elif name in own and name.endswith((".rel_pos_h", ".rel_pos_w")):
+                tensor = resize_table(tensor, len(own[name]))
+            ours[name] = tensor
+        return ours
+
+
+def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Position embeddings ``(1, H, W, C)`` at another ``(h, w)``, bilinearly and without a filter, as the thesis."""
+    if tuple(positions.shape[1:3]) == grid:
+        return positions
+    image = positions.float().permute(0, 3, 1, 2)
+    return F.interpolate(image, size=grid, mode="bilinear").permute(0, 2, 3, 1).to(positions.dtype)
+
+
+def resize_table(table: Tensor, length: int) -> Tensor:
+    """Embeddings of relative positions ``(L, C)``, from the most negative to the most positive, at another length."""
+    if len(table) == length:
+        return table
+    return F.interpolate(table.float().T[None], size=length, mode="linear")[0].T.to(table.dtype)
+
+
+def _by_distance(table: Tensor, length: int) -> Tensor:
+    """``(2 * length - 1, C)`` -> ``(query, key, C)``: each pair's entry."""
+    places = torch.arange(length, device=table.device)
+    return table[places[:, None] - places + length - 1]
