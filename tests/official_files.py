@@ -17,11 +17,11 @@ MANIFESTS = Path(__file__).parent / "manifests"
 
 @dataclass(frozen=True)
 class OfficialFile:
-    """How a publisher has stored a network: its manifest, the file's name, the container's key, the names' prefix."""
+    """How a publisher has stored a network: its manifest, the file's name, the container's key (None: bare), the names' prefix."""
 
     manifest: str
     file: str
-    container: str
+    container: str | None
     rename: Callable[[str], str] = str
 
 
@@ -35,6 +35,11 @@ OFFICIAL = {
     "spadnet": OfficialFile("pumit_vit_pretrain", "pumit-b.ckpt", "state_dict"),
     "misfm": OfficialFile("misfm_pctnet", "pctnet_ct10k_volf.pt", "model_state_dict"),
     "swinmm": OfficialFile("swinmm_pretrain", "pretrained_ckpt.pt", "state_dict", lambda name: f"module.{name}"),
+    "dinov2_s": OfficialFile("dinov2_vits14", "dinov2_vits14_pretrain.pth", None),
+    "sam_b": OfficialFile("sam_vit_b", "sam_vit_b_01ec64.pth", None),
+    "sam_h": OfficialFile("sam_vit_h", "sam_vit_h_4b8939.pth", None),
+    "medsam_b": OfficialFile("medsam_vit_b", "medsam_vit_b.pth", "model", lambda name: f"module.{name}"),
+    "mae_b": OfficialFile("mae_vit_base", "mae_pretrain_vit_base.pth", "model"),
 }
 """Model -> the file that its card starts from."""
 
@@ -62,5 +67,5 @@ def write_official(model: str, folder: Path, index: Callable[[str], Tensor | Non
             state_dict[official.rename(name)] = torch.from_numpy(np.asarray(values, dtype=np.float32))
     path = folder / official.file
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({official.container: state_dict, "epoch": 1}, path)
+    torch.save({official.container: state_dict, "epoch": 1} if official.container else state_dict, path)
     return path

@@ -56,12 +56,15 @@ def list_(
 
 
 def _models() -> list[dict[str, Any]]:
+    from nnunet_fm.models.parts import official_parts
     from nnunet_fm.models.registry import cards
     from nnunet_fm.weights.cache import find
 
     rows = []
     for name, card in cards().items():
-        at_hand = "none needed" if card.checkpoint is None else "at hand" if find(card.checkpoint.files) else "missing"
+        parts = official_parts(card, card.default_head, card.default_adapter, card.network.arguments)
+        missing = [part.checkpoint.name for part in parts if not find(part.checkpoint.files)]
+        at_hand = f"missing: {', '.join(missing)}" if missing else "at hand" if parts else "none needed"
         classes, parameters = next(iter(card.parameters.items()))
         rows.append(
             {

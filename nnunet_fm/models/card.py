@@ -24,6 +24,9 @@ class Recipe(_Strict):
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: PositiveFloat = 1e-2
+    scratch_rate: PositiveFloat | None = Field(
+        None, description="learning rate of a training from random weights (a trainer that ends in _scratch)"
+    )
     weight_decay: float = Field(3e-5, ge=0)
     decay_norms: bool = Field(True, description="weight decay on norms, biases and positions, too")
     layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the rate for each layer below the head")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_fm.models.parts import official_parts
 from nnunet_fm.models.registry import get_card
 from nnunet_fm.plans.intensity import channel_names
 from nnunet_fm.weights.cache import find
@@ -131,5 +132,7 @@ def _pick(models: tuple[str, ...]) -> str:
 
 
 def _at_hand(name: str) -> bool:
-    checkpoint = get_card(name).checkpoint
-    return checkpoint is not None and find(checkpoint.files) is not None
+    """Whether every official file that the model starts from, with its default head and adapter, is at hand."""
+    card = get_card(name)
+    parts = official_parts(card, card.default_head, card.default_adapter, card.network.arguments)
+    return bool(parts) and all(find(part.checkpoint.files) for part in parts)

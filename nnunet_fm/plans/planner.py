@@ -398,8 +398,11 @@ class FMPlanner(ExperimentPlanner):
         if not self.options.recipe:
             return recipe
         origin["recipe"] = f"{origin['recipe']}, changed by user: {', '.join(sorted(self.options.recipe))}"
+        changes = dict(self.options.recipe)
+        if "learning_rate" in changes:
+            changes.setdefault("scratch_rate", None)  # the user's rate holds for random weights, too
         try:
-            return Recipe(**{**recipe.model_dump(), **self.options.recipe})
+            return Recipe(**{**recipe.model_dump(), **changes})
         except ValidationError as error:
             faults = "; ".join(f"recipe.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise PlanError(f"{faults}. Recipe fields are: {', '.join(Recipe.model_fields)}") from None

@@ -79,12 +79,19 @@ def resolve(plans: Mapping[str, Any], spec: Spec) -> Setting:
         head=head,
         adapter=adapter,
         scratch=spec.scratch,
-        recipe=key.recipe if key else stock.recipe,
+        recipe=_recipe(key.recipe if key else stock.recipe, spec),
         iterations=key.iterations if key else stock.iterations or card.iterations["default"],
         from_our_plan=key is not None,
         parts=() if spec.scratch else _parts(card, head, adapter, plans, key),
         sha256={part: entry.sha256 for part, entry in planned.items()},
     )
+
+
+def _recipe(recipe: Recipe, spec: Spec) -> Recipe:
+    """The recipe as it holds for pre-trained or for random weights."""
+    if not spec.scratch or recipe.scratch_rate is None:
+        return recipe
+    return recipe.model_copy(update={"learning_rate": recipe.scratch_rate})
 
 
 def _parts(
