@@ -982,6 +982,20 @@ def _die(case: Case, part: str, write: bool) -> None:
     os._exit(9)
 
 
+def test_workers_end_with_an_interruption(aorta: Path, tmp_path: Path) -> None:
+    converter = get_converter("aortaseg24")
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(converter, aorta, 1, converter.options(), tmp_path / "raw", processes=2, progress=interrupt)
+    assert not multiprocessing.active_children()
+    report = convert(converter, aorta, 1, converter.options(), tmp_path / "raw", processes=2)
+    assert report.kept >= 2 and report.training == 6
+
+
 def test_exit_codes_and_tables(aorta: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
     edit(aorta / "masks/subject002_label.mha", lambda array: array * 0)
     edit(aorta / "masks/subject003_label.mha", lambda array: array + 24)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,6 +67,7 @@ def convert(
         )
     except (LookupError, UsageError) as error:
         raise typer.BadParameter(str(error.args[0])) from None
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that temporary files are removed
     raw = os.environ.get("nnUNet_raw")
     if raw is None and not dry_run:
         raise ConversionError("the variable nnUNet_raw is not set: it names the folder that datasets are written to")

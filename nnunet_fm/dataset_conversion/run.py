@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
 import shutil
+import signal
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -265,8 +268,18 @@ _job: Job | None = None
 
 
 def _start_worker(job: Job) -> None:
+    """In a worker: take the job, leave Ctrl-C to the parent, and end with it however it ends."""
     global _job
     _job = job
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _in_worker(case: Case, part: str, write: bool) -> Outcome:
@@ -311,6 +324,10 @@ def _convert_all(
             waiting.add(pool.submit(_in_worker, case, part, write and sound))
         for future in waiting:
             done(future.result())
+    except (KeyboardInterrupt, SystemExit):
+        for worker in multiprocessing.active_children():  # what they have begun is done again by the next run
+            worker.terminate()
+        raise
     except BrokenProcessPool:
         raise ConversionError(
             "a worker process was ended from outside, most likely for lack of memory: convert fewer at a time (-np)"
