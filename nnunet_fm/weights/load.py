@@ -315,11 +315,13 @@ def _converted(target: nn.Module, official: dict[str, Tensor], match: _Match, fi
 
 
 def _origin(name: str, official: Mapping[str, Tensor]) -> str:
-    """The official name of a converted tensor: its own, or, where the file holds an inner part, what that calls it."""
+    """The official name of a converted tensor: its own, or, of file and network, what the deeper one puts before it."""
     inner = name
     while inner not in official and "." in inner:
         inner = inner.partition(".")[2]
-    return inner if inner in official else name
+    if inner in official:
+        return inner
+    return next((longer for longer in official if longer.endswith(f".{name}")), name)
 
 
 def _some(names: Sequence[str]) -> str:
