@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 CONVERTERS = {
     "aortaseg24": "AortaSeg24",
+    "verse": "VerSe",
 }
 """Name of the dataset, which is that of its module -> class; imported when it is used."""
 

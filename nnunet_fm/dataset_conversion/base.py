@@ -160,6 +160,8 @@ class Listing:
         notes: decisions that hold for the whole tree.
         slice_axis: instead of the converter's, where a layout stores other axes.
         reader: nnU-Net's reader instead of the converter's.
+        intensities: where images of a layout have been preprocessed as in the thesis already, what their numbers are,
+            such as ``0_to_255``: becomes part of the channels' names, and ``--thesis`` is refused.
     """
 
     layout: str
@@ -168,6 +170,7 @@ class Listing:
     notes: Sequence[str] = ()
     slice_axis: int | None = None
     reader: str | None = None
+    intensities: str | None = None
 
 
 class Work:

@@ -164,6 +164,10 @@ class _Plan:
                 f"{tree.source}: holds nothing that looks like {converter.name}; known layouts are {known}",
                 tree.problems,
             )
+        if listing.intensities is not None and options.thesis:
+            raise ConversionError(
+                f"{tree.source}: its images have been preprocessed as in the thesis already: leave --thesis out"
+            )
         listed = sorted(listing.cases, key=lambda case: case.name)
         _check_names(converter, listed)
         split = None
@@ -388,7 +392,7 @@ def _finish(target: Path, folder: Path, plan: _Plan, content: dict[str, Any]) ->
     split = Split(**content["split"])
     generate_dataset_json(
         str(target),
-        {str(i): _channel(name, options) for i, name in enumerate(converter.channel_names(options))},
+        {str(i): _channel(name, plan) for i, name in enumerate(converter.channel_names(options))},
         {name: list(value) if isinstance(value, tuple) else value for name, value in table.names.items()},
         len(split.train) + len(split.val),
         FILE_ENDING,
@@ -412,9 +416,10 @@ def _finish(target: Path, folder: Path, plan: _Plan, content: dict[str, Any]) ->
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _channel(name: str, options: Options) -> str:
+def _channel(name: str, plan: _Plan) -> str:
     """nnU-Net would normalise a channel called CT by HU again."""
-    return f"{name}_0_to_1" if options.thesis else name
+    intensities = "0_to_1" if plan.options.thesis else plan.listing.intensities
+    return f"{name}_{intensities}" if intensities else name
 
 
 def _public(options: Options) -> dict[str, Any]:
