@@ -155,6 +155,7 @@ def fed(built: FoundationSegmenter2D, x: Tensor) -> Tensor:
 def test_medsam_takes_images_in_both_conventions() -> None:
     x = 0.2 + 0.3 * torch.rand(1, 1, 28, 28)
     built = network("dinov2_s", "linear", "full", image_size=28, normalisation="minmax").eval()
+    built.input_range = "unit"
     scaled = fed(built, x)
     assert scaled.min() == 0 and scaled.max() == 1
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
