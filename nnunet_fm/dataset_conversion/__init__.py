@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 CONVERTERS = {
     "aortaseg24": "AortaSeg24",
     "verse": "VerSe",
+    "hcp": "HCP",
+    "abide": "ABIDE",
 }
 """Name of the dataset, which is that of its module -> class; imported when it is used."""
 

@@ -130,6 +130,7 @@ class Case:
         labels: one label map, or one mask per structure; empty for test cases without labels.
         part: ``test`` goes to ``imagesTs``, ``val`` is validated on in fold 0 of the split ``official``.
         subject: the person; cases of one person are never split. Without it, the case's name.
+        corrected: the images are free of the bias field as they are: N4 is not run again.
     """
 
     name: str
@@ -137,6 +138,7 @@ class Case:
     labels: tuple[Source, ...] = ()
     part: Literal["train", "val", "test"] = "train"
     subject: str = ""
+    corrected: bool = False
 
     @property
     def person(self) -> str:

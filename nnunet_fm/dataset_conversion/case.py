@@ -115,7 +115,7 @@ def prepare(job: Job, case: Case, work: Work) -> tuple[list[Volume], Volume | No
     """Read a case and apply the steps that the options ask for: N4, skull strip, then the thesis's."""
     options, file = job.options, case.images[0].file
     images, label = job.converter.read_case(case, work)
-    if options.n4:
+    if options.n4 and not case.corrected:
         try:
             images = [steps.n4(image) for image in images]
         except ValueError as error:
