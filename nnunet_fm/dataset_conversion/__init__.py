@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 CONVERTERS = {
     "aortaseg24": "AortaSeg24",
     "verse": "VerSe",
+    "hanseg": "HaNSeg",
+    "brats": "BraTS",
     "hcp": "HCP",
     "abide": "ABIDE",
 }

@@ -164,6 +164,7 @@ class Listing:
         reader: nnU-Net's reader instead of the converter's.
         intensities: where images of a layout have been preprocessed as in the thesis already, what their numbers are,
             such as ``0_to_255``: becomes part of the channels' names, and ``--thesis`` is refused.
+        channels: instead of the converter's, where a layout has fewer.
     """
 
     layout: str
@@ -173,6 +174,7 @@ class Listing:
     slice_axis: int | None = None
     reader: str | None = None
     intensities: str | None = None
+    channels: tuple[str, ...] | None = None
 
 
 class Work:
@@ -237,6 +239,7 @@ class Converter(ABC):
         reader: nnU-Net's reader.
         layouts: known trees, name -> example.
         label_grid: whether labels on another grid than the image are refused (``same``) or resampled.
+        background_only: accept a mask whose structures are all background in the label set.
         domain: values of ``--domain``.
         outside: values of ``--outside``.
         splits: values of ``--split`` -> what they are; besides a file.
@@ -263,6 +266,7 @@ class Converter(ABC):
     reader: ClassVar[str] = REORIENTING_READER
     layouts: ClassVar[Mapping[str, str]]
     label_grid: ClassVar[Literal["same", "resample"]] = "same"
+    background_only: ClassVar[bool] = False
     domain: ClassVar[Choice | None] = None
     outside: ClassVar[Choice | None] = None
     splits: ClassVar[Mapping[str, str]] = {}
@@ -341,7 +345,9 @@ class Converter(ABC):
             )
         label = self.fit(Volume(mapped, label.grid), grid, source.file, work)
         if not label.array.any():
-            raise Invalid(source.file, "the mask is empty: no voxel has a label of the table")
+            if not (self.background_only and any(value != 0 for value in work.counts)):
+                raise Invalid(source.file, "the mask is empty: no voxel has a label of the table")
+            work.note(f"{source.file}: all that it labels is background here")
         return label
 
     def apply_thesis(

@@ -347,7 +347,9 @@ def _convert_all(
 def _conversion_json(plan: _Plan, outcomes: Sequence[Outcome], problems: Sequence[Problem]) -> dict[str, Any]:
     """All that is needed to audit the conversion and to repeat it; nothing in it depends on time or place."""
     cases = {outcome.case: outcome.record for outcome in outcomes if outcome.record is not None}
-    table = plan.converter.table(plan.options)
+    table = (
+        plan.converter.case_table(plan.cases[0][0], plan.options) if plan.cases else plan.converter.table(plan.options)
+    )
     split = Split.of({case: record["part"] for case, record in cases.items()})
     if plan.split is not None:
         split = plan.split.only(cases)
@@ -392,7 +394,10 @@ def _finish(target: Path, folder: Path, plan: _Plan, content: dict[str, Any]) ->
     split = Split(**content["split"])
     generate_dataset_json(
         str(target),
-        {str(i): _channel(name, plan) for i, name in enumerate(converter.channel_names(options))},
+        {
+            str(i): _channel(name, plan)
+            for i, name in enumerate(plan.listing.channels or converter.channel_names(options))
+        },
         {name: list(value) if isinstance(value, tuple) else value for name, value in table.names.items()},
         len(split.train) + len(split.val),
         FILE_ENDING,
