@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from inspect import getdoc
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from typing import Any
 from nnunet_fm.data.augmentation import PRESETS
 from nnunet_fm.dataset_conversion import ALIASES, CONVERTERS, get_converter
 from nnunet_fm.dataset_conversion.base import Converter
-from nnunet_fm.models.card import Intensity, ModelCard, Recipe
+from nnunet_fm.heads import HEADS, head_class
+from nnunet_fm.models.card import Intensity, ModelCard, Recipe, Variant
+from nnunet_fm.models.count import trained_by_head
 from nnunet_fm.models.registry import cards
 from nnunet_fm.plans.choice import RULES
 
@@ -43,13 +46,49 @@ def models() -> str:
                 card.title,
                 f"{card.dim}D",
                 _millions(card),
-                _codes(card.heads) or "its own",
+                _heads_of(card),
                 _codes(card.adapters) or "–",
                 card.weights_licence,
             )
             for card in cards().values()
         ),
     )
+
+
+def overview() -> str:
+    """One row per family."""
+    families = {}
+    for card in cards().values():
+        families.setdefault((card.family, card.dim), []).append(card)
+    return table(
+        ("models", "what", "", "parameters", "default head", "default adapter", "licence of the weights"),
+        (
+            (
+                _codes(card.name for card in members),
+                _title(members),
+                f"{members[0].dim}D",
+                " to ".join(dict.fromkeys((_short(members[0]), _short(members[-1])))),
+                f"`{members[0].default_head}`" if members[0].heads else "its own",
+                ", ".join(dict.fromkeys(f"`{card.default_adapter}`" for card in members if card.adapters)) or "–",
+                " / ".join(dict.fromkeys(card.weights_licence for card in members)),
+            )
+            for members in families.values()
+        ),
+    )
+
+
+def heads() -> str:
+    """One row per decode head; parameters on maps of SAM B and of MAE B."""
+    sam, mae = (trained_by_head(cards()[name], 15) for name in ("sam_b", "mae_b"))
+    lines = {name: [getdoc(head_class(name)).partition("\n")[0], head_class(name)] for name in sam}
+    return table(
+        ("head", "what", "trained with SAM B", "with MAE B", "starts from a file of its own"),
+        (
+            (f"`{name}`", what.split(";")[0].rstrip("."), f"{sam[name]:,}", f"{mae[name]:,}",
+             "yes" if found.needs_official else "no")
+            for name, (what, found) in lines.items()
+        ),
+    )  # fmt: skip
 
 
 def families() -> str:
@@ -134,7 +173,9 @@ def dataset_sections() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "models": models,
+    "overview": overview,
     "families": families,
+    "heads": heads,
     "recipe": recipe,
     "choice": choice,
     "augmentation": augmentation,
@@ -184,6 +225,21 @@ def _code(value: Any) -> str:
 
 def _codes(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
+
+
+def _heads_of(card: ModelCard) -> str:
+    """Its heads, the default first; all of them in two words."""
+    if len(card.heads) == len(HEADS):
+        return f"`{card.default_head}`, all others"
+    return _codes(card.heads) or "its own"
+
+
+def _title(members: Sequence[ModelCard]) -> str:
+    return commonprefix([card.title for card in members]).strip(" -(") or members[0].title  # noqa: RUF071 (no paths)
+
+
+def _short(card: ModelCard) -> str:
+    return f"{next(iter(card.parameters.values())) / 1e6:,.1f} M"
 
 
 def _millions(card: ModelCard) -> str:
@@ -247,8 +303,16 @@ def _plans(card: ModelCard) -> Iterable[Sequence[Any]]:
             recipe.loss,
             recipe.augmentation,
             _sampling(recipe),
-            f"{variant.iterations:,}" if variant.iterations else counts,
+            f"{variant.iterations:,}" if variant.iterations else _epochs(variant) or counts,
         )
+
+
+def _epochs(variant: Variant) -> str:
+    """Passes over the slices, by dataset where they differ; empty where iterations are counted otherwise."""
+    if variant.epochs is None:
+        return ""
+    others = "".join(f", {name} {choice.epochs}" for name, choice in variant.datasets.items() if choice.epochs)
+    return f"{variant.epochs} epochs{others}"
 
 
 def _sampling(recipe: Recipe) -> str:

@@ -36,13 +36,18 @@ def create_head(name: str, features: FeatureMaps, num_classes: int, **changes: A
     Raises:
         ValueError: for an unknown name, or feature maps that the head cannot take.
     """
-    head_class, arguments = _entry(name)
-    return head_class(features, num_classes, **{**arguments, **changes})
+    found, arguments = _entry(name)
+    return found(features, num_classes, **{**arguments, **changes})
+
+
+def head_class(name: str) -> type[Head]:
+    """The class of a head; raises as `create_head`."""
+    return _entry(name)[0]
 
 
 def needs_official(name: str) -> bool:
     """Whether the head of this name starts from an official file of its own; raises as `create_head`."""
-    return _entry(name)[0].needs_official
+    return head_class(name).needs_official
 
 
 def _entry(name: str) -> tuple[type[Head], dict[str, Any]]:
