@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 CONVERTERS = {
     "aortaseg24": "AortaSeg24",
     "verse": "VerSe",
+    "nci": "NCI",
     "hanseg": "HaNSeg",
     "brats": "BraTS",
     "hcp": "HCP",
