@@ -13,6 +13,7 @@ CONVERTERS = {
     "aortaseg24": "AortaSeg24",
     "verse": "VerSe",
     "nci": "NCI",
+    "mrspineseg": "MRSpineSeg",
     "hanseg": "HaNSeg",
     "brats": "BraTS",
     "hcp": "HCP",
@@ -20,7 +21,7 @@ CONVERTERS = {
 }
 """Name of the dataset, which is that of its module -> class; imported when it is used."""
 
-ALIASES: dict[str, str] = {}
+ALIASES = {"mrsegv": "mrspineseg"}
 """Further names that are typed -> name."""
 
 
