@@ -13,6 +13,7 @@ CONVERTERS = {
     "aortaseg24": "AortaSeg24",
     "verse": "VerSe",
     "nci": "NCI",
+    "usz": "USZ",
     "mrspineseg": "MRSpineSeg",
     "hanseg": "HaNSeg",
     "brats": "BraTS",
