@@ -23,6 +23,7 @@ from nnunet_fm.dataset_conversion import get_converter
 from nnunet_fm.dataset_conversion.base import Converter
 from nnunet_fm.dataset_conversion.problems import ConversionError, UsageError
 from nnunet_fm.dataset_conversion.run import Report, convert
+from nnunet_fm.plans.raw import training_cases
 
 NUMBER = 501
 FAULTS = (
@@ -378,4 +379,5 @@ def verify(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     pool = SimpleNamespace(Pool=multiprocessing.pool.ThreadPool)
     monkeypatch.setattr(stock, "multiprocessing", SimpleNamespace(get_context=lambda method: pool))
+    monkeypatch.setattr(stock, "get_filenames_of_train_images_and_targets", training_cases)
     stock.verify_dataset_integrity(str(folder), num_processes=1)

@@ -215,7 +215,7 @@ def test_formats_keep_voxels_and_geometry_and_notice_what_is_cut_off(name: str, 
     content = path.read_bytes()
     for share in (0.2, 0.5, 0.97):
         path.write_bytes(content[: int(share * len(content))])
-        with pytest.raises(Invalid, match="this one: cannot be (read|unpacked): damaged or cut off"):
+        with pytest.raises(Invalid, match="this one: cannot be read: damaged or cut off"):
             read_volume(path, "this one")
 
 
@@ -244,7 +244,7 @@ def test_nifti_peculiarities(tmp_path: Path) -> None:
     wrong = bytearray(gzip.compress(gzip.decompress((tmp_path / "big.nii.gz").read_bytes())))
     wrong[-6] ^= 1  # the checksum
     (tmp_path / "big.nii.gz").write_bytes(wrong)
-    with pytest.raises(Invalid, match="CRC"):
+    with pytest.raises(Invalid, match="cannot be read: damaged or cut off"):
         read_volume(tmp_path / "big.nii.gz", "big")
 
 

@@ -67,12 +67,11 @@ def convert(
         )
     except (LookupError, UsageError) as error:
         raise typer.BadParameter(str(error.args[0])) from None
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that temporary files are removed
     raw = os.environ.get("nnUNet_raw")
     if raw is None and not dry_run:
         raise ConversionError("the variable nnUNet_raw is not set: it names the folder that datasets are written to")
     try:
-        with _progress() as progress:
+        with _removing_temporary_files(), _progress() as progress:
             report = run(
                 converter,
                 source,
@@ -126,6 +125,16 @@ def _print_problems(problems: tuple[Problem, ...]) -> None:
 
 def _rows(problems: tuple[Problem, ...]) -> list[dict[str, Any]]:
     return [{"case": problem.case, "file": problem.file, "rule": problem.rule} for problem in problems]
+
+
+@contextmanager
+def _removing_temporary_files() -> Iterator[None]:
+    """Let a request to end (SIGTERM) pass through what cleans up."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,8 +38,6 @@ def read_volume(path: Path, name: str, channel: int | None = None) -> Volume:
     Raises:
         Invalid: if the file is damaged or cut off, holds another number of dimensions or vectors, or skewed axes.
     """
-    if path.name.lower().endswith(".gz"):
-        _check_gzip(path, name)
     by_nibabel = path.name.lower().endswith(BY_NIBABEL)
     volume = _by_nibabel(path, name, channel) if by_nibabel else _by_sitk(path, name)
     if volume.array.size == 0:
@@ -184,14 +183,25 @@ def hdf5_array(file: Any, key: str, name: str) -> Any:
     return data
 
 
-def _check_gzip(path: Path, name: str) -> None:
-    """Read a gzip file to its end, where its checksum is: readers stop at the last voxel."""
-    try:
-        with gzip.open(path) as stream:
-            while stream.read(1 << 20):
-                pass
-    except (OSError, EOFError, ZlibError) as error:
-        raise Invalid(name, f"cannot be unpacked: damaged or cut off ({_last_line(error)})") from None
+def _unzipped(path: Path, proxy: Any) -> NDArray[Any]:
+    """The unscaled numbers of a compressed file, which is read once, and to its end, where its checksum is.
+
+    nibabel stops at the last voxel and needs twice the memory.
+    """
+    array = np.empty(math.prod(proxy.shape), proxy.dtype)
+    view = array.view(np.uint8)
+    with gzip.open(path) as stream:
+        stream.seek(proxy.offset)
+        filled = 0
+        while filled < len(view):
+            part = stream.read(min(1 << 20, len(view) - filled))
+            if not part:
+                raise EOFError(f"{filled} of {len(view)} bytes")
+            view[filled : filled + len(part)] = np.frombuffer(part, np.uint8)
+            filled += len(part)
+        while stream.read(1 << 20):
+            pass
+    return array.reshape(proxy.shape, order="F")
 
 
 def _by_nibabel(path: Path, name: str, channel: int | None) -> Volume:
@@ -211,11 +221,14 @@ def _by_nibabel(path: Path, name: str, channel: int | None) -> Volume:
         if image.get_data_dtype().fields is not None:
             raise Invalid(name, "has vectors or colours instead of one number per voxel")
         proxy = image.dataobj
+        compressed = path.name.lower().endswith((".gz", ".mgz"))
+        data = _unzipped(path, proxy) if compressed else proxy.get_unscaled()
         if channel is not None:
-            data = np.asanyarray(proxy[..., channel])
-        else:
-            scaled = (proxy.slope, proxy.inter) != (1.0, 0.0)
-            data = np.asarray(proxy, dtype=np.float32) if scaled else np.asanyarray(proxy)
+            data = data[..., channel]
+        if (proxy.slope, proxy.inter) != (1.0, 0.0):
+            data = data.astype(np.float32)
+            data *= proxy.slope
+            data += proxy.inter
     except (ImageFileError, HeaderDataError, EOFError, ZlibError, OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError):
             raise
