@@ -157,13 +157,13 @@ class HaNSeg(Converter):
     def _outside(self, label: Volume, view: Volume, file: str, work: Work) -> Volume:
         """Labels where MR shows nothing."""
         hidden = view.array == 0
-        lost = {value: n for value, n in count_values(label.array[hidden][None]).items() if value != 0}
+        lost = {value: n for value, n in count_values(label.array * hidden).items() if value != 0}
         organs = ", ".join(f"{ORGANS.foreground[value]} {n}" for value, n in lost.items()) or "none"
         fate = {"keep": "stay", "background": "become background", "ignore": "are ignored, as all else there"}
         work.note(f"labelled voxels outside of the view of MR {fate[work.options.outside or 'keep']}: {organs}")
         if work.options.outside == "keep":
             return label
-        if not (label.array[~hidden] != 0).any():
+        if not (label.array * view.array).any():
             raise Invalid(file, "shows none of the organs")
         label.array[hidden] = IGNORE if work.options.outside == "ignore" else 0
         return label
