@@ -283,6 +283,16 @@ def test_less_memory_never_gives_a_larger_plan(plan: Planner, planner: str) -> N
                for a, b in zip(smaller[1], larger[1], strict=True))  # fmt: skip
 
 
+def test_the_split_of_a_converter_goes_where_nnunet_looks_for_it(plan: Planner, tmp_path: Path) -> None:
+    for written, expected in (("first", "first"), ("second", "first")):  # a split that is there stays
+        raw = tmp_path / "nnUNet_raw" / "Dataset501_Blobs"
+        raw.mkdir(parents=True, exist_ok=True)
+        (raw / "splits_final.json").write_text(json.dumps([written]))
+        plan("FMPlanner_stunet_s", HIPPOCAMPUS)
+        (found,) = (tmp_path / "nnUNet_preprocessed").glob("*/splits_final.json")
+        assert json.loads(found.read_text()) == [expected]
+
+
 def test_a_plan_with_trained_models_is_not_replaced(plan: Planner, tmp_path: Path) -> None:
     plan("FMPlanner_stunet_s", AORTA)
     fold = tmp_path / "nnUNet_results" / "Dataset501_Blobs" / "fm_trainer__FMPlans_stunet_s__3d_fullres" / "fold_0"

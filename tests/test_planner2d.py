@@ -134,6 +134,11 @@ def test_brats_is_scaled_from_its_minimum_and_maximum(plan: Planner) -> None:
     assert configuration["spacing"] == [0.6, 0.5]
 
 
+def test_what_a_converter_has_scaled_is_not_clipped_again(plan: Planner) -> None:
+    configuration, _ = plan("HCP_T1", channels=("T1_0_to_1", "T2"))
+    assert configuration["normalization_schemes"] == ["ScaleIntensity", "FMPercentileNormalization"]
+
+
 def test_a_small_image_shrinks_the_patch_where_no_spacing_is_published(plan: Planner) -> None:
     spacing = [1.5, 1.0]
     assert plan("Knee", spacing=spacing)[0]["patch_size"] == [128, 152]

@@ -10,6 +10,9 @@ import typer
 
 from nnunet_fm.cli.table import print_table
 
+SHOWN = 3
+"""Names of a list that the table shows; JSON has all of them."""
+
 EPILOG = """
 Examples:
 
@@ -63,7 +66,7 @@ def _models() -> list[dict[str, Any]]:
     rows = []
     for name, card in cards().items():
         parts = official_parts(card, card.default_head, card.default_adapter, card.network.arguments)
-        missing = [part.checkpoint.name for part in parts if not find(part.checkpoint.files)]
+        missing = dict.fromkeys(part.checkpoint.name for part in parts if not find(part.checkpoint.files))
         at_hand = f"missing: {', '.join(missing)}" if missing else "at hand" if parts else "none needed"
         classes, parameters = next(iter(card.parameters.items()))
         rows.append(
@@ -135,5 +138,6 @@ def _trainers() -> list[dict[str, Any]]:
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(value) or "-"
+        more = f" and {len(value) - SHOWN} more" if len(value) > SHOWN + 1 else ""
+        return ", ".join(value[:SHOWN] if more else value) + more or "-"
     return f"{value / 1e6:,.2f}M" if isinstance(value, int) and value > 1000 else str(value)

@@ -32,6 +32,9 @@ STOCK = {
 MASKED = frozenset({"ZScoreNormalization", "FMPercentileNormalization"})
 """Classes that read nnU-Net's nonzero mask; the others ignore it or are not told of it."""
 
+SCALED = "_0_to_1"
+"""End of a channel's name whose values have been clipped to percentiles and scaled before, as converters write it."""
+
 USER_SCHEMES = ("nonorm", "rescale_to_0_1", "rgb_to_0_1")
 """Channel names of dataset.json with which the user has already chosen a scheme."""
 
@@ -88,7 +91,7 @@ def normalization(
     """Normalisation per channel from the card, the channel names and the fingerprint.
 
     A channel called ``CT`` takes the card's CT scheme, one whose name asks for a scheme of nnU-Net's gets that,
-    every other takes the card's scheme for other modalities. As in nnU-Net, z-scores are taken inside the nonzero
+    every other takes the card's scheme for other modalities. Percentiles are not taken a second time (`SCALED`). As in nnU-Net, z-scores are taken inside the nonzero
     mask where cropping removed more than a quarter of the image. A ``portable`` plan gets the nearest scheme of
     stock nnU-Net.
     """
@@ -100,6 +103,8 @@ def normalization(
             scheme = get_normalization_scheme(name).__name__
         else:
             wanted = intensity.ct if name.casefold() == "ct" else intensity.other
+            if wanted == "percentile" and intensity.range == (0.0, 1.0) and name.endswith(SCALED):
+                wanted = "minmax"  # percentiles of clipped values would clip once more
             scheme = SCHEMES[wanted]
             if wanted == "percentile" and intensity.range == (-1.0, 1.0):
                 scheme = "FMSymmetricPercentileNormalization"

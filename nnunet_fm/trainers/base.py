@@ -133,19 +133,20 @@ class fm_trainer(nnUNetTrainer):
 
     def _official_files(self) -> list[tuple[Part, Path]]:
         """The official file of each part that starts from one, unaltered since it was planned."""
-        files, missing = [], []
+        files: list[tuple[Part, Path]] = []
+        missing: dict[str, str] = {}
         for part in self.setting.parts:
             official = part.checkpoint
             try:
                 file = locate(official.name, official.files, page=official.page, scratch=self.setting.scratch_name)
             except MissingWeightsError as error:
-                missing.append(f"{part.name}: {error}")
+                missing[official.name] = str(error)  # one line, though it may serve several parts
                 continue
             planned = self.setting.sha256.get(part.name)
             check_hash(file, {"in the plans": planned, "from its publisher": official.sha256})
             files.append((part, file))
         if missing:
-            raise MissingWeightsError("\n".join(missing))
+            raise MissingWeightsError("\n".join(missing.values()))
         return files
 
     def _load_official(self, files: Sequence[tuple[Part, Path]]) -> None:
