@@ -91,9 +91,9 @@ def normalization(
     """Normalisation per channel from the card, the channel names and the fingerprint.
 
     A channel called ``CT`` takes the card's CT scheme, one whose name asks for a scheme of nnU-Net's gets that,
-    every other takes the card's scheme for other modalities. Percentiles are not taken a second time (`SCALED`). As in nnU-Net, z-scores are taken inside the nonzero
-    mask where cropping removed more than a quarter of the image. A ``portable`` plan gets the nearest scheme of
-    stock nnU-Net.
+    every other takes the card's scheme for other modalities. Percentiles are not taken a second time (`SCALED`). As
+    in nnU-Net, z-scores are taken inside the nonzero mask where cropping removed more than a quarter of the image. A
+    ``portable`` plan gets the nearest scheme of stock nnU-Net.
     """
     cropped = fingerprint["median_relative_size_after_cropping"] < 0.75
     schemes, use_mask, properties, replaced = [], [], {}, []
