@@ -17,7 +17,7 @@ MANIFESTS = Path(__file__).parent / "manifests"
 
 @dataclass(frozen=True)
 class OfficialFile:
-    """How a publisher has stored a network: its manifest, the file's name, the container's key (None: bare), the names' prefix."""
+    """How a publisher stores a network: manifest, file name, the container's key (None: bare), prefix of names."""
 
     manifest: str
     file: str

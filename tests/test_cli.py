@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_fm.cli.app import main
 from nnunet_fm.adapters import ADAPTERS
+from nnunet_fm.cli.app import main
 from nnunet_fm.heads import HEADS
 from nnunet_fm.models.registry import cards, grammar
 from tests.datasets import nnunet_folders, write_dataset, write_fingerprint
