@@ -284,13 +284,16 @@ def test_less_memory_never_gives_a_larger_plan(plan: Planner, planner: str) -> N
 
 
 def test_the_split_of_a_converter_goes_where_nnunet_looks_for_it(plan: Planner, tmp_path: Path) -> None:
-    for written, expected in (("first", "first"), ("second", "first")):  # a split that is there stays
-        raw = tmp_path / "nnUNet_raw" / "Dataset501_Blobs"
-        raw.mkdir(parents=True, exist_ok=True)
-        (raw / "splits_final.json").write_text(json.dumps([written]))
-        plan("FMPlanner_stunet_s", HIPPOCAMPUS)
-        (found,) = (tmp_path / "nnUNet_preprocessed").glob("*/splits_final.json")
-        assert json.loads(found.read_text()) == [expected]
+    """nnU-Net's planner, under ours, copies it; one that is there stays, with the folds that it has besides."""
+    raw, fold = tmp_path / "nnUNet_raw" / "Dataset501_Blobs", {"train": ["case_00"], "val": ["case_01"]}
+    raw.mkdir(parents=True)
+    (raw / "splits_final.json").write_text(json.dumps([fold]))
+    plan("FMPlanner_stunet_s", HIPPOCAMPUS)
+    (found,) = (tmp_path / "nnUNet_preprocessed").glob("*/splits_final.json")
+    assert json.loads(found.read_text()) == [fold]
+    found.write_text(json.dumps([fold, fold]))
+    plan("FMPlanner_stunet_s", HIPPOCAMPUS)
+    assert json.loads(found.read_text()) == [fold, fold]
 
 
 def test_a_plan_with_trained_models_is_not_replaced(plan: Planner, tmp_path: Path) -> None:

@@ -449,9 +449,6 @@ class FMPlanner(ExperimentPlanner):
                     f"-overwrite_plans_name (nnunet-fm plan --name), or replace it with `nnunet-fm plan --force`"
                 )
         shutil.copy(Path(self.raw_dataset_folder, "dataset.json"), folder / "dataset.json")
-        splits = Path(self.raw_dataset_folder, "splits_final.json")  # a converter's; nnU-Net looks for it here
-        if splits.is_file() and not (folder / splits.name).exists():
-            shutil.copy(splits, folder / splits.name)
         partial = target.with_suffix(f".json.{os.getpid()}")
         partial.write_text(json.dumps(plans, indent=4), encoding="utf-8")
         os.replace(partial, target)
