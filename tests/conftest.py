@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["nnUNet_n_proc_DA"] = "0"
 
+LOCALE = locale.setlocale(locale.LC_CTYPE)
 REPOSITORY = Path(__file__).parents[1]
 PACKAGED = ("nnunet_fm", "build_backend", "pyproject.toml", "setup.py", "MANIFEST.in")
 PACKAGED += ("README.md", "LICENSE", "CITATION.cff", "CONTRIBUTING.md")
@@ -100,6 +102,14 @@ class FreshVenv:
                 f'if __name__ == "__main__":\n    sys.exit({command.attr}())\n'
             )
             script.chmod(0o755)
+
+
+@pytest.fixture(autouse=True)
+def _kept_locale() -> Iterator[None]:
+    """ITK leaves the process in the C locale after it has written a DICOM file; log files would then be ASCII."""
+    locale.setlocale(locale.LC_CTYPE, LOCALE)
+    yield
+    locale.setlocale(locale.LC_CTYPE, LOCALE)
 
 
 @pytest.fixture(scope="session")
