@@ -325,6 +325,7 @@ def test_a_training_step_works_in_bfloat16(
     assert gradients and all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients.values())
 
 
+@pytest.mark.slow
 def test_maps_of_two_slices_are_trained_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN's bfloat16 gradient of such a convolution reads memory that nobody has written."""
     monkeypatch.setattr(base, "_cpu_has_bf16", lambda: True)

@@ -121,8 +121,8 @@ def test_the_default_head_trains_what_is_published(name: str, classes: int, publ
         ("sam_b", {"rein": 2_496_513, "rein_lora": 1_741_569, "lora": 2_359_296, "ladder": 22_452_482}),
         ("mae_b", {"full": 85_798_656, "ladder": 22_650_626}),
         ("dinov2_l", {"rein": 5_016_065, "rein_lora": 2_990_081}),
-        ("mae_h", {"rein": 7_900_161}),
-        ("dinov2_g", {"rein": 11_456_001, "rein_lora": 6_359_041}),
+        pytest.param("mae_h", {"rein": 7_900_161}, marks=pytest.mark.slow),
+        pytest.param("dinov2_g", {"rein": 11_456_001, "rein_lora": 6_359_041}, marks=pytest.mark.slow),
         ("resnet101", {"full": 42_500_160, "freeze": 0}),
     ],
 )  # fmt: skip

@@ -260,7 +260,7 @@ def test_only_a_training_on_regions_changes_the_state_dict(network: SwinMM) -> N
 # --- any size and order of axes ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(20, 33, 50), (7, 32, 32)])
+@pytest.mark.parametrize("size", [(20, 33, 50), pytest.param((7, 32, 32), marks=pytest.mark.slow)])
 def test_any_size_is_padded_and_cropped(network: SwinMM, size: tuple[int, int, int]) -> None:
     x = torch.rand(1, 1, *size)
     with torch.no_grad():

@@ -232,7 +232,7 @@ def test_time_ends_a_training_and_the_rate_with_it() -> None:
     assert checkpoint["nnunet_fm"]["seconds_spent"] >= 6
 
 
-@pytest.mark.parametrize("bf16", ["0", "1"])
+@pytest.mark.parametrize("bf16", [pytest.param("0", marks=pytest.mark.slow), "1"])
 def test_continuing_gives_the_losses_of_an_uninterrupted_run(monkeypatch: pytest.MonkeyPatch, bf16: str) -> None:
     monkeypatch.setenv("NNUNET_FM_BF16", bf16)
     plans = make_plan("plain", iterations=9, plans_name=f"FMPlans_resume{bf16}")
@@ -277,8 +277,8 @@ def test_the_best_score_is_in_the_latest_checkpoint() -> None:
     assert not list(Path(trainer.output_folder).glob("*.partial"))
 
 
-PLANNERS = ("FMPlanner_stunet_s", "FMPlanner_vanilla_unet3d", "FMPlanner_vanilla_unet2d", "FMPlanner_dinov2_s")
-IN_BRIEF = {("regions_ignore", PLANNERS[0]), ("ignore", PLANNERS[1]), ("channels", PLANNERS[3])}
+PLANNERS = ("FMPlanner_stunet_s", "FMPlanner_vanilla_unet3d", "FMPlanner_vanilla_unet2d", "FMPlanner_dinov2_s_linear")
+IN_BRIEF = {("regions_ignore", PLANNERS[0]), ("channels", PLANNERS[3])}
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_dice_by_hand() -> None:
     assert volume_dice(reference, reference, [1, 2, 9]) == 1
 
 
-@pytest.mark.parametrize("kind", DATASETS)
+@pytest.mark.parametrize("kind", [pytest.param("plain", marks=pytest.mark.slow), "regions"])
 def test_the_score_is_that_of_the_stock_predictor(kind: str) -> None:
     """Score of checkpoint_best, from its own file and by another formula: sets of voxels in NumPy.
 
