@@ -14,7 +14,7 @@ from tests.datasets import nnunet_folders, write_dataset
 
 pytestmark = pytest.mark.slow
 SHAPE = (20, 26, 24)
-SMALLEST = ("stunet_s", "vanilla_unet3d", "vanilla_unet2d", "swin_unet", "dinov2_s", "dinov2_s_reg", "resnet18")
+SMALLEST = ("stunet_s", "vanilla_unet3d", "vanilla_unet2d", "swin_unet", "dinov2_s", "resnet18")
 """The smallest model of each kind: other sizes are checked by names, shapes and counts, without running them."""
 
 SHORT = ("--set", "recipe.iterations_per_epoch=2", "--set", "recipe.validation_iterations=1")
