@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,9 @@ def write_fingerprint(folder: Path, shapes: Sequence[Sequence[int]], spacings: S
         "median_relative_size_after_cropping": 1.0,
     }
     (target / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
+
+
+def empty(folder: Path) -> None:
+    """Remove what a folder holds: checkpoints are large."""
+    shutil.rmtree(folder)
+    folder.mkdir()

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nnunet_fm.backbones import BACKBONES, create_backbone
-from nnunet_fm.backbones.dinov2 import DINOv2, resample_positions
+from nnunet_fm.backbones.dinov2 import DINOv2
+from nnunet_fm.backbones.vit import resample_positions
 from nnunet_fm.heads import create_head
 from nnunet_fm.heads.base import FeatureMaps
 

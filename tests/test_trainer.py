@@ -30,7 +30,7 @@ from nnunet_fm.models.registry import grammar
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.trainers.loss import DiceCE, OutputSupervision
 from nnunet_fm.weights.cache import MissingWeightsError
-from tests.datasets import nnunet_folders, write_dataset, write_fingerprint
+from tests.datasets import empty, nnunet_folders, write_dataset, write_fingerprint
 
 CPU = torch.device("cpu")
 SHAPE = (18, 20, 22)
@@ -69,8 +69,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def empty_results(folders: Path) -> Iterator[None]:
     """Every test trains into an empty folder; what it wrote (checkpoints of 200 MB and more) goes when it ends."""
     yield
-    shutil.rmtree(folders / "nnUNet_results")
-    (folders / "nnUNet_results").mkdir()
+    empty(folders / "nnUNet_results")
 
 
 def make_plan(

@@ -20,7 +20,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 import nnunet_fm.trainers
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.trainers.volume_dice import VolumeDice, volume_dice
-from tests.datasets import nnunet_folders, write_dataset, write_fingerprint
+from tests.datasets import empty, nnunet_folders, write_dataset, write_fingerprint
 
 CPU = torch.device("cpu")
 SHAPE = (4, 20, 22)
@@ -71,8 +71,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def empty_results(folders: Path) -> Iterator[None]:
     yield
-    shutil.rmtree(folders / "nnUNet_results")
-    (folders / "nnUNet_results").mkdir()
+    empty(folders / "nnUNet_results")
 
 
 def make_trainer(

@@ -12,6 +12,9 @@ from torch.nn import functional as F
 from nnunet_fm.adapters.base import Adaptable, with_backbone
 from nnunet_fm.adapters.freeze import freeze
 
+DEFAULT_BRANCH = "dinov2_s"
+"""The second backbone, as in the thesis."""
+
 
 class Ladder(nn.Module):
     """Mixes each feature map of a backbone with one of a second branch, by a learned gate per map.
@@ -62,7 +65,7 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def ladder(network: Adaptable, *, branch: str = "dinov2_s") -> None:
+def ladder(network: Adaptable, *, branch: str = DEFAULT_BRANCH) -> None:
     """Freeze the backbone and train a small one beside it, with the head, and with gates that mix their maps.
 
     A neck that officially ends the backbone (SAM's) goes there from the head, and is frozen with it.

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from nnunet_fm.backbones.base import Norm
-from nnunet_fm.backbones.dinov2 import resample_positions
-from nnunet_fm.backbones.vit import ViTBackbone
+from nnunet_fm.backbones.vit import ViTBackbone, resample_positions
 
 PATCH_SIZES = {"base": 16, "large": 16, "huge": 14}
 

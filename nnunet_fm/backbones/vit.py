@@ -1,14 +1,41 @@
-"""What backbones on timm's plain vision transformer share: the loop over the blocks."""
+"""What backbones on timm's plain vision transformer share: positions for any grid, and the loop over the blocks."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
+from torch.nn import functional as F
 
 from nnunet_fm.backbones.base import Backbone, Norm, Refine
+
+
+def resample_positions(patches: Tensor, grid: tuple[int, int], *, antialias: bool, offset: float) -> Tensor:
+    """Resample position embeddings of a square grid bicubically, as the official code does at run time.
+
+    Args:
+        patches: ``(1, n * n, D)``, row by row, without the class token's entry.
+        grid: wanted ``(h, w)``.
+        antialias: low-pass filter when shrinking.
+        offset: if not zero, samples are spaced by the factor ``(g + offset) / n`` in each direction rather than
+            ``g / n``; the published models without registers were trained with 0.1.
+
+    Returns:
+        ``(1, h * w, D)``.
+    """
+    edge = math.isqrt(patches.shape[1])
+    if grid == (edge, edge):
+        return patches
+    image = patches.float().reshape(1, edge, edge, -1).permute(0, 3, 1, 2)
+    if offset:
+        factor = ((grid[0] + offset) / edge, (grid[1] + offset) / edge)
+        image = F.interpolate(image, scale_factor=factor, mode="bicubic", antialias=antialias)
+    else:
+        image = F.interpolate(image, size=grid, mode="bicubic", antialias=antialias)
+    return image.flatten(2).transpose(1, 2).to(patches.dtype)
 
 
 class ViTBackbone(Backbone):

@@ -28,6 +28,7 @@ class Head(nn.Module):
         idle_parameters: whether trained parameters exist that no output depends on, there for official names.
         neck: turns the last map into what the decoder takes; None where the backbone does.
         neck_in_backbone: whether the neck belongs to the backbone where that officially has one.
+        starts_mask_decoder: whether ``from_official`` gives tensors of the mask decoder, too.
         needs_official: whether the head starts from an official file of its own, through ``from_official``.
     """
 
@@ -39,6 +40,7 @@ class Head(nn.Module):
     neck: nn.Module | None
     neck_in_backbone: bool = False
     needs_official: bool = False
+    starts_mask_decoder: bool = False
 
     def __init__(self, features: FeatureMaps, num_classes: int, **own: Any) -> None:
         super().__init__()

@@ -6,6 +6,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def level_widths(width: int, blocks: int, factor: int, num_classes: int) -> list[int]:
+    """Channels of the deepest level and of those above it, each `factor` times fewer.
+
+    The deepest has `width` channels, or more where the last one would have fewer than classes.
+    """
+    deepest = max(width, num_classes * factor**blocks)
+    return [deepest // factor**block for block in range(blocks + 1)]
+
+
 class ConvNormReLU(nn.Module):
     """Convolution without bias, batch norm, ReLU: ``(B, in_channels, h, w)`` -> ``(B, out_channels, h, w)``."""
 

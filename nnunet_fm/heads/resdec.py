@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_fm.heads.base import FeatureMaps, Head
-from nnunet_fm.heads.blocks import UpBlock
+from nnunet_fm.heads.blocks import UpBlock, level_widths
 
 
 class ResNetHead(Head):
@@ -43,11 +43,10 @@ class ResNetHead(Head):
     ) -> None:
         super().__init__(features, num_classes)
         self.maps = maps
-        fitting = max(width, num_classes * factor**blocks)
-        if fitting > width:
+        widths = level_widths(width, blocks, factor, num_classes)
+        if widths[0] > width:
             self.keys_to_classifier = ("conv_seg", "in_ch_reducer", "ups")
-        self.in_ch_reducer = nn.Conv2d(maps * features.channels, fitting, 1)
-        widths = [fitting // factor**block for block in range(blocks + 1)]
+        self.in_ch_reducer = nn.Conv2d(maps * features.channels, widths[0], 1)
         self.ups = nn.ModuleList(UpBlock(channels, factor, steps) for channels in widths[:-1])
         self.dropout = nn.Dropout2d(dropout)
         self.conv_seg = nn.Conv2d(widths[-1], num_classes, 1)

@@ -34,9 +34,6 @@ class SAMHead(Head):
     A subclass gives the decoder, and gets what that takes from `embed`. Neck and prompt encoder start from SAM's
     weights, the mask decoder, as published, from random ones. A mask is that of a class, but the first, which
     officially is for unambiguous prompts: it is left out of the logits.
-
-    Attributes:
-        starts_mask_decoder: whether `from_official` gives tensors of the mask decoder, too.
     """
 
     maps = 1
@@ -47,7 +44,6 @@ class SAMHead(Head):
         "mask_decoder.output_hypernetworks_mlps",  # as a whole: a file for more classes has more of them
         "mask_decoder.iou_prediction_head.layers.2",
     )
-    starts_mask_decoder: bool = False
     mask_decoder: BatchedMaskDecoder
 
     def __init__(self, features: FeatureMaps, num_classes: int) -> None:

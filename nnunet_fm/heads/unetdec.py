@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_fm.heads.base import FeatureMaps, Head
-from nnunet_fm.heads.blocks import ConvChain, UpBlock, upsampling
+from nnunet_fm.heads.blocks import ConvChain, UpBlock, level_widths, upsampling
 
 
 class UNetHead(Head):
@@ -45,13 +45,12 @@ class UNetHead(Head):
         super().__init__(features, num_classes)
         self.maps = group * (blocks + 1)
         self.group = group
-        fitting = max(width, num_classes * factor**blocks)
-        if fitting > width:
+        widths = level_widths(width, blocks, factor, num_classes)
+        if widths[0] > width:
             self.keys_to_classifier = ("conv_seg", "in_ch_reducer", "unet_init_conv", "ups")
         channels = group * features.channels
-        self.in_ch_reducer = nn.ModuleList(nn.Conv2d(channels, fitting, 1) for _ in range(blocks + 1))
-        self.unet_init_conv = ConvChain(fitting, fitting, steps)
-        widths = [fitting // factor**block for block in range(blocks + 1)]
+        self.in_ch_reducer = nn.ModuleList(nn.Conv2d(channels, widths[0], 1) for _ in range(blocks + 1))
+        self.unet_init_conv = ConvChain(widths[0], widths[0], steps)
         self.ups = nn.ModuleList(_Level(widths[: block + 1], factor, steps) for block in range(blocks))
         self.dropout = nn.Dropout2d(dropout)
         self.conv_seg = nn.Conv2d(widths[-1], num_classes, 1)

@@ -90,6 +90,16 @@ def architecture(
     return {"network_class_name": card.network.class_path, "arch_kwargs": arguments, "_kw_requires_import": []}
 
 
+def official_architecture(
+    card: ModelCard, *, head: str | None = None, changes: Mapping[str, Any] | None = None
+) -> Architecture:
+    """The ``architecture`` entry in the geometry that the official weights were trained in; arguments as above."""
+    geometry = card.variants["official"].geometry
+    spacing = geometry.spacing if isinstance(geometry.spacing, list) else [1.0] * card.dim
+    patch, strides = legal_patch(card, geometry.patch, spacing)
+    return architecture(card, patch_size=patch, spacing=spacing, strides=strides, head=head, changes=changes)
+
+
 def network_class(class_path: str) -> type[FoundationNetwork]:
     """The network class of a dotted path.
 

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnunet_fm.adapters.ladder import DEFAULT_BRANCH
 from nnunet_fm.backbones import create_backbone, native_size
-from nnunet_fm.models.build import architecture, build_network, legal_patch
+from nnunet_fm.models.build import build_network, official_architecture
 from nnunet_fm.models.card import ModelCard
-from nnunet_fm.models.parts import DEFAULT_BRANCH, LADDER
+from nnunet_fm.models.parts import LADDER
 from nnunet_fm.models.segmenter2d import FoundationSegmenter2D
 from nnunet_fm.networks.base import FoundationNetwork
 
@@ -69,12 +70,9 @@ def _network(
     card: ModelCard, classes: int, *, native: bool = False, head: str | None = None, adapter: str | None = None
 ) -> FoundationNetwork:
     """The card's network on the meta device; 3D ones in their official geometry."""
-    geometry = card.variants["official"].geometry
-    spacing = geometry.spacing if isinstance(geometry.spacing, list) else [1.0] * card.dim
-    patch, strides = legal_patch(card, geometry.patch, spacing)
     changes: dict[str, Any] = {}
     if native and card.heads:
         changes["image_size"] = native_size(card.network.arguments["backbone"])
-    entry = architecture(card, patch_size=patch, spacing=spacing, strides=strides, head=head, changes=changes)
+    entry = official_architecture(card, head=head, changes=changes)
     with torch.device("meta"):
         return build_network(entry, 1, classes, adapter=adapter)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nnunet_fm.models.build import architecture, build_network, legal_patch
+from nnunet_fm.models.build import build_network, official_architecture
 from nnunet_fm.models.card import Checkpoint, ModelCard
 from nnunet_fm.models.names import UnknownNameError
 from nnunet_fm.models.registry import cards, get_card
@@ -107,11 +107,7 @@ def recognise(path: Path, among: Sequence[Official]) -> list[Official]:
 
 def _network(card: ModelCard) -> FoundationNetwork:
     """The card's network in its official geometry, with one input channel, on the meta device."""
-    geometry = card.variants["official"].geometry
-    spacing = geometry.spacing if isinstance(geometry.spacing, list) else [1.0] * card.dim
-    patch, strides = legal_patch(card, geometry.patch, spacing)
-    entry = architecture(card, patch_size=patch, spacing=spacing, strides=strides)
-    return _built(json.dumps(entry), min(card.parameters))
+    return _built(json.dumps(official_architecture(card)), min(card.parameters))
 
 
 @lru_cache(maxsize=64)

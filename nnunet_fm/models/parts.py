@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
+from nnunet_fm.adapters.ladder import DEFAULT_BRANCH
 from nnunet_fm.heads import needs_official
+from nnunet_fm.heads.base import Head
 from nnunet_fm.models.card import Checkpoint, ModelCard
 from nnunet_fm.models.official import find_official
 from nnunet_fm.models.registry import get_card
@@ -18,8 +20,6 @@ from nnunet_fm.weights.report import LoadReport
 
 BACKBONE, HEAD, LADDER = "backbone", "head", "ladder"
 """Names of the parts, in plans, in load reports, and of the submodules that the files are loaded into."""
-
-DEFAULT_BRANCH = "dinov2_s"
 
 _HEAD_DROP = (r"^(module\.)?image_encoder\.(?!neck\.)",)
 _DECODER_DROP = (r"^(module\.)?mask_decoder\.",)
@@ -90,7 +90,7 @@ def official_parts(
 def load_part(network: nn.Module, part: Part, file: Path) -> LoadReport:
     """Load a part's official file into a network; errors as `nnunet_fm.weights.load.load_checkpoint`."""
     if part.name == HEAD:
-        network.get_submodule(HEAD).starts_mask_decoder = part.decoder  # type: ignore[assignment]
+        cast(Head, network.get_submodule(HEAD)).starts_mask_decoder = part.decoder
     official = part.checkpoint
     return load_checkpoint(
         network,
