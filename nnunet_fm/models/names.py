@@ -1,6 +1,7 @@
 """The grammar of trainer, planner and plans names: every legal name maps to exactly one meaning.
 
     fm_trainer[_<model>][_<head>][_<adapter>][_scratch]
+    fm_trainer_selftraining | fm_trainer_entropymin | fm_trainer_stock
     FMPlanner[_<model>[_<head>][_<adapter>]][_official|_thesis|_nnunet]
 
 Legal names are enumerated rather than split at underscores, because the parts contain underscores themselves
@@ -20,6 +21,10 @@ PLANS_PREFIX = "FMPlans"
 SCRATCH = "scratch"
 VARIANTS = ("official", "thesis", "nnunet")
 """Plan variants that a planner name may end in; the default, the mission's geometry, has no suffix."""
+
+
+METHODS = ("selftraining", "entropymin", "stock")
+"""Trainers with a training of their own: two adaptations, and stock nnU-Net on a budget of iterations."""
 
 
 class UnknownNameError(AttributeError):
@@ -54,6 +59,7 @@ class Spec:
     adapter: str | None = None
     scratch: bool = False
     variant: str | None = None
+    method: str | None = None
 
     @property
     def pinned(self) -> bool:
@@ -81,6 +87,8 @@ class Grammar:
     planners: dict[str, Spec] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        for method in METHODS:
+            self._add(self.trainers, _join(TRAINER_PREFIX, method), Spec(method=method))
         for spelling, spec in self._combinations():
             self._add(self.trainers, _join(TRAINER_PREFIX, *spelling), spec)
             self._add(self.trainers, _join(TRAINER_PREFIX, *spelling, SCRATCH), replace(spec, scratch=True))
@@ -124,4 +132,4 @@ def plans_name(spec: Spec) -> str:
 
 def trainer_name(spec: Spec) -> str:
     """Canonical trainer name of this meaning."""
-    return _join(TRAINER_PREFIX, spec.model, spec.head, spec.adapter, SCRATCH if spec.scratch else None)
+    return _join(TRAINER_PREFIX, spec.method, spec.model, spec.head, spec.adapter, SCRATCH if spec.scratch else None)

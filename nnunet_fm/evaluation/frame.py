@@ -1,0 +1,34 @@
+"""The one tidy table of scores, of which every result is a group-by: its columns and metrics, writing and reading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+CASE, CLASS, SIZE_GROUP, METRIC, VALUE, SLICE = "case", "class", "size_group", "metric", "value", "slice"
+
+COLUMNS = [CASE, CLASS, SIZE_GROUP, METRIC, VALUE]
+"""Columns of the scores of one folder of predictions; scores per slice have `SLICE`, too."""
+
+DICE, JACCARD, HD95, NSD = "Dice", "Jaccard", "HD95", "NSD"
+VOLUME_REFERENCE, VOLUME_PREDICTION = "volume_reference", "volume_prediction"
+METRICS = (DICE, JACCARD, HD95, NSD, VOLUME_REFERENCE, VOLUME_PREDICTION)
+"""Dice, Jaccard and NSD lie in [0, 1], HD95 is in mm, the volumes are in ml. Undefined numbers are NaN."""
+
+SIZE_GROUPS = ("<1 %", "1–5 %", "5–15 %", "≥15 %")
+"""Groups of classes by their share of the labelled volume: [0, 1), [1, 5), [5, 15) and [15, ∞) %."""
+
+
+def write_scores(scores: pd.DataFrame, path: Path) -> None:
+    """Write scores as CSV with every digit."""
+    scores.to_csv(path, index=False)
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """Read scores that `write_scores` wrote; cases and classes stay text, whatever they look like."""
+    scores = pd.read_csv(
+        path, dtype={CASE: str, CLASS: str, SIZE_GROUP: str}, keep_default_na=False, na_values={VALUE: [""]}
+    )
+    scores[VALUE] = scores[VALUE].astype(float)
+    return scores

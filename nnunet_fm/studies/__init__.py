@@ -1,0 +1,1 @@
+"""Studies: models × datasets × folds × seeds as one table, run by Snakemake through the stock commands."""
