@@ -67,6 +67,7 @@ def test_a_failed_step_shows_the_end_of_its_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_demo_learns_and_shows_it(fresh_venv: Any, tmp_path: Path) -> None:
     output = tmp_path / "demo"
     done = fresh_venv.run("nnunet-fm", "demo", "--minutes", "1", "--output", output, "--json", timeout=900)

@@ -120,6 +120,7 @@ def test_switch_turns_the_hook_off(fresh_venv) -> None:
     assert fresh_venv.execute(STOCK, NNUNET_FM_HOOK="0") == "False False"
 
 
+@pytest.mark.alone
 def test_start_up_costs_under_two_milliseconds(fresh_venv) -> None:
     """Median of interleaved runs. Up to three rounds, because one round may meet a busy machine."""
     on = fresh_venv.environment()
