@@ -9,25 +9,39 @@ trainer from the name in a checkpoint and a spawned worker can unpickle it.
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from nnunet_fm.models.names import TRAINER_PREFIX, Spec
+from nnunet_fm.models.names import TRAINER_PREFIX, Spec, trainer_name
 
 if TYPE_CHECKING:
-    from nnunet_fm.trainers.base import fm_trainer
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+METHODS = {
+    "stock": "Stock nnU-Net as a control: its own network, loss, augmentation and schedule on stock plans, with budget, "
+    "seed and training cases of `nnunet-fm plan --control`.",
+    "selftraining": "Adapts a trained model to another dataset by self-training on pseudo-labels, as planned by "
+    "`nnunet-fm adapt`.",
+    "entropymin": "Adapts a trained model to another dataset by minimising the entropy of its predictions, as planned "
+    "by `nnunet-fm adapt`.",
+}
+"""Method of a trainer's name -> what it does; its class is that of the name in the module called like the method."""
 
 
 @cache
-def trainer_class(name: str) -> type[fm_trainer]:
+def trainer_class(name: str) -> type[nnUNetTrainer]:
     """The trainer class of a legal name.
 
     Raises:
         nnunet_fm.models.names.UnknownNameError: with the nearest legal names.
     """
     from nnunet_fm.models.registry import grammar
-    from nnunet_fm.trainers.base import fm_trainer
 
     spec = grammar().trainer(name)
+    if spec.method is not None:
+        return getattr(import_module(f"{__name__}.{spec.method}"), trainer_name(Spec(method=spec.method)))
+    from nnunet_fm.trainers.base import fm_trainer
+
     if name == TRAINER_PREFIX:
         return fm_trainer
     members = {"spec": spec, "__module__": __name__, "__qualname__": name, "__doc__": describe(spec)}
@@ -38,6 +52,8 @@ def describe(spec: Spec) -> str:
     """What a trainer of this meaning does, in a few sentences, from the model's card."""
     from nnunet_fm.models.registry import get_card
 
+    if spec.method is not None:
+        return METHODS[spec.method]
     sentences = []
     if spec.model is None:
         sentences.append("Trains plans of nnunet-fm with the plan's model.")
@@ -61,7 +77,7 @@ def describe(spec: Spec) -> str:
     return " ".join(sentences)
 
 
-def __getattr__(name: str) -> type[fm_trainer]:
+def __getattr__(name: str) -> type[nnUNetTrainer]:
     if not name.startswith(TRAINER_PREFIX):
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     return trainer_class(name)

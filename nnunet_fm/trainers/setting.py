@@ -12,7 +12,7 @@ from nnunet_fm.models.build import Architecture, architecture
 from nnunet_fm.models.card import ModelCard, Recipe
 from nnunet_fm.models.names import Spec, trainer_name
 from nnunet_fm.models.parts import HEAD, Part, official_parts
-from nnunet_fm.models.plan_key import PlanError, PlanKey
+from nnunet_fm.models.plan_key import Adaptation, PlanError, PlanKey
 from nnunet_fm.models.registry import get_card
 
 
@@ -20,8 +20,8 @@ from nnunet_fm.models.registry import get_card
 class Setting:
     """Everything a training needs to know beyond nnU-Net's own plan.
 
-    ``parts`` start from official files, none in a training from random weights; ``sha256`` is the hash of a part's file
-    if the plan holds one.
+    ``parts`` start from official files, none in a training from random weights or from a trained model (`adaptation`);
+    ``sha256`` is the hash of a part's file if the plan holds one.
     """
 
     card: ModelCard
@@ -33,6 +33,9 @@ class Setting:
     from_our_plan: bool
     parts: tuple[Part, ...] = ()
     sha256: Mapping[str, str | None] = field(default_factory=dict)
+    train_cases: int | None = None
+    eval_datasets: tuple[str, ...] = ()
+    adaptation: Adaptation | None = None
 
     @property
     def deep_supervision(self) -> bool:
@@ -64,6 +67,8 @@ def resolve(plans: Mapping[str, Any], spec: Spec) -> Setting:
         raise PlanError(
             f"'{name}' is pinned to {spec.model}, but '{plans_name}' plans {key.model}: use fm_trainer, or other plans"
         )
+    adaptation = key.adaptation if key else None
+    _check_method(spec.method, adaptation, plans_name)
     card = get_card(spec.model or key.model)  # type: ignore[union-attr]
     head = spec.head or (key.head if key else None) or card.default_head
     adapter = spec.adapter or (key.adapter if key and not spec.scratch else None)
@@ -82,8 +87,26 @@ def resolve(plans: Mapping[str, Any], spec: Spec) -> Setting:
         recipe=_recipe(key.recipe if key else stock.recipe, spec),
         iterations=key.iterations if key else stock.iterations or card.iterations["default"],
         from_our_plan=key is not None,
-        parts=() if spec.scratch else _parts(card, head, adapter, plans, key),
+        parts=() if spec.scratch or adaptation else _parts(card, head, adapter, plans, key),
         sha256={part: entry.sha256 for part, entry in planned.items()},
+        train_cases=key.train_cases if key else None,
+        eval_datasets=tuple(key.eval_datasets) if key else (),
+        adaptation=adaptation,
+    )
+
+
+def _check_method(method: str | None, adaptation: Adaptation | None, plans_name: str) -> None:
+    """Plans of an adaptation belong to the trainer of its method, all others to the trainers without one."""
+    planned = adaptation.method if adaptation else None
+    if method == planned:
+        return
+    if planned is None:
+        raise PlanError(
+            f"'{trainer_name(Spec(method=method))}' adapts a trained model, but '{plans_name}' name none: make plans "
+            f"with `nnunet-fm adapt --source MODEL_FOLDER --target ID --method {method}`"
+        )
+    raise PlanError(
+        f"'{plans_name}' adapt a trained model by {planned}: train them with -tr {trainer_name(Spec(method=planned))}"
     )
 
 
