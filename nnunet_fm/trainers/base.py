@@ -23,7 +23,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.helpers import dummy_context
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import autocast, nn
+from torch import Tensor, autocast, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
@@ -165,18 +165,19 @@ class fm_trainer(nnUNetTrainer):
     def _build_loss(self) -> nn.Module:
         """The recipe's loss, applied to several outputs where deep supervision is on, wrapped by the network."""
         loss = super()._build_loss()
-        several = isinstance(loss, DeepSupervisionWrapper)
-        level = loss.loss if several else loss
+        level = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
         if self.recipe.loss == "ce":
             level.weight_dice = 0
         elif self.recipe.loss == "dice_ce":
             level = DiceCE(regions=self.label_manager.has_regions, ignore_label=self.label_manager.ignore_label)
-        if several and self.recipe.supervision == "outputs":
-            loss = OutputSupervision(level)
-        elif several:
-            loss.loss = level
-        else:
-            loss = level
+        return self._over_outputs(level, loss)
+
+    def _over_outputs(self, level: nn.Module, stock: nn.Module) -> nn.Module:
+        """A loss of one output, over all that the network has; weights are those of nnU-Net's own loss, ``stock``."""
+        loss = level
+        if isinstance(stock, DeepSupervisionWrapper):
+            enlarged = self.recipe.supervision == "outputs"
+            loss = OutputSupervision(level) if enlarged else DeepSupervisionWrapper(level, stock.weight_factors)
         return self.bare_network.objective(loss, regions=self.label_manager.has_regions)
 
     # Deep supervision, mirroring, augmentation
@@ -370,7 +371,10 @@ class fm_trainer(nnUNetTrainer):
         self.optimizer.zero_grad(set_to_none=True)
         # On a CPU the networks choose their precision themselves (see networks/base.py).
         with autocast("cuda") if self.device.type == "cuda" else dummy_context():
-            loss = self.loss(self.network(data), target)
+            loss = self.batch_loss(data, target)
+        if loss is None:
+            self.iteration += 1
+            return {"loss": np.array(np.nan)}
         if self.grad_scaler is not None:
             self.grad_scaler.scale(loss).backward()
             self.grad_scaler.unscale_(self.optimizer)
@@ -383,6 +387,10 @@ class fm_trainer(nnUNetTrainer):
             self.optimizer.step()
         self.iteration += 1
         return {"loss": loss.detach().cpu().numpy()}
+
+    def batch_loss(self, data: Tensor, target: Tensor | list[Tensor]) -> Tensor | None:
+        """The loss that a step goes down, of a batch on the device; None leaves the batch out, and its loss is NaN."""
+        return cast(Tensor, self.loss(self.network(data), target))
 
     def _clip_gradient(self) -> None:
         if self.recipe.gradient_clip is not None:
@@ -468,9 +476,17 @@ class fm_trainer(nnUNetTrainer):
                 "random_state": _random_state(),
                 "best_volume_dice": self._best_volume_dice,
                 "lowest_loss": self._lowest_loss,
+                **self.further_state(),
             },
         }
         write_checkpoint(checkpoint, Path(filename))
+
+    def further_state(self) -> dict[str, Any]:
+        """What a subclass needs besides to continue exactly, for `restore_further_state`."""
+        return {}
+
+    def restore_further_state(self, state: dict[str, Any]) -> None:
+        """Take up what `further_state` gave; the dictionary holds other entries, too."""
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Continue from a checkpoint: weights, optimiser, best score, progress and random state.
@@ -490,6 +506,7 @@ class fm_trainer(nnUNetTrainer):
         self._seconds_before = extra["seconds_spent"]
         self._restored_random_state = extra["random_state"]
         self._best_volume_dice, self._lowest_loss = extra["best_volume_dice"], extra["lowest_loss"]
+        self.restore_further_state(extra)
 
 
 def _distributed(network: FoundationNetwork, **arguments: Any) -> DistributedDataParallel:
