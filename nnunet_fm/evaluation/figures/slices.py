@@ -1,0 +1,128 @@
+"""PNG pictures of a slice of a case, plain or with its classes, cropped to what is labelled."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from nnunet_fm.evaluation.overlay import (
+    VIEWS,
+    View,
+    draw_contours,
+    mark_directions,
+    middle_of_foreground,
+    read_volume,
+)
+
+Classes = Mapping[str, Sequence[int]]
+EDGE_PIXELS = 300
+"""Longer edge of a picture."""
+MARGIN = 0.35
+"""What a crop shows around the labels, as a share of their extent."""
+
+
+@dataclass
+class CasePictures:
+    """One case, read once, from which pictures of the same crop are made.
+
+    Args:
+        image: grey values.
+        reference: label map on the image's grid.
+        classes: class name -> labels.
+
+    Raises:
+        ValueError: if the files differ in size.
+    """
+
+    image: Path
+    reference: Path
+    classes: Classes
+
+    def __post_init__(self) -> None:
+        self.grey, self.spacing = read_volume(self.image)
+        self.labels = self.read(self.reference)
+        self.centre = middle_of_foreground(self.labels, self.labels)
+        low, high = np.percentile(self.grey, (1, 99.5))
+        self.window = (low, high if high > low else low + 1)
+        self.flat = self.grey.shape[0] == 1
+
+    def read(self, file: Path) -> NDArray[Any]:
+        """A label map (Z, Y, X) on the image's grid."""
+        labels, _ = read_volume(file)
+        if labels.shape != self.grey.shape:
+            raise ValueError(f"{file.name} has size {labels.shape}, the image {self.image.name} {self.grey.shape}")
+        return labels
+
+    @property
+    def views(self) -> Sequence[View]:
+        """Planes worth showing: three, or the only one of a 2D image."""
+        return VIEWS[:1] if self.flat else VIEWS
+
+    @property
+    def sharpest(self) -> View:
+        """The plane of the finest voxels."""
+        return min(self.views, key=lambda view: np.prod(view.edges(self.spacing)))
+
+    def picture(self, view: View, labels: NDArray[Any] | None = None) -> bytes:
+        """A PNG of the plane through the middle of the reference's foreground, with classes if ``labels`` are given."""
+        rows, columns = self._crop(view)
+        grey = view.plane(self.grey, self.centre)[rows, columns]
+        tall, wide = view.edges(self.spacing)
+        height, width = grey.shape[0] * tall, grey.shape[1] * wide
+        scale = EDGE_PIXELS / max(height, width)
+        figure = Figure(figsize=(max(scale * width, 40) / 100, max(scale * height, 40) / 100), dpi=100)
+        FigureCanvasAgg(figure)
+        ax = figure.add_axes((0, 0, 1, 1))
+        low, high = self.window
+        ax.imshow(grey, cmap="gray", vmin=low, vmax=high, aspect="auto", interpolation="bicubic")
+        if labels is not None:
+            draw_contours(ax, view.plane(labels, self.centre)[rows, columns], self.classes, width=1.5, fill=0.28)
+        if self.flat:
+            ax.axis("off")
+        else:
+            mark_directions(ax, view.letters, size=6.5)
+            ax.spines[:].set_visible(False)
+        return png(figure)
+
+    def _crop(self, view: View) -> tuple[slice, slice]:
+        """Rows and columns of the plane around the reference, at least 40 % of the image, in one scale for both."""
+        foreground = view.plane(self.labels > 0, self.centre)
+        if not foreground.any():
+            return slice(None), slice(None)
+        steps = view.edges(self.spacing)
+        ends = [np.flatnonzero(foreground.any(axis=1 - axis))[[0, -1]] for axis in (0, 1)]
+        extents = [(end - start + 1) * step for (start, end), step in zip(ends, steps, strict=True)]  # mm
+        largest = max(extents) * (1 + 2 * MARGIN)
+        slices = []
+        for axis, ((start, end), step) in enumerate(zip(ends, steps, strict=True)):
+            edge = foreground.shape[axis]
+            wanted = min(edge, max(round(largest / step), round(0.4 * edge)))
+            first = min(max(0, (start + end + 1 - wanted) // 2), edge - wanted)
+            slices.append(slice(int(first), int(first + wanted)))
+        return slices[0], slices[1]
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG with a palette."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return small_png(Image.open(buffer).convert("RGB"))
+
+
+def small_png(picture: Image.Image) -> bytes:
+    """A picture as a PNG of at most 256 colours."""
+    buffer = io.BytesIO()
+    # The better method knows no transparency.
+    method = Image.Quantize.FASTOCTREE if picture.mode == "RGBA" else Image.Quantize.MAXCOVERAGE
+    palette = picture.quantize(256, method=method, dither=Image.Dither.NONE)
+    palette.save(buffer, format="png", optimize=True)
+    return buffer.getvalue()

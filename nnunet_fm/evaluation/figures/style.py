@@ -1,0 +1,134 @@
+"""The look that all charts share, and their SVG, whose colours follow the page's light or dark scheme."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from html import escape
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+INK, SOFT, LINE, CARD = "#1c2330", "#5b6675", "#dfe3e8", "#fefefe"
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b98800", "#3a96cf", "#7a6bb5")
+"""Okabe and Ito's colours, the three bright ones darkened, so that lines are seen on white."""
+MODEL, CONTROL = SERIES[0], "#8a94a3"
+
+VARIABLES = {INK: "--text", SOFT: "--soft", LINE: "--line", CARD: "--card", CONTROL: "--control"} | {
+    colour: f"--series-{number}" for number, colour in enumerate(SERIES)
+}
+"""Colours of the light scheme, which a chart is drawn in, and the page's variables that take their place."""
+
+LETTER_INCH = 0.075
+"""Width of a letter at 9 pt."""
+
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: small files, the reader's font, found by a search
+    "svg.hashsalt": "nnunet-fm",
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": SOFT,
+    "axes.edgecolor": LINE,
+    "axes.facecolor": "none",
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.8,
+    "xtick.color": LINE,
+    "xtick.labelcolor": SOFT,
+    "ytick.color": LINE,
+    "ytick.labelcolor": INK,
+    "figure.facecolor": "none",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.solid_capstyle": "round",
+}
+
+
+def styled() -> AbstractContextManager[None]:
+    """Within this context matplotlib draws in the report's style."""
+    return mpl.rc_context(_STYLE)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of a size in inches, outside of pyplot's state."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def svg(figure: Figure, alt: str, prefix: str) -> str:
+    """A figure as an ``<svg>`` element.
+
+    Args:
+        figure: drawn within `styled`, in colours of this module.
+        alt: what is seen, for who cannot see it.
+        prefix: unique in the page; ids inside the element start with it.
+    """
+    buffer = io.StringIO()
+    with styled(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's fonts have it
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    width, height = (float(size) * 96 / 72 for size in figure.get_size_inches() * 72)
+    body = text[text.index(">", text.index("<svg")) + 1 : text.rindex("</svg>")]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
+    body = re.sub(r'<g id="[^"]*">', "<g>", body)
+    body = re.sub(r'\bid="', f'id="{prefix}-', body)
+    body = body.replace("url(#", f"url(#{prefix}-").replace('xlink:href="#', f'href="#{prefix}-')
+    body = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", body)
+    body = re.sub(r' (d|x|y|width|height|points|transform)="([^"]*)"', _short_numbers, body)
+    body = re.sub(r">\s+<", "><", body)
+    for colour, variable in VARIABLES.items():
+        body = body.replace(colour, f"var({variable})")
+    size = f"{72 * figure.get_size_inches()[0]:g} {72 * figure.get_size_inches()[1]:g}"
+    return (
+        f'<svg role="img" aria-label="{escape(alt)}" viewBox="0 0 {size}" '
+        f'style="width:{width:.0f}px;min-width:{0.72 * width:.0f}px" data-height="{height:.0f}">{body}</svg>'
+    )
+
+
+def _short_numbers(attribute: re.Match[str]) -> str:
+    """An attribute with coordinates to a hundredth of a point, which halves the file."""
+    short = re.sub(r"([0-9][.][0-9]{2})[0-9]+", r"\1", attribute[2])
+    return f' {attribute[1]}="{short}"'
+
+
+def shortened(name: str, letters: int = 34) -> str:
+    """A name that fits into a chart; the middle goes, as names differ at both ends."""
+    if len(name) <= letters:
+        return name
+    keep = letters - 1  # and one for the dots
+    return f"{name[: (keep + 1) // 2]}…{name[len(name) - keep // 2 :]}"
+
+
+def name_rows(ax: Axes, names: Sequence[str], controls: Sequence[str] = ()) -> None:
+    """Name the rows of a chart, first at the top, controls in the softer colour; no lines between them."""
+    ax.set_yticks(range(len(names)), [shortened(name) for name in names])
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(False, axis="y")
+    ax.spines["left"].set_visible(False)
+    for tick, name in zip(ax.get_yticklabels(), names, strict=True):
+        tick.set_color(SOFT if name in controls else INK)
+
+
+def thousands(value: float, _position: int | None = None) -> str:
+    """Axis numbers: 500, 2k, 12.5k, 3M."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{letter}"
+    return f"{value:.4g}"
