@@ -135,17 +135,21 @@ class FoundationSegmenter2D(FoundationNetwork):
     def forward_logits(self, x: Tensor) -> list[Tensor]:
         size = x.shape[2:]
         x = to_rgb(to_square(x, self.image_size), self.stem)
-        maps = self.backbone.features(
-            self._normalised(x),
-            self.blocks,
-            norm=self.feature_norm or (self.backbone.norm_as_published if self.faithful else None),
-            refine=None if self.faithful else cast("Refine | None", self.rein),
-        )
+        maps = self.backbone_maps(x)
         for place, align in self.align.items():
             maps[int(place)] = align(maps[int(place)])
         if self.ladder is not None:
             maps = self.ladder(x, maps)
         return [from_square(logits, size) for logits in self.head(maps)]
+
+    def backbone_maps(self, x: Tensor) -> list[Tensor]:
+        """The backbone's maps ``(B, C, h, w)`` for the head, the last block's first, of squares ``(B, 3, Y, X)``."""
+        return self.backbone.features(
+            self._normalised(x),
+            self.blocks,
+            norm=self.feature_norm or (self.backbone.norm_as_published if self.faithful else None),
+            refine=None if self.faithful else cast("Refine | None", self.rein),
+        )
 
     def _normalised(self, x: Tensor) -> Tensor:
         if self.input_range == "unit":
