@@ -1,0 +1,263 @@
+"""What several runs and cases allow to say: means and spreads, intervals, paired tests, ranks, and what may be claimed.
+
+Cases are the unit of every interval and test. A case has one value per label: the mean over its classes, then over the
+folds and seeds of the label. Undefined values (NaN) are left out of every mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from nnunet_fm.evaluation.frame import CASE, DICE, METRIC, METRICS, VALUE
+from nnunet_fm.evaluation.results import Results
+
+Domain = Literal["all", "in", "out"]
+
+ROW = ["anatomy", "source", "target", CASE]
+"""Index of the rows of `case_matrix`."""
+
+FEWEST_CASES = 6
+"""Two-sided signed-rank tests of fewer pairs cannot reach 5 %: the smallest p-value of 5 pairs is 2/2^5 = 0.0625."""
+
+
+def with_source(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with the dataset of the model they started from in ``source``; of a plain training, its own dataset."""
+    return runs.assign(source=runs["source"].where(runs["source"].notna(), runs["dataset"]))
+
+
+def case_values(results: Results, metric: str = DICE) -> pd.DataFrame:
+    """Mean over classes of each case of each run: the columns of `Results.runs`, ``target``, ``case`` and ``value``.
+
+    A class that has no value in a case (NaN) is left out of the case's mean; a case without any value is left out. Of
+    an adapted model only the dataset it was adapted to counts.
+
+    Raises:
+        ValueError: for an unknown metric.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"there is no metric '{metric}'; the metrics are {', '.join(METRICS)}")
+    scores = results.scores.loc[results.scores[METRIC] == metric]
+    means = scores.astype({VALUE: float}).groupby(["run", "target", CASE], sort=False)[VALUE].mean().dropna()
+    values = with_source(results.runs).merge(means.reset_index(), on="run")
+    return values[values["method"].isna() | (values["target"] == values["dataset"])].reset_index(drop=True)
+
+
+def run_values(results: Results, metric: str = DICE) -> pd.DataFrame:
+    """Mean over the cases of each run on each dataset: columns as of `case_values`, with ``cases``, their number."""
+    values = case_values(results, metric)
+    keys = ["run", "target"]
+    means = values.groupby(keys, sort=False)[VALUE].agg(value="mean", cases="count").reset_index()
+    return values.drop(columns=[CASE, VALUE]).drop_duplicates(keys).merge(means, on=keys)
+
+
+def mean_over_runs(values: pd.DataFrame, by: Sequence[str] = ("label", "source", "target")) -> pd.DataFrame:
+    """Mean and standard deviation (n - 1) over folds and seeds, and the number of runs.
+
+    Args:
+        values: of `run_values`.
+        by: columns within which runs differ in fold and seed only.
+
+    Returns:
+        Columns ``by``, ``mean``, ``sd`` (NaN with one run), ``runs``.
+    """
+    groups = values.groupby(list(by), sort=False, dropna=False)[VALUE]
+    return groups.agg(mean="mean", sd="std", runs="count").reset_index()
+
+
+def case_matrix(results: Results, metric: str = DICE, domain: Domain = "all") -> pd.DataFrame:
+    """One row for each case that models of a source dataset were tested on, one column per label, NaN where untested.
+
+    Args:
+        results: labels keep the order of its runs.
+        metric: one of `METRICS`.
+        domain: ``in`` are the tests on the training's own dataset, ``out`` those on other ones.
+
+    Returns:
+        Index `ROW`; values are means over the folds and seeds of a label.
+    """
+    values = case_values(results, metric)
+    if domain != "all":
+        values = values[(values["source"] == values["target"]) == (domain == "in")]
+    matrix = values.pivot_table(index=ROW, columns="label", values=VALUE, aggfunc="mean", sort=False)
+    labels = [label for label in results.runs["label"].drop_duplicates() if label in matrix.columns]
+    return matrix[labels].rename_axis(columns=None)
+
+
+def bootstrap_interval(
+    values: NDArray[np.floating[Any]], confidence: float = 0.95, resamples: int = 9999, seed: int = 0
+) -> tuple[float, float]:
+    """Bias-corrected and accelerated bootstrap interval of the mean; NaN for fewer than two values.
+
+    Args:
+        values: one per case, shape (N,); NaN is left out.
+        confidence: of the interval.
+        resamples: number of bootstrap samples.
+        seed: the same seed gives the same interval.
+    """
+    values = values[~np.isnan(values)]
+    if len(values) < 2:
+        return math.nan, math.nan
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    interval = stats.bootstrap(
+        (values,), np.mean, confidence_level=confidence, n_resamples=resamples, batch=1000, random_state=seed
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def intervals(
+    matrix: pd.DataFrame, by: Sequence[str] = (), confidence: float = 0.95, resamples: int = 9999, seed: int = 0
+) -> pd.DataFrame:
+    """Mean over cases with its bootstrap interval, for each label.
+
+    A case that models of several sources were tested on counts once, with its mean over the sources.
+
+    Args:
+        matrix: of `case_matrix`.
+        by: levels of its index to separate, such as ``source`` and ``target``.
+        confidence: of the interval.
+        resamples: number of bootstrap samples.
+        seed: of the bootstrap.
+
+    Returns:
+        Columns ``by``, ``label``, ``cases``, ``mean``, ``low``, ``high``.
+    """
+    rows = []
+    groups = matrix.groupby(level=list(by), sort=False) if by and len(matrix) else [((), matrix)]
+    for key, group in groups:
+        for label in group:
+            values = _units(group[label]).to_numpy()
+            low, high = bootstrap_interval(values, confidence, resamples, seed)
+            mean = float(values.mean()) if len(values) else math.nan
+            rows.append((*key, label, len(values), mean, low, high))
+    return pd.DataFrame(rows, columns=[*by, "label", "cases", "mean", "low", "high"])
+
+
+def pairwise(matrix: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
+    """Wilcoxon's signed-rank test over cases for each pair of labels, with Holm's correction over all pairs.
+
+    A pair is compared on the rows that both have; differences of a case are first averaged over source datasets. Zero
+    differences are left out, as Wilcoxon did; where all are zero, p is 1. Pairs without a common case have no p (NaN).
+
+    Args:
+        matrix: of `case_matrix`.
+        alpha: family-wise error rate.
+
+    Returns:
+        Columns ``a``, ``b``, ``cases``, ``difference`` (mean of a - b), ``p``, ``p_holm``, ``significant``.
+    """
+    rows = []
+    for a, b in combinations(matrix.columns, 2):
+        differences = _units(matrix[a] - matrix[b]).to_numpy()
+        mean = float(differences.mean()) if len(differences) else math.nan
+        rows.append((a, b, len(differences), mean, _signed_rank(differences)))
+    table = pd.DataFrame(rows, columns=["a", "b", "cases", "difference", "p"])
+    table["p_holm"] = np.nan
+    tested = table["p"].notna()
+    if tested.any():
+        table.loc[tested, "p_holm"] = multipletests(table.loc[tested, "p"], method="holm")[1]
+    table["significant"] = table["p_holm"] < alpha
+    return table
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What a critical-difference diagram shows.
+
+    Args:
+        average: label -> average rank over cases, 1 is best, best first.
+        p: corrected p-value of each pair, a symmetric table with ones on its diagonal and where there was no test.
+        friedman: p-value of Friedman's test that all labels are alike; None with fewer than three labels or two cases.
+        cases: number of cases, those that every label was tested on.
+    """
+
+    average: pd.Series[float]
+    p: pd.DataFrame
+    friedman: float | None
+    cases: int
+
+
+def ranks(matrix: pd.DataFrame, lower_is_better: bool = False) -> Ranks:
+    """Average ranks over the cases that all labels have, with Holm-corrected signed-rank tests of the pairs.
+
+    After Demšar (2006), with the pairwise tests of Benavoli et al. (2016), which do not depend on the other labels, in
+    place of Nemenyi's. Ties share their mean rank.
+
+    Args:
+        matrix: of `case_matrix`.
+        lower_is_better: for distances.
+    """
+    complete = matrix.dropna()
+    units = complete.groupby(level=["target", CASE], sort=False).mean() if len(complete) else complete
+    # Means of the same numbers may differ in the last digit by the order of their summation: no reason for a rank.
+    units = units.round(12)
+    labels = list(matrix.columns)
+    ranked = units.rank(axis=1, ascending=lower_is_better)
+    p = pd.DataFrame(1.0, index=labels, columns=labels)
+    for row in pairwise(matrix[labels]).dropna(subset="p_holm").itertuples():
+        p.loc[row.a, row.b] = p.loc[row.b, row.a] = row.p_holm
+    friedman = None
+    if len(labels) >= 3 and len(units) >= 2:
+        same = bool((units.nunique(axis=1) == 1).all())
+        friedman = 1.0 if same else float(stats.friedmanchisquare(*(units[label] for label in labels)).pvalue)
+    return Ranks(ranked.mean().sort_values(kind="stable"), p, friedman, len(units))
+
+
+def can_claim(runs: pd.DataFrame, cases: int | None = None) -> str | None:
+    """Why these runs allow no claim that one label is better than another; None where they may.
+
+    Args:
+        runs: of `Results`.
+        cases: number of cases that the labels were compared on, where it is known.
+    """
+    if runs["label"].nunique() < 2:
+        return "No claim of superiority can be made: there are no two models to compare."
+    trained = ["label", "source", "dataset"]
+    different = with_source(runs).drop_duplicates([*trained, "fold", "seed"])
+    repeats = different.groupby(trained, sort=False).size()
+    single = repeats[repeats < 2].index.get_level_values("label").unique()
+    if len(single) == runs["label"].nunique():
+        return (
+            "No claim of superiority can be made: every model was trained once (one fold, one seed), so that the "
+            "spread between trainings is unknown. Train several folds or seeds."
+        )
+    if len(single):
+        return (
+            f"No claim of superiority can be made about {_listed(single)}: trained once (one fold, one seed) on some "
+            "dataset, so that the spread between trainings is unknown. Train several folds or seeds."
+        )
+    if cases is not None and cases < FEWEST_CASES:
+        return (
+            f"No claim of superiority can be made: the models share {cases} test case{'' if cases == 1 else 's'}, and "
+            f"a signed-rank test of fewer than {FEWEST_CASES} cannot reach 5 %."
+        )
+    return None
+
+
+def _units(values: pd.Series[float]) -> pd.Series[float]:
+    """One value per case of a dataset: the mean over source datasets, rows without a value left out."""
+    values = values.dropna()
+    return values.groupby(level=["target", CASE], sort=False).mean() if len(values) else values
+
+
+def _signed_rank(differences: NDArray[np.floating[Any]]) -> float:
+    """Two-sided p-value; 1 where all differences are zero, NaN without any."""
+    if not len(differences):
+        return math.nan
+    differences = differences.round(12)
+    return float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

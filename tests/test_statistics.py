@@ -1,0 +1,216 @@
+"""Statistics over cases and runs: against closed forms, and where there is little or nothing to compute."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scikit_posthocs
+from matplotlib.figure import Figure
+from scipy import stats
+
+from nnunet_fm.evaluation.results import RUN_COLUMNS, SCORE_COLUMNS, Results
+from nnunet_fm.evaluation.statistics import (
+    ROW,
+    bootstrap_interval,
+    can_claim,
+    case_matrix,
+    intervals,
+    mean_over_runs,
+    pairwise,
+    ranks,
+    run_values,
+)
+
+NAN = math.nan
+
+
+@pytest.fixture(autouse=True)
+def no_warnings() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def runs_of(*runs: dict[str, Any]) -> pd.DataFrame:
+    default = dict.fromkeys(RUN_COLUMNS) | {"dataset": "A", "anatomy": "x", "fold": "0"}
+    return pd.DataFrame([default | {"run": str(number)} | run for number, run in enumerate(runs)], columns=RUN_COLUMNS)
+
+
+def results_of(runs: pd.DataFrame, scores: Sequence[tuple[str, str, str, float]]) -> Results:
+    """Scores are (run, target, case, value) of one class."""
+    rows = [(run, target, case, "u", "", "Dice", value) for run, target, case, value in scores]
+    return Results("t", runs, pd.DataFrame(rows, columns=SCORE_COLUMNS))
+
+
+def matrix(**columns: Sequence[float]) -> pd.DataFrame:
+    index = pd.MultiIndex.from_tuples(
+        [("x", "A", "A", str(n)) for n in range(len(next(iter(columns.values()))))], names=ROW
+    )
+    return pd.DataFrame(columns, index=index, dtype=float)
+
+
+def test_mean_and_spread_over_folds_and_seeds() -> None:
+    runs = runs_of(
+        *({"label": "m", "fold": str(fold), "seed": seed} for fold in (0, 1) for seed in (1, 2)), {"label": "n"}
+    )
+    scores = [(str(run), "A", case, 0.1 * run + shift) for run in range(5) for case, shift in (("p", 0.0), ("q", 0.2))]
+    values = run_values(results_of(runs, scores))
+    assert values["value"].to_list() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert values["cases"].to_list() == [2] * 5
+    table = mean_over_runs(values).set_index("label")
+    assert table.loc["m", "mean"] == pytest.approx(0.25)
+    assert table.loc["m", "sd"] == pytest.approx(np.std([0.1, 0.2, 0.3, 0.4], ddof=1))
+    assert math.isnan(table.loc["n", "sd"]) and table.loc["n", "runs"] == 1
+
+
+def test_cases_are_averaged_over_folds_and_seeds_first() -> None:
+    runs = runs_of({"label": "m", "seed": 1}, {"label": "m", "seed": 2}, {"label": "n"}, {"label": "n", "dataset": "B"})
+    scores = [
+        ("0", "A", "1", 0.2),
+        ("1", "A", "1", 0.6),
+        ("0", "A", "2", 0.5),
+        ("2", "A", "1", 0.1),
+        ("3", "A", "1", 0.3),
+    ]
+    table = case_matrix(results_of(runs, scores))
+    assert list(table.columns) == ["m", "n"]
+    assert table.loc[("x", "A", "A", "1")].to_list() == pytest.approx([0.4, 0.1])
+    assert table.loc[("x", "A", "A", "2"), "m"] == 0.5 and math.isnan(table.loc[("x", "A", "A", "2"), "n"])
+    assert case_matrix(results_of(runs, scores), domain="out").index.to_list() == [("x", "B", "A", "1")]
+    assert len(case_matrix(results_of(runs, scores), domain="in")) == 2
+
+
+def test_bootstrap_interval() -> None:
+    values = np.random.default_rng(3).normal(0.7, 0.1, 200)
+    low, high = bootstrap_interval(values)
+    expected = stats.t.interval(0.95, 199, values.mean(), stats.sem(values))
+    assert (low, high) == pytest.approx(expected, abs=2e-3)
+    assert bootstrap_interval(values, resamples=99, seed=1) == bootstrap_interval(values, resamples=99, seed=1)
+    assert bootstrap_interval(values, resamples=99, seed=1) != bootstrap_interval(values, resamples=99, seed=2)
+    assert bootstrap_interval(np.array([0.4, 0.4, NAN])) == (0.4, 0.4)
+    assert all(math.isnan(bound) for bound in bootstrap_interval(np.array([0.4, NAN])))
+
+
+def test_intervals_count_a_case_once() -> None:
+    table = matrix(m=[0.1, 0.3, 0.2], n=[0.5, NAN, 0.7])
+    again = table.copy()
+    again.index = again.index.set_levels(["B"], level="source")
+    both = intervals(pd.concat([table, again + 0.2]), resamples=99)
+    assert both["cases"].to_list() == [3, 2]
+    assert both["mean"].to_list() == pytest.approx([0.3, 0.7])
+    assert (both["low"] <= both["mean"]).all() and (both["mean"] <= both["high"]).all()
+    apart = intervals(pd.concat([table, again + 0.2]), by=["source", "target"], resamples=99)
+    assert apart[["source", "label"]].to_numpy().tolist() == [["A", "m"], ["A", "n"], ["B", "m"], ["B", "n"]]
+    assert apart["mean"].to_list() == pytest.approx([0.2, 0.6, 0.4, 0.8])
+    assert len(intervals(table, by=["source"], resamples=99)) == 2
+
+
+def test_signed_rank_of_a_constant_gain() -> None:
+    low = np.linspace(0.1, 0.5, 8)
+    table = pairwise(matrix(a=low + np.linspace(0.01, 0.08, 8), b=low))
+    row = table.iloc[0]
+    assert (row["cases"], row["p"], row["p_holm"], row["significant"]) == (8, 2 / 2**8, 2 / 2**8, True)
+    assert row["difference"] == pytest.approx(0.045)
+
+
+def test_holm_over_all_pairs() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.random(20)
+    table = pairwise(matrix(a=base, b=base + 0.02 * rng.normal(size=20), c=base - 0.05 - 0.1 * rng.random(20)))
+    p = table["p"].to_numpy()
+    order = np.argsort(p)
+    expected = np.minimum(np.maximum.accumulate(p[order] * (3, 2, 1)), 1)
+    assert table["p_holm"].to_numpy()[order] == pytest.approx(expected)
+    assert table["significant"].to_list() == [False, True, True]
+
+
+def test_pairs_with_ties_zeros_and_gaps() -> None:
+    table = pairwise(matrix(a=[0.5] * 7, b=[0.5] * 7, c=[NAN] * 7, d=[0.5] * 4 + [0.6] * 3)).set_index(["a", "b"])
+    assert table.loc[("a", "b"), "p"] == 1
+    assert table.loc[("a", "c"), "cases"] == 0
+    assert table.loc[[("a", "c"), ("b", "c"), ("c", "d")], ["p", "p_holm", "difference"]].isna().all(axis=None)
+    assert not table["significant"].any()
+    assert table.loc[("a", "d"), "p"] == pytest.approx(stats.wilcoxon([0.1] * 3).pvalue)
+
+
+def test_differences_in_the_last_digit_are_none() -> None:
+    table = pairwise(matrix(a=[0.1 + 0.2] * 8, b=[0.3] * 8))
+    assert table["p"].to_list() == [1]
+
+
+def test_sources_do_not_multiply_cases() -> None:
+    table = matrix(a=np.linspace(0.1, 0.2, 8), b=np.linspace(0.1, 0.3, 8) + 0.01)
+    copies = []
+    for source in "BCD":
+        copy = table.copy()
+        copy.index = copy.index.set_levels([source], level="source")
+        copies.append(copy)
+    assert pairwise(pd.concat(copies))["p"].to_list() == pairwise(table)["p"].to_list()
+    assert ranks(pd.concat(copies)).cases == 8
+
+
+def test_ranks() -> None:
+    table = matrix(a=[0.9, 0.8, 0.9, NAN], b=[0.5, 0.8, 0.7, 1.0], c=[0.1, 0.2, 0.3, 0.9])
+    found = ranks(table)
+    assert found.average.to_dict() == pytest.approx({"a": 3.5 / 3, "b": 5.5 / 3, "c": 3})
+    assert found.cases == 3
+    complete = table.iloc[:3]
+    assert found.friedman == stats.friedmanchisquare(*(complete[label] for label in "abc")).pvalue
+    assert found.p.equals(found.p.T) and (np.diag(found.p) == 1).all()
+    assert found.p.loc["a", "c"] == pairwise(table).set_index(["a", "b"]).loc[("a", "c"), "p_holm"]
+    assert list(ranks(table, lower_is_better=True).average.index) == ["c", "b", "a"]
+
+
+def test_ranks_suit_the_diagram() -> None:
+    rng = np.random.default_rng(1)
+    base = rng.random(30)
+    found = ranks(matrix(a=base + 0.5, b=base + 0.02 * rng.normal(size=30), c=base + 0.02 * rng.normal(size=30)))
+    axes = Figure().subplots()
+    drawn = scikit_posthocs.critical_difference_diagram(found.average, found.p, ax=axes)
+    assert len(drawn["crossbars"]) == 1  # b and c are alike
+    assert len(drawn["markers"]) == 3
+
+
+@pytest.mark.parametrize(
+    "columns", [{"a": [0.5]}, {"a": [NAN]}, {"a": [0.5], "b": [0.6]}, {"a": [0.5] * 3, "b": [0.5] * 3, "c": [0.5] * 3}]
+)
+def test_little_to_compare(columns: dict[str, list[float]]) -> None:
+    table = matrix(**columns)
+    found = ranks(table)
+    assert list(found.p.columns) == list(columns)
+    assert found.friedman in (None, 1.0)
+    assert not pairwise(table)["significant"].any()
+    assert len(intervals(table)) == len(columns)
+
+
+def test_no_scores_at_all() -> None:
+    table = case_matrix(results_of(runs_of({"label": "m"}), []))
+    assert table.empty
+    assert pairwise(table).empty and intervals(table).empty and ranks(table).cases == 0
+    assert mean_over_runs(run_values(results_of(runs_of({"label": "m"}), []))).empty
+
+
+def test_claims() -> None:
+    once = [{"label": "m"}, {"label": "n"}]
+    twice = [*once, {"label": "m", "seed": 2}, {"label": "n", "fold": "1"}]
+    assert "every model was trained once" in str(can_claim(runs_of(*once)))
+    assert "every model was trained once" in str(can_claim(runs_of(*once, {"label": "m", "dataset": "B"})))
+    assert "about n: trained once" in str(can_claim(runs_of(*once, {"label": "m", "seed": 2})))
+    assert "no two models" in str(can_claim(runs_of({"label": "m"}, {"label": "m", "fold": "1"})))
+    assert "no two models" in str(can_claim(runs_of()))
+    assert can_claim(runs_of(*twice)) is None
+    assert can_claim(runs_of(*twice), cases=6) is None
+    assert "share 5 test cases" in str(can_claim(runs_of(*twice), cases=5))
+    assert "share 1 test case, " in str(can_claim(runs_of(*twice), cases=1))
+
+
+def test_adapted_models_are_repeated_per_pair_of_domains() -> None:
+    adapted = {"method": "selftraining", "label": "m+", "dataset": "B"}
+    runs = runs_of({"label": "m"}, {"label": "m", "seed": 2}, adapted | {"source": "A"}, adapted | {"source": "C"})
+    assert "about m+: trained once" in str(can_claim(runs))
