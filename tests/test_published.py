@@ -239,7 +239,13 @@ def test_own_cells_stand_beside_the_published_ones() -> None:
     scores = [
         ("r", f"Dataset{n}_{name}", "c", "cg", "", "Dice", 0.5) for n, name in ((530, "NCI"), (531, "USZ"), (1, "X"))
     ]
-    results = Results("t", pd.DataFrame([run]), pd.DataFrame(scores, columns=SCORE_COLUMNS))
+    others = [
+        run | {"run": "s", "label": "s", "control": "scratch"},
+        run | {"run": "n", "label": "n", "train_cases": 3},
+    ]
+    scores += [(other["run"], *scores[0][1:]) for other in others]
+    results = Results("t", pd.DataFrame([run, *others]), pd.DataFrame(scores, columns=SCORE_COLUMNS))
+    assert set(cells(results)["label"]) == {"ours", "s", "n"}
     table = beside(cells(results), "thesis_b_generalisation")
     assert dict(zip(table["target"], table["published"], strict=True)) == {
         "Dataset530_NCI": pytest.approx(0.7298),

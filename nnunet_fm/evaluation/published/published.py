@@ -171,12 +171,13 @@ def beside(cells: pd.DataFrame, study: str) -> pd.DataFrame:
 
     Returns:
         The cells whose model, head, adapter, method, source and target agree, with columns ``published`` and
-        ``difference`` (own minus published).
+        ``difference`` (own minus published). Controls and models of fewer training cases have no counterpart.
     """
     published = published_cells(study).rename(columns={VALUE: "published"})
     keys = [*MODEL, "method", "source_key", "target_key"]
     published = published.rename(columns={"source": "source_key", "target": "target_key"})[[*keys, "published"]]
-    own = cells.assign(source_key=cells["source"].map(dataset_key), target_key=cells["target"].map(dataset_key))
+    own = cells[(cells["control"] == "") & cells["train_cases"].isna()]
+    own = own.assign(source_key=own["source"].map(dataset_key), target_key=own["target"].map(dataset_key))
     own = own.dropna(subset=["source_key", "target_key"]).astype({"source_key": object, "target_key": object})
     both = own.merge(published, on=keys).drop(columns=["source_key", "target_key"])
     return both.assign(difference=both[VALUE] - both["published"])
