@@ -1,0 +1,90 @@
+"""Which cases a model is tested on: a dataset's test set, or the validation cases of the fold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDS = 5
+SPLIT_SEED = 12345
+"""nnU-Net's own."""
+
+
+class NoTestCasesError(ValueError):
+    """There is nothing to test a model on; the message says why."""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Cases, and where their images and references lie in the dataset's folder in ``nnUNet_raw``."""
+
+    images: str
+    labels: str
+    cases: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """For a file."""
+        return asdict(self)
+
+
+def choose_cases(raw: Path, preprocessed: Path, fold: str, which: str, *, own: bool) -> Tested:
+    """The cases to test on.
+
+    Args:
+        raw, preprocessed: the dataset's folders.
+        fold: of the model.
+        which: ``test`` is imagesTs with labelsTs, ``validation`` the validation cases of the fold, ``auto`` the first
+            where it exists.
+        own: whether the model was trained on this dataset; where not, fold ``all`` has all training cases to test on.
+
+    Raises:
+        NoTestCasesError: if there are none.
+    """
+    content = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
+    ending = content["file_ending"]
+    labelled = label_names(raw / "labelsTs", ending)
+    if which == "test" or (which == "auto" and labelled):
+        cases = sorted(labelled & image_names(raw / "imagesTs", ending))
+        if not cases:
+            raise NoTestCasesError(f"{raw} has no cases in imagesTs with a label map in labelsTs: set test: validation")
+        return Tested("imagesTs", "labelsTs", cases)
+    there = sorted(label_names(raw / "labelsTr", ending) & image_names(raw / "imagesTr", ending))
+    if fold == "all":
+        if own:
+            raise NoTestCasesError(
+                f"fold 'all' keeps no case of {raw.name} back, and it has no imagesTs with labelsTs: "
+                "train a numbered fold"
+            )
+        return Tested("imagesTr", "labelsTr", there)
+    splits = read_splits(preprocessed, raw, there)
+    if int(fold) >= len(splits):
+        raise NoTestCasesError(f"the split of {raw.name} has {len(splits)} folds, and no fold {fold}")
+    return Tested("imagesTr", "labelsTr", sorted(str(case) for case in splits[int(fold)]["val"]))
+
+
+def read_splits(preprocessed: Path, raw: Path, cases: list[str]) -> list[Mapping[str, list[str]]]:
+    """The dataset's folds: its own where it has a file of them, else those that nnU-Net makes."""
+    for folder in (preprocessed, raw):
+        if (folder / "splits_final.json").is_file():
+            splits: list[Mapping[str, list[str]]] = json.loads((folder / "splits_final.json").read_text())
+            return splits
+    if len(cases) < FOLDS:
+        raise NoTestCasesError(f"{raw.name} has {len(cases)} labelled cases, too few for nnU-Net's {FOLDS} folds")
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    made: list[Mapping[str, list[str]]] = generate_crossval_split(cases, seed=SPLIT_SEED, n_splits=FOLDS)
+    return made
+
+
+def label_names(folder: Path, ending: str) -> set[str]:
+    """Cases of a folder of label maps; none if it does not exist."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return {file.name[: -len(ending)] for file in files if file.name.endswith(ending)}
+
+
+def image_names(folder: Path, ending: str) -> set[str]:
+    """Cases of a folder of images, whose names end in the number of the channel."""
+    return {name[:-5] for name in label_names(folder, ending) if name[-5:] == "_0000"}

@@ -1,0 +1,107 @@
+"""Datasets by number or name, where they are, and how to make those that are missing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_fm.studies.schema import StudyError
+
+NUMBERED = re.compile(r"Dataset(\d{3})_(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset of a study.
+
+    Attributes:
+        name: of nnU-Net's folder, ``Dataset501_AortaSeg24``; as the study has it where there is no such folder.
+        folder: in ``nnUNet_raw``, None if it is missing.
+    """
+
+    name: str
+    folder: Path | None
+
+    @property
+    def short(self) -> str:
+        """The name without the number."""
+        match = NUMBERED.fullmatch(self.name)
+        return match[2] if match else self.name
+
+    @property
+    def number(self) -> int:
+        """nnU-Net's number; 0 if the dataset is missing and only its name is known."""
+        match = NUMBERED.fullmatch(self.name)
+        return int(match[1]) if match else int(self.name) if self.name.isdigit() else 0
+
+    def is_called(self, word: str) -> bool:
+        """Whether a number or name, with or without the number, is this dataset's."""
+        return word in (self.name, self.short) or (word.isdigit() and int(word) == self.number)
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """Content of ``dataset.json``; empty if the dataset is missing."""
+        if self.folder is None:
+            return {}
+        file = self.folder / "dataset.json"
+        try:
+            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise StudyError(f"{self.folder} is no dataset: it has no dataset.json") from None
+        except ValueError as error:
+            raise StudyError(f"{file} is no JSON: {error}") from None
+        return content
+
+
+def find_dataset(given: str, raw: Path) -> Dataset:
+    """The dataset of a number, a full name, or a name without the number.
+
+    Raises:
+        StudyError: if several fit.
+    """
+    folders = sorted(p for p in raw.glob("Dataset[0-9][0-9][0-9]_*") if p.is_dir())
+    named = {p: match for p in folders if (match := NUMBERED.fullmatch(p.name))}
+    if given.isdigit():
+        fitting = [p for p, match in named.items() if int(match[1]) == int(given)]
+    else:
+        fitting = [p for p in named if p.name == given] or [p for p, match in named.items() if match[2] == given]
+    if len(fitting) > 1:
+        raise StudyError(
+            f"'{given}' is {' and '.join(p.name for p in fitting)} in {raw}: give the one that is meant its full name"
+        )
+    return Dataset(fitting[0].name, fitting[0]) if fitting else Dataset(given, None)
+
+
+def how_to_convert(dataset: Dataset, *, thesis: bool) -> str:
+    """The command that makes a missing dataset, as far as its name says which it is.
+
+    Args:
+        dataset: whose name, without the number, may be that of a converter's dataset, in any case.
+        thesis: with the thesis's split and preparation where the converter knows them.
+    """
+    number = dataset.number or "ID"
+    for words, name in _converted():
+        if name.lower() == dataset.short.lower():
+            from nnunet_fm.dataset_conversion import get_converter
+
+            converter = get_converter(words[0])
+            extra = ["--split thesis"] * (thesis and "thesis" in converter.splits)
+            extra += ["--thesis"] * (thesis and converter.thesis is not None)
+            return " ".join(["nnunet-fm convert", words[0], "SOURCE", f"-d {number}", *words[1:], *extra])
+    return f"put it into nnUNet_raw as Dataset{number if number == 'ID' else f'{number:03d}'}_{dataset.short}"
+
+
+def _converted() -> Iterator[tuple[Sequence[str], str]]:
+    """Words of the conversion command, and the name of the dataset that it makes, of all converters and domains."""
+    from nnunet_fm.dataset_conversion import CONVERTERS, get_converter
+    from nnunet_fm.dataset_conversion.base import Options
+
+    for key in CONVERTERS:
+        converter = get_converter(key)
+        for domain in converter.domain.values if converter.domain else (None,):
+            words = [key, f"--domain {domain}"] if domain else [key]
+            yield words, converter.dataset_name(Options(domain=domain))

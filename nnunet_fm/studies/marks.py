@@ -1,0 +1,59 @@
+"""Marks of a study's jobs: one file for each that is done, running or failed, which people and programs can read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+class Marks:
+    """The marks below a study's folder: ``jobs/<rule>/<id>.json`` of what is done, as Snakemake wants it.
+
+    Args:
+        folder: of the study.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def done(self, rule: str, job: str) -> Path:
+        """The file of a finished job."""
+        return self.folder / "jobs" / rule / f"{job}.json"
+
+    def failed(self, rule: str, job: str) -> Path:
+        """The file of a job that failed in the last run."""
+        return self.folder / "failed" / rule / f"{job}.json"
+
+    def log(self, rule: str, job: str) -> Path:
+        """What a job printed."""
+        return self.folder / "logs" / rule / f"{job}.log"
+
+    def clear_failed(self) -> None:
+        """Forget what failed before a new run."""
+        for path in (self.folder / "failed").glob("*/*.json"):
+            path.unlink(missing_ok=True)
+
+    def finished(self, jobs: Iterable[tuple[str, str]]) -> set[str]:
+        """Those of some jobs, given as (rule, id), that are done."""
+        there = {path.stem for path in (self.folder / "jobs").glob("*/*.json")}
+        return {job for _, job in jobs if job in there}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file in one step; nobody reads half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Content of a JSON file, None where there is none or it was cut off."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content

@@ -1,0 +1,131 @@
+"""The plans of a study: which file each training follows, how it is written, and which share preprocessed data.
+
+A plan's name carries a digest of everything that was asked for, so that equal trainings of several studies are one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_fm.evaluation.results import Run
+from nnunet_fm.plans.slices import on_dataset
+from nnunet_fm.studies.datasets import Dataset
+from nnunet_fm.studies.naming import digest, join
+from nnunet_fm.studies.rows import Row
+from nnunet_fm.studies.schema import FULL_STOCK, Adapt, Study
+
+PLANS = "StudyPlans"
+"""Beginning of the names: not that of other plans of ours, which the short form of training looks through."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan file of one dataset.
+
+    Attributes:
+        dataset: nnU-Net's name.
+        name: of the file, without ending.
+        data: equal for plans of a dataset that are expected to share preprocessed data.
+        what: arguments of the step that writes the file.
+    """
+
+    dataset: str
+    name: str
+    configuration: str
+    data: tuple[str, ...]
+    what: Mapping[str, Any]
+
+
+def model_plan(study: Study, row: Row, source: Dataset, seed: int, cases: int | None) -> Plan:
+    """The plan of a model under study; that of its twin from random weights is the same."""
+    entry, budget = row.entry, study.budget
+    variant = entry.variant or study.variant
+    settings = {**study.set, **entry.set, **_epochs(study), "recipe.seed": seed}
+    if budget.minutes is not None:
+        settings["recipe.max_minutes"] = budget.minutes
+    options = _given(
+        {
+            "-m": row.card.name,
+            "--head": entry.head,
+            "--adapter": entry.adapter,
+            "--variant": variant,
+            "--iterations": budget.iterations,
+            "--epochs": budget.epochs if row.card.dim == 2 else None,
+            "--weights": entry.weights,
+            "--head-weights": entry.head_weights,
+            "--train-cases": cases,
+            "--gpu-memory-target": study.gpu_memory_target,
+        }
+    )
+    parts = [row.card.name, entry.head, entry.adapter, variant if variant != "mission" else None]
+    name = join(PLANS, *parts, digest([options, settings], 8))
+    planned = on_dataset(row.card.variants[variant], f"Dataset000_{source.short}", row.adapter)
+    prepared = [planned.geometry.spacing, planned.intensity.model_dump()]
+    data = ("own", row.card.configuration, digest(prepared, 8))
+    what = {"dataset": source.name, "name": name, "options": options, "set": settings}
+    return Plan(source.name, name, row.card.configuration, data, what)
+
+
+def stock_plan(
+    study: Study, source: Dataset, size: str | None, configuration: str, seed: int | None, cases: int | None
+) -> Plan:
+    """nnU-Net's own plan or, with a seed, a copy of it that carries seed, budget and training cases."""
+    base = f"nnUNetResEncUNet{size}Plans" if size else "nnUNetPlans"
+    planner = f"nnUNetPlannerResEnc{size}" if size else "ExperimentPlanner"
+    data = ("stock", configuration)
+    what: dict[str, Any] = {"dataset": source.name, "name": base, "base": base, "planner": planner}
+    if seed is None:
+        return Plan(source.name, base, configuration, data, what)
+    options = _given(
+        {
+            "--control": "stock" if size is None else f"resenc_{size.lower()}",
+            "--iterations": study.controls.iterations or study.budget.iterations or FULL_STOCK,
+            "--seed": seed,
+            "--train-cases": cases,
+        }
+    )
+    settings = _epochs(study)
+    name = join(PLANS, "stock" if size is None else f"resenc_{size.lower()}", digest([options, settings], 8))
+    return Plan(source.name, name, configuration, data, {**what, "name": name, "options": options, "set": settings})
+
+
+def adapted_plan(study: Study, run: Run, plan: Plan, adapt: Adapt, target: Dataset) -> Plan:
+    """The plan by which the model of a run, which followed ``plan``, is adapted to another dataset."""
+    options = _given(
+        {
+            "--labelled": adapt.labelled,
+            "--confidence": adapt.confidence,
+            "--update-every": adapt.update_every,
+            "--teacher-momentum": adapt.teacher_momentum,
+            "--train": adapt.train,
+            "--epochs": adapt.epochs,
+            "--iterations": adapt.iterations,
+        }
+    )
+    what = {
+        "dataset": target.name,
+        "source": run.model_folder,
+        "fold": run.fold,
+        "checkpoint": f"checkpoint_{study.checkpoint}.pth",
+        "method": adapt.method,
+        "faithful": adapt.faithful,
+        "options": options,
+        "set": {**adapt.set},
+    }
+    # Wherever nnUNet_results lies, the name is the same.
+    name = join(PLANS, adapt.method, digest({**what, "source": [run.dataset, Path(run.model_folder).name]}, 8))
+    data = ("adapted", run.dataset, *plan.data)
+    return Plan(target.name, name, run.configuration, data, {**what, "name": name})
+
+
+def _epochs(study: Study) -> dict[str, Any]:
+    """Lengths of nnU-Net's epochs as ``--set`` takes them."""
+    names = ("iterations_per_epoch", "validation_iterations")
+    return {f"recipe.{name}": value for name in names if (value := getattr(study.budget, name)) is not None}
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {option: value for option, value in options.items() if value is not None}

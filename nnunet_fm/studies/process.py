@@ -1,0 +1,101 @@
+"""Running a command of a step: as a process that its lock names, in a group of its own, with a share of the cores."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import NoReturn
+
+from nnunet_fm.studies.locks import Lock
+
+GRACE = 20.0
+"""Seconds that a command has to end itself when it is asked to, before it is made to."""
+
+
+class StepError(RuntimeError):
+    """A step that failed; the message is one line."""
+
+
+def run_command(words: Sequence[str], lock: Lock, variables: Mapping[str, str]) -> None:
+    """Run a command and wait for it; its output goes where this process's goes.
+
+    Args:
+        words: a console command of an installed package, and its arguments.
+        lock: what the command holds while it runs, even where this process is killed.
+        variables: of the environment, besides those that are set.
+
+    Raises:
+        StepError: if the command fails.
+    """
+    print(f"$ {shlex.join(words)}", flush=True)
+    process = subprocess.Popen(
+        _program(words[0], words[1:]),
+        env={**os.environ, **variables},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C in the terminal is for this process, which passes it on
+    )
+    lock.add(process.pid)
+    try:
+        code = process.wait()
+    except BaseException:
+        _end(process)
+        raise
+    if code != 0:
+        ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+        raise StepError(f"{words[0]} {ended}")
+
+
+def thread_variables(threads: int, *, gpu: bool) -> dict[str, str]:
+    """Variables that make nnU-Net and its libraries use so many cores.
+
+    With a GPU, loader processes prepare batches beside the training; on the processor alone they would take the cores
+    that the network computes with, so that the training loads its batches itself.
+    """
+    loaders = max(1, threads - 1) if gpu else 0
+    computing = 1 if gpu else threads
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return {
+        **dict.fromkeys(names, str(computing)),
+        "nnUNet_n_proc_DA": str(loaders),
+        "nnUNet_def_n_proc": str(threads),
+    }
+
+
+def interrupt_on_signals() -> None:
+    """Let SIGTERM end this process as Ctrl-C does, so that what it started ends with it."""
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+
+
+def _program(name: str, arguments: Sequence[str]) -> list[str]:
+    """A console command of this interpreter's environment, which need not be activated or on the path."""
+    found = next(iter(entry_points(group="console_scripts", name=name)), None)
+    target = found.value if found else "nnunet_fm.cli.app:main" if name == "nnunet-fm" else None
+    if target is None:
+        raise StepError(f"{name} is not installed")
+    module, function = target.split(":")
+    code = f"import sys; from {module} import {function}; sys.argv[0] = {name!r}; sys.exit({function}())"
+    return [sys.executable, "-c", code, *arguments]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a command with all that it started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(GRACE)
+            return
+        except subprocess.TimeoutExpired:
+            continue
+        except ProcessLookupError:
+            process.wait()
+            return

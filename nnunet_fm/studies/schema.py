@@ -1,0 +1,367 @@
+"""The schema of a study file, what its keys mean, and reading one with errors that name the nearest legal key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from nnunet_fm.models.card import Recipe
+from nnunet_fm.models.names import PLANS_PREFIX, TRAINER_PREFIX, Spec, UnknownNameError
+from nnunet_fm.models.registry import get_card, grammar
+
+Variant = Literal["mission", "official", "thesis", "nnunet"]
+ResEnc = Annotated[
+    Literal["M", "L", "XL"] | None,
+    BeforeValidator(lambda size: {True: "M", False: None}.get(size, size) if isinstance(size, bool) else size),
+]
+Cases = Annotated[PositiveInt | None, BeforeValidator(lambda number: None if number == "all" else number)]
+FULL_STOCK = 250_000
+"""Iterations of stock nnU-Net: 1,000 epochs of 250."""
+DEFAULT_SEED = 42
+_ELSEWHERE = {
+    "recipe.seed": "seeds",
+    "recipe.max_minutes": "budget.minutes",
+    "recipe.iterations_per_epoch": "budget.iterations_per_epoch",
+    "recipe.validation_iterations": "budget.validation_iterations",
+}
+"""Settings that have a key of their own, because stock controls follow it, too."""
+
+
+class StudyError(ValueError):
+    """A study that cannot be read or run; the message names file, rule and cure."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, content: Any) -> Any:
+        if isinstance(content, Mapping):
+            for key in content:
+                if key not in cls.model_fields:
+                    near = difflib.get_close_matches(str(key), cls.model_fields, 1)
+                    hint = f"did you mean '{near[0]}'? " if near else ""
+                    raise ValueError(f"'{key}' is no key here: {hint}legal are {', '.join(cls.model_fields)}")
+        return content
+
+
+class Model(_Strict):
+    """One row of the comparison: a model, and what it does otherwise than the study.
+
+    ``set`` changes fields of the recipe or arguments of the network, as ``nnunet-fm plan --set`` does. ``skip`` are
+    datasets that the model is neither trained nor tested on, such as those that its weights have seen.
+    """
+
+    model: str
+    head: str | None = None
+    adapter: str | None = None
+    scratch: bool = False
+    label: str | None = None
+    variant: Variant | None = None
+    set: dict[str, Any] = {}
+    weights: str | None = None
+    head_weights: str | None = None
+    skip: list[str] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name(cls, content: Any) -> Any:
+        """``dinov2_b_linear_full`` stands for a model, a head and an adapter, wherever it is written."""
+        content = {"model": content} if isinstance(content, str) else content
+        if not isinstance(content, Mapping) or not isinstance(content.get("model"), str):
+            return content
+        spec = parse(content["model"])
+        for part in ("head", "adapter"):
+            given = content.get(part)
+            if given is not None and getattr(spec, part) not in (None, given):
+                raise ValueError(f"'{content['model']}' names a {part}, and {part}: {given} is given as well")
+        parts = {"model": spec.model, "head": spec.head, "adapter": spec.adapter, "scratch": spec.scratch}
+        return {**{name: part for name, part in parts.items() if part}, **content, "model": spec.model}
+
+    @model_validator(mode="after")
+    def _legal(self) -> Model:
+        check_parts(self)
+        return self
+
+
+class Budget(_Strict):
+    """How long every model trains; what is not given is the plan's own.
+
+    Args:
+        iterations: optimiser steps, of the stock controls, too.
+        epochs: of 2D models, passes over all slices.
+        minutes: stop after this time, whatever is left.
+        iterations_per_epoch, validation_iterations: length of nnU-Net's epochs.
+    """
+
+    iterations: PositiveInt | None = None
+    epochs: PositiveInt | None = None
+    minutes: PositiveFloat | None = None
+    iterations_per_epoch: PositiveInt | None = None
+    validation_iterations: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Budget:
+        if self.iterations is not None and self.epochs is not None:
+            raise ValueError("iterations and epochs say the same in two ways: give one")
+        return self
+
+
+class Controls(_Strict):
+    """The rows that every comparison needs, on unless switched off.
+
+    Args:
+        stock: nnU-Net as it is.
+        resenc: nnU-Net with a residual encoder of this size.
+        scratch: every pre-trained model of the study from random weights, once for all of its adapters.
+        iterations: of the first two, instead of the budget's; without either, nnU-Net's own 1,000 epochs.
+    """
+
+    stock: bool = True
+    resenc: ResEnc = "M"
+    scratch: bool = True
+    iterations: PositiveInt | None = None
+
+
+class Adapt(_Strict):
+    """One way in which every model of another domain is adapted to a dataset; see ``nnunet-fm adapt``."""
+
+    method: Literal["selftraining", "entropymin"]
+    labelled: NonNegativeInt | None = None
+    confidence: float | None = Field(None, ge=0, lt=1)
+    update_every: PositiveInt | None = None
+    teacher_momentum: float | None = Field(None, ge=0, lt=1)
+    train: Literal["head", "adapter", "all"] | None = None
+    faithful: bool = False
+    epochs: PositiveInt | None = None
+    iterations: PositiveInt | None = None
+    set: dict[str, Any] = {}
+    label: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Adapt:
+        if self.iterations is not None and self.epochs is not None:
+            raise ValueError("iterations and epochs say the same in two ways: give one")
+        return self
+
+
+class Resources(_Strict):
+    """What one job may use.
+
+    Args:
+        gpu: of a training and a prediction; unset, 1 where there is one, or where a profile sends jobs elsewhere.
+        cores: of a training; unset, 8 with a GPU and 4 without.
+        memory_gb: of a training; unset, 24.
+        hours: a scheduler ends a training after this time; unset, twice the estimate, but 4 at least.
+        device: as stock commands name it; unset, cuda with a GPU, else cpu.
+    """
+
+    gpu: NonNegativeInt | None = None
+    cores: PositiveInt | None = None
+    memory_gb: PositiveFloat = 24
+    hours: PositiveFloat | None = None
+    device: Literal["cuda", "cpu", "mps"] | None = None
+
+
+class Study(_Strict):
+    """Models × heads × adapters × datasets × folds × seeds × numbers of training cases.
+
+    Args:
+        name: of the study and, unless ``output`` says otherwise, of its folder.
+        title: heading of the report.
+        output: folder, relative to where the command is run.
+        datasets: numbers, names (``Dataset501_AortaSeg24``), or names without the number (``AortaSeg24``).
+        anatomies: the same in groups that share their labels: domains of one another.
+        sources: train on these alone; the others are tested on.
+        models: names as in trainers, or mappings.
+        heads, adapters: of every 2D model and every pre-trained model that names none.
+        folds: of nnU-Net's split.
+        seeds: one training for each.
+        train_cases: few-shot: the numbers of training cases, or all.
+        variant, set, weights: as of ``nnunet-fm plan``.
+        gpu_memory_target: GB that patch and batch are fitted into.
+        checkpoint: which one is tested.
+        generalise: test on the other domains of the anatomy, too.
+        adapt: adapt the models of every other domain of the anatomy.
+        test: ``test`` is imagesTs with labelsTs, ``validation`` the validation cases of the fold, ``auto`` the first
+            where it exists.
+        evaluate: further options of ``nnunet-fm evaluate``, such as ``{--empty: thesis}``.
+        published: id of published results that the report sets beside these.
+    """
+
+    name: str = Field(pattern=r"^\w[\w.-]*$")
+    title: str | None = None
+    output: Path | None = None
+    datasets: list[str] = []
+    anatomies: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
+    sources: list[str] = []
+    models: list[Model] = Field(min_length=1)
+    heads: list[str] = []
+    adapters: list[str] = []
+    folds: list[Annotated[str, Field(pattern=r"^(\d+|all)$")]] = Field(["0"], min_length=1)
+    seeds: list[NonNegativeInt] = Field([DEFAULT_SEED], min_length=1)
+    train_cases: list[Cases] = Field([None], min_length=1)
+    variant: Variant = "mission"
+    set: dict[str, Any] = {}
+    gpu_memory_target: PositiveFloat | None = None
+    budget: Budget = Budget()
+    controls: Controls = Controls()
+    checkpoint: Literal["final", "best"] = "final"
+    generalise: bool = False
+    adapt: list[Adapt] = []
+    test: Literal["auto", "test", "validation"] = "auto"
+    evaluate: dict[str, Any] = {}
+    resources: Resources = Resources()
+    published: str | None = None
+
+    @field_validator("datasets", "sources", "folds", mode="before")
+    @classmethod
+    def _words(cls, values: Any) -> Any:
+        return [str(v) for v in values] if isinstance(values, list) else values
+
+    @field_validator("anatomies", mode="before")
+    @classmethod
+    def _words_by_anatomy(cls, groups: Any) -> Any:
+        if not isinstance(groups, Mapping):
+            return groups
+        return {str(k): [str(v) for v in vs] if isinstance(vs, list) else vs for k, vs in groups.items()}
+
+    @field_validator("controls", mode="before")
+    @classmethod
+    def _none_or_all(cls, controls: Any) -> Any:
+        if isinstance(controls, bool):
+            return {} if controls else {"stock": False, "resenc": None, "scratch": False}
+        return controls
+
+    @field_validator("set")
+    @classmethod
+    def _settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        check_settings(settings)
+        return settings
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        if bool(self.datasets) == bool(self.anatomies):
+            raise ValueError("give either datasets, or anatomies with the datasets of each")
+        for what in ("folds", "seeds", "train_cases", "heads", "adapters", "datasets"):
+            if len(set(getattr(self, what))) < len(getattr(self, what)):
+                raise ValueError(f"{what} holds something twice")
+        several = any(len(group) > 1 for group in self.anatomies.values())
+        if (self.generalise or self.adapt) and not several:
+            raise ValueError("generalise and adapt need an anatomy with several datasets: list them under anatomies")
+        stock = self.controls.stock or self.controls.resenc
+        limit = self.controls.iterations or self.budget.iterations
+        if self.budget.minutes is not None and stock and limit is None:
+            raise ValueError(
+                "stock nnU-Net cannot be given minutes: add budget.iterations or controls.iterations, or switch it off "
+                "with controls: {stock: false, resenc: false}"
+            )
+        return self
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """Anatomy -> its datasets; each dataset is an anatomy of its own where none are given."""
+        return self.anatomies or {dataset: [dataset] for dataset in self.datasets}
+
+    @property
+    def folder(self) -> Path:
+        """Where the study writes."""
+        return (self.output or Path(self.name)).expanduser().absolute()
+
+
+def parse(name: str) -> Spec:
+    """Meaning of ``model[_head][_adapter][_scratch]``; a ValueError names the nearest."""
+    prefix = f"{TRAINER_PREFIX}_"
+    try:
+        spec = grammar().trainer(prefix + name.removeprefix(f"{PLANS_PREFIX}_"))
+    except UnknownNameError as error:
+        near = [n.removeprefix(prefix) for n in error.nearest]
+        raise ValueError(
+            f"'{name}' is no model[_head][_adapter]{': did you mean ' + ', '.join(near) + '?' if near else ''}"
+        ) from None
+    if spec.model is None:
+        raise ValueError(f"'{name}' names no model")
+    return spec
+
+
+def check_parts(model: Model) -> None:
+    """Raise ValueError where a model has no such head, adapter or weights, or a setting is illegal."""
+    card = get_card(model.model)
+    for what, part, legal in (("head", model.head, card.heads), ("adapter", model.adapter, card.adapters)):
+        if part is not None and part not in legal:
+            raise ValueError(f"'{card.name}' has no {what} '{part}'; legal: {', '.join(legal) or 'none'}")
+    if model.weights is not None and card.find_checkpoint(model.weights) is None:
+        known = ", ".join(c.name for c in card.checkpoints) or "none"
+        raise ValueError(f"'{card.name}' has no weights '{model.weights}'; known: {known}")
+    check_settings(model.set)
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError unless every key is ``recipe.<field>`` or ``network.<argument>``."""
+    for key, value in settings.items():
+        owner, _, field = key.partition(".")
+        if key in _ELSEWHERE:
+            raise ValueError(f"set: '{key}' is set by {_ELSEWHERE[key]}")
+        if owner == "network" and field:
+            continue
+        if owner != "recipe" or field not in Recipe.model_fields:
+            near = difflib.get_close_matches(field or owner, Recipe.model_fields, 1)
+            hint = f": did you mean 'recipe.{near[0]}'?" if near else ""
+            raise ValueError(f"set: '{key}' is neither recipe.<field> nor network.<argument>{hint}")
+        try:
+            Recipe(**{field: value})
+        except ValidationError as error:
+            raise ValueError(f"set: {key}: {error.errors()[0]['msg']}") from None
+
+
+def read_study(path: Path) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        StudyError: with one line per fault: the key, what is wrong and the nearest legal key.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(f"there is no {path}; `nnunet-fm study --example` prints one") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} is no YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise StudyError(f"{path} holds no study; `nnunet-fm study --example` prints one")
+    try:
+        return Study(**content)
+    except ValidationError as error:
+        faults = [f"{_place(e['loc'])}{_reason(e)}" for e in error.errors()]
+        raise StudyError(f"{path}: " + "; ".join(faults)) from None
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """``models[2].head: ``, empty for the study itself."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return f"{text.removeprefix('.')}: " if text else ""
+
+
+def _reason(fault: Any) -> str:
+    message: str = re.sub("^(Value error|Assertion failed), ", "", fault["msg"])
+    return message[:1].lower() + message[1:] if message[:1].isupper() and message[1:2].islower() else message
+
+
+__all__ = ["Adapt", "Budget", "Controls", "Model", "Resources", "Study", "StudyError", "read_study"]

@@ -1,0 +1,111 @@
+"""One job of a study as a process of its own: ``python -m nnunet_fm.studies.steps JOBS ID --threads N``.
+
+A step holds a lock while it works and waits for whoever holds it: a training whose Snakemake was killed goes on alone
+and is not started a second time. What is done already is known by its products and not repeated. What a step writes
+appears complete or not at all, the mark of the finished job last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from nnunet_fm.studies import data, gpus, testing, training
+from nnunet_fm.studies.locks import Holder, Lock
+from nnunet_fm.studies.marks import Marks, write_json
+from nnunet_fm.studies.process import interrupt_on_signals
+from nnunet_fm.studies.workplace import Workplace, lock_path
+
+INTERRUPTED = 130
+"""Exit code after a signal, as shells have it."""
+
+STEPS: Mapping[str, Callable[[Workplace], None]] = {
+    "plan": data.plan,
+    "adapt": data.adapt,
+    "preprocess": data.preprocess,
+    "train": training.train,
+    "predict": testing.predict,
+    "evaluate": testing.evaluate,
+    "report": testing.report,
+}
+
+
+def main(arguments: Sequence[str] | None = None, steps: Mapping[str, Callable[[Workplace], None]] = STEPS) -> int:
+    """Do a job; returns the exit code.
+
+    Args:
+        arguments: of the command line.
+        steps: rule -> what does a job of it.
+    """
+    parser = argparse.ArgumentParser(prog="nnunet_fm.studies.steps")
+    parser.add_argument("jobs", type=Path)
+    parser.add_argument("id")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args(arguments)
+    interrupt_on_signals()
+    content = json.loads(given.jobs.read_text(encoding="utf-8"))
+    job, folder = content["jobs"][given.id], Path(content["folder"])
+    marks = Marks(folder)
+    _log_to(marks.log(job["rule"], given.id))
+    print(f"--- {_now()} {job['title']}", flush=True)
+    try:
+        seconds = _work(content, given.id, given.threads, steps)
+    except KeyboardInterrupt:
+        print(f"--- {_now()} interrupted", flush=True)
+        return INTERRUPTED
+    except Exception as error:
+        traceback.print_exc()
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"--- {_now()} failed: {reason}", flush=True)
+        write_json(marks.failed(job["rule"], given.id), {"title": job["title"], "reason": reason})
+        return 1
+    print(f"--- {_now()} done in {seconds:.1f} s", flush=True)
+    about = {"title": job["title"], "seconds": round(seconds, 2), "host": socket.gethostname(), "finished": _now()}
+    write_json(marks.done(job["rule"], given.id), about)
+    return 0
+
+
+def _work(
+    content: Mapping[str, Any], identifier: str, threads: int, steps: Mapping[str, Callable[[Workplace], None]]
+) -> float:
+    """Wait for the lock, do the job; returns the seconds without the waiting."""
+    job, folder = content["jobs"][identifier], Path(content["folder"])
+    rule, what, device = job["rule"], job["what"], job["device"]
+    lock = Lock(lock_path(folder, rule, identifier, what), job["title"])
+
+    def tell(holder: Holder) -> None:
+        print(f"waiting for {holder}", flush=True)
+
+    lock.wait(tell)
+    with lock, gpus.one_of_several(tell, wanted=device == "cuda") as variables:
+        start = time.monotonic()
+        steps[rule](Workplace(folder, what, lock, threads, device, variables))
+        return time.monotonic() - start
+
+
+def _log_to(path: Path) -> None:
+    """Append all that this process and its commands print to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

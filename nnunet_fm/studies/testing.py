@@ -1,0 +1,115 @@
+"""Steps after a training: predictions, scores, the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from nnunet_fm.studies.cases import Tested, choose_cases, label_names
+from nnunet_fm.studies.marks import read_json, write_json
+from nnunet_fm.studies.process import StepError
+from nnunet_fm.studies.workplace import Workplace
+
+TESTED = "tested.json"
+"""In the folder of a target: which cases were predicted, and with which checkpoint."""
+PREDICTIONS, SCORES = "predictions", "scores.csv"
+
+
+def predict(place: Workplace) -> None:
+    """Predict the test cases of a dataset with a trained fold, in this one process, so that times are undisturbed.
+
+    Raises:
+        StepError: if the command fails or the checkpoint is missing.
+    """
+    what = place.what
+    target, folder = what["target"], place.folder / what["folder"]
+    raw = place.raw(target)
+    chosen = choose_cases(raw, place.preprocessed(target), what["fold"], what["test"], own=target == what["dataset"])
+    checkpoint = place.fold() / what["checkpoint"]
+    if not checkpoint.is_file():
+        raise StepError(f"{place.fold()} has no {what['checkpoint']}")
+    stamp = {**chosen.as_json(), "checkpoint": [what["checkpoint"], *_version(checkpoint)]}
+    predictions, ending = folder / PREDICTIONS, _dataset_json(raw)["file_ending"]
+    if read_json(folder / TESTED) == stamp and set(chosen.cases) <= label_names(predictions, ending):
+        print(f"{len(chosen.cases)} predictions in {predictions} are kept.", flush=True)
+        return
+    partial = folder / f"{PREDICTIONS}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    (folder / TESTED).unlink(missing_ok=True)
+    model = ("-m", place.model(), "-f", what["fold"], "-chk", what["checkpoint"], "-device", place.device)
+    place.run(
+        "nnunet-fm", "predict", "-i", raw / chosen.images, "-o", partial, *model, "-npp", 0, "-nps", 0,
+        "--disable_progress_bar", "--cases", *chosen.cases,
+    )  # fmt: skip
+    shutil.rmtree(predictions, ignore_errors=True)
+    os.replace(partial, predictions)
+    write_json(folder / TESTED, stamp)
+
+
+def evaluate(place: Workplace) -> None:
+    """Score the predictions of a target.
+
+    Raises:
+        StepError: if there are no predictions.
+    """
+    from nnunet_fm.evaluation.folder import evaluate_folder
+    from nnunet_fm.evaluation.frame import write_scores
+
+    what, raw = place.what, place.raw(place.what["target"])
+    folder = place.folder / what["folder"]
+    stamp, content = read_json(folder / TESTED), _dataset_json(raw)
+    if stamp is None:
+        raise StepError(f"{folder} holds no predictions")
+    tested = Tested(stamp["images"], stamp["labels"], stamp["cases"])
+    scores = evaluate_folder(
+        folder / PREDICTIONS,
+        raw / tested.labels,
+        content["labels"],
+        file_ending=content["file_ending"],
+        cases=tested.cases,
+        shares=class_shares(place.folder, raw, place.threads),
+        processes=place.threads,
+        **what["options"],
+    )
+    partial = folder / f".{SCORES}.{os.getpid()}"
+    write_scores(scores, partial)
+    os.replace(partial, folder / SCORES)
+
+
+def report(place: Workplace) -> None:
+    """Write the report of the study as far as it has come."""
+    place.run("nnunet-fm", "report", place.folder)
+
+
+def class_shares(folder: Path, raw: Path, processes: int) -> dict[str, float] | None:
+    """Class -> share of the labelled volume in a dataset's training cases, kept in the study's folder.
+
+    None where the dataset has no training cases.
+    """
+    from nnunet_fm.evaluation.size_groups import size_shares
+
+    file = folder / "size_shares" / f"{raw.name}.json"
+    known = read_json(file)
+    if known is not None:
+        return known
+    content = _dataset_json(raw)
+    try:
+        shares = size_shares(raw / "labelsTr", content["labels"], content["file_ending"], processes=processes)
+    except FileNotFoundError:
+        return None
+    write_json(file, shares)
+    return shares
+
+
+def _dataset_json(raw: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _version(file: Path) -> tuple[int, int]:
+    """Size in bytes and time of change in ns."""
+    about = file.stat()
+    return about.st_size, about.st_mtime_ns

@@ -1,0 +1,82 @@
+"""What a step works with: its arguments, nnU-Net's folders, its share of the machine, and its lock."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nnunet_fm.studies.locks import Lock
+from nnunet_fm.studies.process import StepError, run_command, thread_variables
+
+
+@dataclass
+class Workplace:
+    """Of one job.
+
+    Attributes:
+        folder: of the study.
+        what: arguments of the job.
+        lock: held while the job's commands run.
+        threads: cores that the job may use.
+        device: as stock commands name it.
+        variables: of the environment of all commands, besides those for the cores.
+    """
+
+    folder: Path
+    what: Mapping[str, Any]
+    lock: Lock
+    threads: int
+    device: str
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def run(self, *words: object) -> None:
+        """Run a command; raises `StepError` if it fails."""
+        cores = thread_variables(self.threads, gpu=self.device != "cpu")
+        run_command([str(word) for word in words], self.lock, {**cores, **self.variables})
+
+    def raw(self, dataset: str) -> Path:
+        """A dataset's folder in ``nnUNet_raw``."""
+        return nnunet_folder("nnUNet_raw") / dataset
+
+    def preprocessed(self, dataset: str) -> Path:
+        """A dataset's folder in ``nnUNet_preprocessed``."""
+        return nnunet_folder("nnUNet_preprocessed") / dataset
+
+    def model(self) -> Path:
+        """Folder of the model that the job trains or uses."""
+        what = self.what
+        name = f"{what['trainer']}__{what['plans']}__{what['configuration']}"
+        return nnunet_folder("nnUNet_results") / what["dataset"] / name
+
+    def fold(self) -> Path:
+        """Folder of the model's fold."""
+        return self.model() / f"fold_{self.what['fold']}"
+
+
+def nnunet_folder(name: str) -> Path:
+    """One of nnU-Net's three folders.
+
+    Raises:
+        StepError: if its variable is not set.
+    """
+    if not os.environ.get(name):
+        raise StepError(f"the variable {name} is not set: it names one of nnU-Net's three folders")
+    return Path(os.environ[name])
+
+
+def lock_path(folder: Path, rule: str, job: str, what: Mapping[str, Any]) -> Path:
+    """The lock of a job: of what it writes, wherever a study is started from.
+
+    Plans of a dataset are written one after the other, because the first makes the fingerprint. So are preprocessed
+    data, because nnU-Net copies the label maps each time.
+    """
+    if rule in ("plan", "adapt", "preprocess"):
+        kind = "preprocess" if rule == "preprocess" else "plan"
+        return nnunet_folder("nnUNet_preprocessed") / what["dataset"] / ".locks" / f"{kind}.lock"
+    if rule == "train":
+        model = f"{what['trainer']}__{what['plans']}__{what['configuration']}__fold_{what['fold']}"
+        return nnunet_folder("nnUNet_results") / what["dataset"] / ".locks" / f"{model}.lock"
+    return folder / ".locks" / f"{job}.lock"
