@@ -18,8 +18,9 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_data
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 import nnunet_fm.trainers
+from nnunet_fm.evaluation.record import Overlap
 from nnunet_fm.plans.planner import Options, planner_class
-from nnunet_fm.trainers.volume_dice import VolumeDice, volume_dice
+from nnunet_fm.trainers.volume_dice import VolumeDice, volume_overlap
 from tests.datasets import empty, nnunet_folders, write_dataset, write_fingerprint
 
 CPU = torch.device("cpu")
@@ -119,13 +120,15 @@ def test_dice_by_hand() -> None:
     prediction = torch.tensor([0, 1, 1, 1, 0, 0, 1, 2])
     one = (2 * 2 + 1) / (4 + 3 + 1)  # with the voxel where the reference has 9
     two = (0 + 1) / (1 + 1 + 1)
-    assert volume_dice(prediction, reference, [1, 2]) == pytest.approx((one + two) / 2)
+    assert volume_overlap(prediction, reference, [1, 2]).dice == pytest.approx((one + two) / 2)
+    one, two = (2 + 1) / (4 + 3 - 2 + 1), (0 + 1) / (1 + 1 + 1)
+    assert volume_overlap(prediction, reference, [1, 2]).miou == pytest.approx((one + two) / 2)
     one, two = (2 * 2 + 1) / (3 + 3 + 1), (0 + 1) / (0 + 1 + 1)
-    assert volume_dice(prediction, reference, [1, 2], ignore_label=9) == pytest.approx((one + two) / 2)
+    assert volume_overlap(prediction, reference, [1, 2], ignore_label=9).dice == pytest.approx((one + two) / 2)
     whole = (2 * 2 + 1) / (3 + 4 + 1)
-    assert volume_dice(prediction, reference, [(1, 2), 2], ignore_label=9) == pytest.approx((whole + two) / 2)
-    assert volume_dice(prediction, reference, [5]) == 1  # empty in both
-    assert volume_dice(reference, reference, [1, 2, 9]) == 1
+    assert volume_overlap(prediction, reference, [(1, 2), 2], ignore_label=9).dice == pytest.approx((whole + two) / 2)
+    assert volume_overlap(prediction, reference, [5]) == Overlap(dice=1, miou=1)  # empty in both
+    assert volume_overlap(reference, reference, [1, 2, 9]) == Overlap(dice=1, miou=1)
 
 
 @pytest.mark.parametrize("kind", [pytest.param("plain", marks=pytest.mark.slow), "regions"])
@@ -171,7 +174,7 @@ def test_measuring_leaves_everything_as_it_was() -> None:
         assert torch.initial_seed() == 1 and torch.equal(torch.rand(3), torch.rand(3, generator=seeded(1)))
         assert np.array_equal(np.random.rand(3), np.random.RandomState(1).rand(3))
         assert {name: module.training for name, module in network.named_modules()} == modes
-        assert network.deep_supervision and 0 < score < 1
+        assert network.deep_supervision and 0 < score.dice < 1
         assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
 
 
@@ -216,7 +219,7 @@ def test_the_plan_is_met_to_the_iteration() -> None:
 
 
 def test_the_best_volumes_and_the_lowest_loss_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = iter([0.4, 0.6, 0.5])
+    scores = iter([Overlap(dice=dice, miou=dice / 2) for dice in (0.4, 0.6, 0.5)])
     monkeypatch.setattr(VolumeDice, "measure", lambda self: next(scores))
     trainer = make_trainer(every=2)
     saved: list[tuple[str, int]] = []

@@ -18,8 +18,17 @@ Examples:
 
   nnunet-fm plan -d 501 -m spadnet --set network.spad_patch_depth=auto
 
+  nnunet-fm plan -d 501 -m stunet_b --train-cases 3 --seed 2 --eval-datasets 502 503 --name FMPlans_three
+
+  nnunet-fm plan -d 501 --control resenc_m --iterations 20000 --train-cases 3 --seed 2
+
 Then: nnUNetv2_preprocess -d 501 -plans_name FMPlans_stunet_b -c 3d_fullres
+
+A control is trained with -tr fm_trainer_stock on the data that its stock plans have preprocessed.
 """
+
+CONTROL_FIELDS = ("iterations_per_epoch", "validation_iterations")
+"""Recipe fields that a control has, too."""
 
 
 def plan(
@@ -57,6 +66,18 @@ def plan(
             help="sam or medsam: file that a head of the SAM family starts from, and its mask decoder where that fits.",
         ),
     ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the training and of --train-cases.")] = None,
+    train_cases: Annotated[
+        int | None, typer.Option("--train-cases", min=1, help="Train on so many cases of a fold, drawn by the seed.")
+    ] = None,
+    eval_datasets: Annotated[
+        list[str] | None,
+        typer.Option("--eval-datasets", help="Other datasets of the same labels to measure on.", metavar="ID ID …"),
+    ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option("--control", help="Instead of a model, stock nnU-Net: stock, resenc_m, resenc_l or resenc_xl."),
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Plans name instead of FMPlans_<model>…")] = None,
     portable: Annotated[bool, typer.Option("--portable", help="Plans that nnU-Net can use without our hook.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace plans that have trained models.")] = False,
@@ -67,6 +88,19 @@ def plan(
     import contextlib
     import sys
     from pathlib import Path
+
+    if control is not None:
+        unfit = {
+            "-m": model, "--head": head, "--adapter": adapter, "--epochs": epochs, "--spacing": spacing,
+            "--patch": patch, "--batch": batch, "--slice-axis": slice_axis, "--weights": weights,
+            "--head-weights": head_weights, "--eval-datasets": eval_datasets, "--portable": portable or None,
+            "--variant": None if variant == "mission" else variant,
+        }  # fmt: skip
+        given = [flag for flag, value in unfit.items() if value]
+        if given:
+            raise typer.BadParameter(f"stock nnU-Net has no {', '.join(given)}", param_hint="--control")
+        _control(control, dataset, iterations, seed, train_cases, settings or [], name, force, as_json)
+        return
 
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
     from nnunetv2.paths import nnUNet_preprocessed
@@ -95,10 +129,12 @@ def plan(
         patch=patch,
         batch=batch,
         slice_axis=slice_axis,
-        recipe=_changed("recipe", settings or []),
+        recipe=_changed("recipe", settings or []) | ({} if seed is None else {"seed": seed}),
         network=_changed("network", settings or []),
         weights=weights,
         head_weights=head_weights,
+        train_cases=train_cases,
+        eval_datasets=[int(other) if other.isdigit() else other for other in eval_datasets or []],
         portable=portable,
         force=force,
     )
@@ -111,6 +147,46 @@ def plan(
         plans = planner(dataset_name, gpu_memory_target, plans_name=name, options=options).plan_experiment()
     if as_json:
         print(json.dumps({"path": str(folder / f"{plans['plans_name']}.json"), "plans": plans}))
+
+
+def _control(
+    control: str,
+    dataset: str,
+    iterations: int | None,
+    seed: int | None,
+    train_cases: int | None,
+    settings: list[str],
+    name: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write the plans of a control row; what is not given is as in stock nnU-Net."""
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+    from nnunet_fm.plans.stock import BASES, write_stock_plans
+
+    if control not in BASES:
+        raise typer.BadParameter(f"'{control}' is not one of {', '.join(BASES)}", param_hint="--control")
+    changed = _changed("recipe", settings)
+    unfit = [*(set(changed) - set(CONTROL_FIELDS)), *_changed("network", settings)]
+    wrong = [key for key in CONTROL_FIELDS if key in changed and not (type(changed[key]) is int and changed[key] > 0)]
+    if unfit or wrong:
+        legal = ", ".join(f"recipe.{field}=<whole number>" for field in CONTROL_FIELDS)
+        raise typer.BadParameter(f"of stock nnU-Net only {legal} can be set", param_hint="--set")
+    file = write_stock_plans(
+        maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset),
+        BASES[control],
+        name,
+        train_cases=train_cases,
+        force=force,
+        **({} if iterations is None else {"iterations": iterations}),
+        **({} if seed is None else {"seed": seed}),
+        **changed,
+    )
+    if as_json:
+        print(json.dumps({"path": str(file), "plans": json.loads(file.read_text(encoding="utf-8"))}))
+    else:
+        print(f"Plans were saved to {file}; train them with -tr fm_trainer_stock -p {file.stem}")
 
 
 def _spacing(words: list[str] | None) -> list[float] | str | None:

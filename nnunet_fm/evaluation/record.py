@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -26,8 +28,15 @@ class Overlap(_Strict):
 class Validation(_Strict):
     """One validation: at the end of an epoch, of the training's own domain and of the plan's ``eval_datasets``.
 
-    ``per_slice`` are means over the slices, ``per_volume`` over the volumes of whole cases, where they were measured.
-    ``domains`` has the name of another dataset -> per volume. ``images`` are file names relative to the record.
+    ``epoch`` counts from 0, ``iteration`` are the optimiser steps before the validation, ``seconds`` the training time
+    until its end, over all interruptions. ``dice_patches`` is nnU-Net's Dice over all voxels of the validation patches
+    and ``dice_ema`` its moving average, 0.9 of the one before.
+
+    ``per_slice`` is over axial slices of the validation patches (the slices themselves in 2D): mean over the foreground
+    classes that a slice or its prediction shows, then over the slices that show any. ``per_volume`` is over whole
+    validation cases, where they were measured: smoothed by 1 in numerator and denominator, so that empty in both is 1,
+    mean over classes, then cases. ``domains`` has the name of another dataset -> per volume. ``images`` are file names
+    relative to the record.
     """
 
     epoch: int
@@ -45,7 +54,10 @@ class Validation(_Strict):
 
 
 class Speed(_Strict):
-    """Training samples per second over all iterations after the first `BURN_IN`, and the share of time for data."""
+    """Training samples per second, mean and standard deviation over all ``iterations`` after the first `BURN_IN`.
+
+    ``waiting_share`` is the share of these iterations' time that went into waiting for data.
+    """
 
     mean: float
     sd: float
@@ -54,7 +66,13 @@ class Speed(_Strict):
 
 
 class TrainingRecord(_Strict):
-    """What a training did and cost. Memory is in bytes, ``device_memory`` that of an accelerator, None on a CPU."""
+    """What a training did and cost.
+
+    ``seconds`` are training time over all interruptions. Memory is in bytes: ``peak_memory`` the largest resident
+    memory of the training process (loader processes have their own), ``device_memory`` the largest that was allocated
+    on a CUDA device, None elsewhere. ``model`` is None for stock nnU-Net. ``convergence_iteration``: see the function
+    of that name. In a training on several devices, numbers of a process are those of the first.
+    """
 
     version: int = 1
     trainer: str
@@ -92,3 +110,28 @@ class TrainingRecord(_Strict):
         """The record of a fold's folder, None where there is none."""
         path = folder / FILE
         return cls.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+CONVERGED = 0.99
+"""A Dice that stays above this share of its best has converged."""
+
+
+def convergence_iteration(dice_ema: Sequence[float], iterations: Sequence[int]) -> int | None:
+    """Iteration of the first validation after which the Dice never leaves a band of 1 % below its best.
+
+    The best is that of the whole training, and the band is relative to it: at least 0.99 of the best.
+
+    Args:
+        dice_ema: Dice of each validation, averaged over time with a weight of 0.9 on the past.
+        iterations: optimiser steps before each validation.
+
+    Returns:
+        The iteration; None where the last validation lies outside of the band, nothing was learned or measured.
+    """
+    best = max((dice for dice in dice_ema if not math.isnan(dice)), default=0.0)
+    reached: int | None = None
+    for dice, iteration in zip(reversed(dice_ema), reversed(iterations), strict=True):
+        if best <= 0 or not dice >= CONVERGED * best:  # NaN is outside
+            break
+        reached = iteration
+    return reached

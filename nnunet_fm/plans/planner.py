@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +11,8 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from pydantic import ValidationError
@@ -27,6 +26,8 @@ from nnunet_fm.models.plan_key import KEY, PlanError, PlanKey, WeightsEntry
 from nnunet_fm.models.registry import get_card, grammar
 from nnunet_fm.plans import memory
 from nnunet_fm.plans.choice import choose_model
+from nnunet_fm.plans.domains import check_domains, write_plans_for
+from nnunet_fm.plans.files import save_plans
 from nnunet_fm.plans.geometry import Choice, choose_spacing, median_shape, nnunet_patch, shrink_patch, wanted_patch
 from nnunet_fm.plans.intensity import channel_names, normalization
 from nnunet_fm.plans.orientation import dataset_orientations, orientation_warning
@@ -45,6 +46,7 @@ class Options:
     """What `nnunet-fm plan` can change; None and empty leave the choice to card and data.
 
     ``iterations`` wins over ``epochs``. ``slice_axis`` is what `nnunet_fm.plans.slices.slice_axis` takes.
+    ``eval_datasets`` are IDs or names.
     """
 
     iterations: int | None = None
@@ -57,6 +59,8 @@ class Options:
     network: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
     head_weights: str | None = None
+    train_cases: int | None = None
+    eval_datasets: Sequence[int | str] = ()
     portable: bool = False
     force: bool = False
 
@@ -142,7 +146,9 @@ class FMPlanner(ExperimentPlanner):
         return plans
 
     def _plan(self, card: ModelCard, spec: Spec, reasons: dict[str, str]) -> dict[str, Any]:
-        variant = spec.variant or "mission"
+        variant, cases = spec.variant or "mission", len(self.dataset_fingerprint["spacings"])
+        if self.options.train_cases is not None and self.options.train_cases > cases:
+            raise PlanError(f"--train-cases {self.options.train_cases}: {self.dataset_name} has {cases} training cases")
         head = spec.head or card.default_head
         adapter = spec.adapter or card.default_adapter
         published: Variant = card.variants[variant]  # type: ignore[index]
@@ -180,7 +186,7 @@ class FMPlanner(ExperimentPlanner):
         draft = _Draft(card, variant, planned, recipe, head, adapter, spacing, image, origin, reasons)
         patch, batch = self._patch_and_batch(draft)
         entry = self._architecture(card, patch, spacing, head, norm.schemes)
-        slices = count_slices(shapes) if card.dim == 2 else None
+        slices = self._slices(shapes) if card.dim == 2 else None
         iterations, epochs = self._iterations(draft, slices, batch)
 
         configuration: dict[str, Any] = {
@@ -229,8 +235,18 @@ class FMPlanner(ExperimentPlanner):
             origin=origin,
             reasons=reasons,
             weights=self._weights(card, head, adapter, entry["arch_kwargs"]),
+            train_cases=self.options.train_cases,
+            eval_datasets=[str(maybe_convert_to_dataset_name(d)) for d in self.options.eval_datasets],
         ).model_dump()
         return plans
+
+    def _slices(self, shapes: Sequence[Sequence[int]]) -> int:
+        """Slices of all training images; of ``train_cases`` average ones where the training is restricted to so many.
+
+        Which cases these are depends on the fold, and the plan serves all folds.
+        """
+        total, wanted = count_slices(shapes), self.options.train_cases
+        return total if wanted is None else -(-total * wanted // len(shapes))
 
     def _weights(
         self, card: ModelCard, head: str | None, adapter: str | None, arguments: Mapping[str, Any]
@@ -440,27 +456,15 @@ class FMPlanner(ExperimentPlanner):
             PlanError: if models were trained with a different plan of this name and ``force`` is not set.
         """
         folder = Path(nnUNet_preprocessed, self.dataset_name)
-        target = folder / f"{self.plans_identifier}.json"
-        if target.is_file() and not self.options.force and not _same_plan(target, plans):
-            trained = self._trained_folders()
-            if trained:
-                raise PlanError(
-                    f"{target.name} has trained models ({', '.join(trained)}) and would change. Keep both with "
-                    f"-overwrite_plans_name (nnunet-fm plan --name), or replace it with `nnunet-fm plan --force`"
-                )
+        others = plans[KEY]["eval_datasets"]
+        check_domains(self.dataset_name, self.dataset_json, others)
+        target = save_plans(plans, force=self.options.force)
+        commands = write_plans_for(plans, others)
         shutil.copy(Path(self.raw_dataset_folder, "dataset.json"), folder / "dataset.json")
-        partial = target.with_suffix(f".json.{os.getpid()}")
-        partial.write_text(json.dumps(plans, indent=4), encoding="utf-8")
-        os.replace(partial, target)
         print(f"Plans were saved to {target}")
-
-    def _trained_folders(self) -> list[str]:
-        """Result folders of this dataset whose models were trained with plans of this name."""
-        if not nnUNet_results.is_set():
-            return []
-        pattern = f"*__{self.plans_identifier}__*/fold_*/checkpoint_*.pth"
-        found = Path(nnUNet_results, self.dataset_name).glob(pattern)
-        return sorted({path.parent.parent.name for path in found})
+        if commands:
+            print("Preprocess the other datasets that the training is to be measured on:")
+            print("\n".join(f"  {command}" for command in commands))
 
     def _print_summary(self, card: ModelCard, plans: Mapping[str, Any]) -> None:
         key, configuration = plans[KEY], plans["configurations"][card.configuration]
@@ -472,20 +476,11 @@ class FMPlanner(ExperimentPlanner):
         print(f"  iterations  {key['iterations']}  [{origin['iterations']}]")
         if key["epochs"]:
             print(f"  epochs      {key['epochs']}")
+        if key["train_cases"]:
+            print(f"  cases       {key['train_cases']} of each fold's training cases")
         print(f"  intensities {', '.join(configuration['normalization_schemes'])}")
         for subject, reason in key["reasons"].items():
             print(f"  {subject}: {reason}")
-
-
-def _same_plan(file: Path, plans: Mapping[str, Any]) -> bool:
-    """True if a plan file holds this plan; that official weights have come to hand since then is no change."""
-
-    def comparable(content: Mapping[str, Any]) -> dict[str, Any]:
-        key = {name: value for name, value in content.get(KEY, {}).items() if name != "weights"}
-        return {**content, KEY: key}
-
-    written = json.loads(file.read_text(encoding="utf-8"))
-    return comparable(written) == comparable(json.loads(json.dumps(plans)))
 
 
 @cache

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 METHODS = {
-    "stock": "Stock nnU-Net as a control: its own network, loss, augmentation and schedule on stock plans, with budget, "
-    "seed and training cases of `nnunet-fm plan --control`.",
+    "stock": "Stock nnU-Net as a control: its own network, loss, augmentation and schedule on stock plans, with the "
+    "budget, seed and training cases of `nnunet-fm plan --control`.",
     "selftraining": "Adapts a trained model to another dataset by self-training on pseudo-labels, as planned by "
     "`nnunet-fm adapt`.",
     "entropymin": "Adapts a trained model to another dataset by minimising the entropy of its predictions, as planned "

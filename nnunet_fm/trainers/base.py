@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import random
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from time import monotonic
-from typing import IO, Any, cast
+from typing import Any, cast
 from unittest import mock
 
 import numpy as np
@@ -24,32 +21,30 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.helpers import dummy_context
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, autocast, nn
-from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_fm.data.augmentation import initial_patch_size, with_preset, without_timing
 from nnunet_fm.data.rare_class import RareClassDataLoader
 from nnunet_fm.data.sampling import FMDataLoader
-from nnunet_fm.data.sharing import lease
+from nnunet_fm.evaluation.record import Overlap
 from nnunet_fm.models.build import build_network
 from nnunet_fm.models.names import Spec
 from nnunet_fm.models.parts import Part, load_part
 from nnunet_fm.networks.base import FoundationNetwork
+from nnunet_fm.plans.domains import preprocessed_cases
 from nnunet_fm.plans.intensity import symmetric_channels
+from nnunet_fm.trainers.budget import Budget, BudgetTrainer
 from nnunet_fm.trainers.loss import DiceCE, OutputSupervision
 from nnunet_fm.trainers.optimizer import build_optimizer
 from nnunet_fm.trainers.schedule import ProgressSchedule
 from nnunet_fm.trainers.setting import check_configuration, network_architecture, resolve
 from nnunet_fm.trainers.volume_dice import VolumeDice
 from nnunet_fm.weights.cache import MissingWeightsError, check_hash, locate
-from nnunet_fm.weights.files import write_checkpoint
 from nnunet_fm.weights.report import LoadReport
 from nnunet_fm.weights.slim import slim_state_dict
 
-CHECKPOINT_KEY = "nnunet_fm"
 
-
-class fm_trainer(nnUNetTrainer):
+class fm_trainer(BudgetTrainer):
     """Trains plans of nnunet-fm: network, official weights, adapter and recipe are those of the plan.
 
     Longer names override parts of the plan or, pinned to a model, train stock plans; see `nnunet_fm.trainers`.
@@ -68,27 +63,27 @@ class fm_trainer(nnUNetTrainer):
         # Refuse before nnU-Net creates folders and logs.
         setting = resolve(plans, self.spec)
         warning = check_configuration(setting, plans, configuration)
-        plans.setdefault("continue_training", False)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.setting, self.recipe = setting, setting.recipe
+        self.model_name = setting.card.name
         self.initial_lr = self.recipe.learning_rate
         self.weight_decay = self.recipe.weight_decay
         self.oversample_foreground_percent = self.recipe.oversample_foreground
-        self.num_iterations_per_epoch = min(self.recipe.iterations_per_epoch, setting.iterations)
-        self.num_val_iterations_per_epoch = self.recipe.validation_iterations
-        self.num_epochs = -(-setting.iterations // self.recipe.iterations_per_epoch)
-        self.save_every = self.recipe.save_every
         self.enable_deep_supervision = setting.deep_supervision
-
-        self._best_ema: float | None = None
+        self.set_budget(
+            Budget(
+                iterations=setting.iterations,
+                iterations_per_epoch=self.recipe.iterations_per_epoch,
+                validation_iterations=self.recipe.validation_iterations,
+                seed=self.recipe.seed,
+                train_cases=setting.train_cases,
+                max_minutes=self.recipe.max_minutes,
+                save_every=self.recipe.save_every,
+            )
+        )
         self._best_volume_dice, self._lowest_loss = float("-inf"), float("inf")
         self._volume_dice: VolumeDice | None = None
-        self.iteration = 0
-        """Optimiser steps taken so far."""
-        self._seconds_before, self._started_at = 0.0, monotonic()
-        self._restored_random_state: dict[str, Any] | None = None
-        self._restoring = False
-        self._lease: IO[str] | None = None
+        self._domains: dict[str, VolumeDice] = {}
         if warning:
             self.print_to_log_file(f"WARNING: {warning}")
 
@@ -116,8 +111,7 @@ class fm_trainer(nnUNetTrainer):
     @property
     def bare_network(self) -> FoundationNetwork:
         """The network without DDP and compile wrappers."""
-        module = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
-        return cast(FoundationNetwork, module._orig_mod if isinstance(module, OptimizedModule) else module)
+        return cast(FoundationNetwork, super().bare_network)
 
     def initialize(self) -> None:
         """Build network, optimiser and loss; load the official weights unless a checkpoint will follow.
@@ -125,7 +119,6 @@ class fm_trainer(nnUNetTrainer):
         The official files are looked for before anything is built: a missing one should not cost the user any time.
         """
         files = [] if self._restoring else self._official_files()
-        _seed(self.recipe.seed + self.local_rank)
         with mock.patch.object(nnunet_trainer_module, "DDP", _distributed):
             super().initialize()
         if files:
@@ -297,62 +290,22 @@ class fm_trainer(nnUNetTrainer):
 
     # The training loop
 
-    @property
-    def seconds_spent(self) -> float:
-        """Training time so far in s, over all interruptions."""
-        return self._seconds_before + monotonic() - self._started_at
-
-    @property
-    def progress(self) -> float:
-        """Share of the training that is done: of the iterations or, if that is more, of ``max_minutes``."""
-        done = self.iteration / self.setting.iterations
-        if self.recipe.max_minutes is not None:
-            done = max(done, self.seconds_spent / (60 * self.recipe.max_minutes))
-        return min(done, 1.0)
-
-    def run_training(self) -> None:
-        """nnU-Net's loop, except that the last epoch ends with the budget, not with a full count of iterations."""
-        self.on_train_start()
-        while self.current_epoch < self.num_epochs and self.progress < 1:
-            self.on_epoch_start()
-            self.on_train_epoch_start()
-            outputs: list[dict[str, Any]] = []
-            while len(outputs) < self.num_iterations_per_epoch and (not outputs or self.progress < 1):
-                outputs.append(self.train_step(next(self.dataloader_train)))
-            self.on_train_epoch_end(outputs)
-            with torch.no_grad():
-                self.on_validation_epoch_start()
-                outputs = [
-                    self.validation_step(next(self.dataloader_val)) for _ in range(self.num_val_iterations_per_epoch)
-                ]
-                self.on_validation_epoch_end(outputs)
-            self.on_epoch_end()
-        self.on_train_end()
-
     def on_train_start(self) -> None:
-        self._lease = lease(Path(self.preprocessed_dataset_folder))
+        self._find_domains()
         super().on_train_start()
-        if self._restored_random_state is not None:
-            # Only now: starting the loaders draws a sample from each.
-            _set_random_state(self._restored_random_state)
-        self._started_at = monotonic()
 
-    def on_train_end(self) -> None:
-        every = self.recipe.volume_dice_every
-        if every and self.current_epoch % every:
-            self.current_epoch -= 1  # to the last one, as nnU-Net does for checkpoint_final
-            self._keep_by_volumes(measure=True)
-            self.current_epoch += 1
-        super().on_train_end()
-        if self._lease is not None:
-            self._lease.close()
-            self._lease = None
+    def _find_domains(self) -> dict[str, tuple[Path, list[str]]]:
+        """Folder and cases of each dataset of the plan's ``eval_datasets``, whose labels agree with this one's."""
+        plans, identifier = self.plans_manager.plans, self.configuration_manager.data_identifier
+        return {
+            name: preprocessed_cases(plans, self.dataset_json, self.configuration_name, identifier, name, self.fold)
+            for name in self.setting.eval_datasets
+        }
 
     def on_train_epoch_start(self) -> None:
         self.network.train()
         self.lr_scheduler.step(self.progress)
         rate = max(group["lr"] for group in self.optimizer.param_groups)  # the head's, with layer decay
-        self.num_iterations_per_epoch = min(self.recipe.iterations_per_epoch, self.setting.iterations - self.iteration)
         self.print_to_log_file("")
         self.print_to_log_file(f"Epoch {self.current_epoch}")
         self.print_to_log_file(f"Current learning rate: {rate:.3g}")
@@ -399,139 +352,54 @@ class fm_trainer(nnUNetTrainer):
 
     # Checkpoints
 
-    def on_epoch_end(self) -> None:
-        """As nnU-Net's, but the best score is updated before ``checkpoint_latest`` is written.
+    def measure_volumes(self) -> tuple[Overlap | None, dict[str, Overlap]]:
+        """Every ``volume_dice_every`` epochs and after the last; where that is 0, after the last for other datasets."""
+        every, domains = self.recipe.volume_dice_every, self.setting.eval_datasets
+        due = bool(every) and (self.current_epoch + 1) % every == 0
+        if not due and not (self.finished and (every or domains)):
+            return None, {}
+        if self._volume_dice is None:
+            network, overlap = self.bare_network, self.recipe.overlap
+            self._volume_dice = VolumeDice(self, network, overlap)
+            self._domains = {n: VolumeDice(self, network, overlap, *at) for n, at in self._find_domains().items()}
+        volumes = self._volume_dice.measure()
+        return volumes, {name: measured.measure() for name, measured in self._domains.items()}
 
-        Where the recipe measures validation volumes, these choose ``checkpoint_best``, not the moving average.
-        In stock order a training that continues from ``checkpoint_latest`` can overwrite a better ``checkpoint_best``.
+    def best_checkpoints(self, is_best: bool, volumes: Overlap | None) -> list[str]:
+        """``checkpoint_lowest_loss`` and ``checkpoint_best``, which validation volumes choose where they are measured.
+
+        With ``volume_dice_every=0`` nnU-Net's moving average chooses.
         """
-        score = self.logger.get_value("ema_fg_dice", step=-1)
-        best_before, is_best = self._best_ema, self._best_ema is None or score > self._best_ema
-        if is_best:
-            self._best_ema = score
-        save_latest, self.save_every = self.save_every, self.num_epochs + 1
-        try:
-            super().on_epoch_end()  # prints and plots; its own saving is kept from running
-        finally:
-            self.save_every = save_latest
-        self.current_epoch -= 1
-        if every := self.recipe.volume_dice_every:
-            self._keep_by_volumes(measure=(self.current_epoch + 1) % every == 0)
-        elif is_best:
-            self.print_to_log_file(f"New best EMA pseudo Dice: {score:.4f} (before: {best_before})")
-            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best.pth"))
-        if (self.current_epoch + 1) % self.save_every == 0 and self.current_epoch != self.num_epochs - 1:
-            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
-        self.current_epoch += 1
-
-    def _keep_by_volumes(self, *, measure: bool) -> None:
-        """Write the checkpoints that this epoch is the best for: ``checkpoint_lowest_loss``, ``checkpoint_best``.
-
-        Args:
-            measure: whether the validation volumes, which choose ``checkpoint_best``, are measured now.
-
-        Both scores are settled first: either file may be what a training continues from.
-        """
+        if not self.recipe.volume_dice_every:
+            return super().best_checkpoints(is_best, volumes)
         files = []
         loss = float(self.logger.get_value("val_losses", step=-1))
         if loss < self._lowest_loss:
             self._lowest_loss = loss
             files.append("checkpoint_lowest_loss.pth")
-        if measure:
-            if self._volume_dice is None:
-                self._volume_dice = VolumeDice(self, self.bare_network, self.recipe.overlap)
-            dice = self._volume_dice.measure()
-            if dice > self._best_volume_dice:
-                self._best_volume_dice = dice
+        if volumes is not None:
+            if volumes.dice > self._best_volume_dice:
+                self._best_volume_dice = volumes.dice
                 files.append("checkpoint_best.pth")
-            self.print_to_log_file(f"Dice of validation volumes {dice:.4f}, best {self._best_volume_dice:.4f}")
-        for file in files:
-            self.save_checkpoint(os.path.join(self.output_folder, file))
+            self.print_to_log_file(f"Dice of validation volumes {volumes.dice:.4f}, best {self._best_volume_dice:.4f}")
+        return files
 
-    def save_checkpoint(self, filename: str) -> None:
-        """Write nnU-Net's checkpoint with the training's progress and random state, in one step.
+    def network_state(self) -> dict[str, Tensor]:
+        """Frozen weights that are those of an official file are left out (see `nnunet_fm.weights.slim`)."""
+        return slim_state_dict(self.bare_network)
 
-        Frozen weights that are those of an official file are left out (see `nnunet_fm.weights.slim`).
-
-        The file is written under a temporary name and renamed, so that a crash leaves the previous one whole.
-        """
-        if self.local_rank != 0:
-            return
-        if self.disable_checkpointing:
-            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
-            return
-        checkpoint = {
-            "network_weights": slim_state_dict(self.bare_network),
-            "optimizer_state": self.optimizer.state_dict(),
-            "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
-            "logging": self.logger.get_checkpoint(),
-            "_best_ema": self._best_ema,
-            "current_epoch": self.current_epoch + 1,
-            "init_args": self.my_init_kwargs,
-            "trainer_name": type(self).__name__,
-            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
-            CHECKPOINT_KEY: {
-                "iteration": self.iteration,
-                "seconds_spent": self.seconds_spent,
-                "random_state": _random_state(),
-                "best_volume_dice": self._best_volume_dice,
-                "lowest_loss": self._lowest_loss,
-                **self.further_state(),
-            },
+    def state(self) -> dict[str, Any]:
+        return {
+            **super().state(),
+            "best_volume_dice": self._best_volume_dice,
+            "lowest_loss": self._lowest_loss,
         }
-        write_checkpoint(checkpoint, Path(filename))
 
-    def further_state(self) -> dict[str, Any]:
-        """What a subclass needs besides to continue exactly, for `restore_further_state`."""
-        return {}
-
-    def restore_further_state(self, state: dict[str, Any]) -> None:
-        """Take up what `further_state` gave; the dictionary holds other entries, too."""
-
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Continue from a checkpoint: weights, optimiser, best score, progress and random state.
-
-        The official weights are not loaded first: the checkpoint holds what they have become, or names the file that
-        it leaves out.
-        """
-        self._restoring = True
-        super().load_checkpoint(filename_or_checkpoint)
-        # Memory-mapped: the weights, which were just read, are not read again.
-        extra = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False, mmap=True).get(
-            CHECKPOINT_KEY
-        )
-        if extra is None:
-            raise RuntimeError(f"{filename_or_checkpoint} was not written by a trainer of nnunet-fm")
-        self.iteration = extra["iteration"]
-        self._seconds_before = extra["seconds_spent"]
-        self._restored_random_state = extra["random_state"]
-        self._best_volume_dice, self._lowest_loss = extra["best_volume_dice"], extra["lowest_loss"]
-        self.restore_further_state(extra)
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self._best_volume_dice, self._lowest_loss = state["best_volume_dice"], state["lowest_loss"]
 
 
 def _distributed(network: FoundationNetwork, **arguments: Any) -> DistributedDataParallel:
     """nnU-Net's wrapper, told to put up with trained parameters that get no gradient where a network has such."""
     return DistributedDataParallel(network, find_unused_parameters=network.idle_parameters, **arguments)
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def _random_state() -> dict[str, Any]:
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,18 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
+from nnunet_fm.evaluation.record import Overlap
 from nnunet_fm.networks.base import FoundationNetwork
 
 Classes = Sequence[int | Sequence[int]]
 """Foreground labels, or the labels of each region."""
 
 
-def volume_dice(prediction: Tensor, reference: Tensor, classes: Classes, ignore_label: int | None = None) -> float:
-    """Hard Dice of one volume, ``(2 |P ∩ R| + 1) / (|P| + |R| + 1)``, averaged over classes.
+def volume_overlap(prediction: Tensor, reference: Tensor, classes: Classes, ignore_label: int | None = None) -> Overlap:
+    """Overlap of one volume, averaged over classes.
 
-    A class that is empty in both has a Dice of 1.
+    With the intersection I, hard Dice is ``(2 I + 1) / (|P| + |R| + 1)`` and intersection over union
+    ``(I + 1) / (|P| + |R| - I + 1)``: a class that is empty in both has 1.
 
     Args:
         prediction: label map of any shape.
@@ -38,23 +41,40 @@ def volume_dice(prediction: Tensor, reference: Tensor, classes: Classes, ignore_
         here, there = torch.isin(prediction, values), torch.isin(reference, values)
         if counted is not None:
             here, there = here & counted, there & counted
+        both = (here & there).count_nonzero()
         sizes = here.count_nonzero() + there.count_nonzero()
-        scores.append((2 * (here & there).count_nonzero() + 1) / (sizes + 1))
-    return float(torch.stack(scores).mean())
+        scores.append(torch.stack([(2 * both + 1) / (sizes + 1), (both + 1) / (sizes - both + 1)]))
+    dice, miou = torch.stack(scores).mean(0).tolist()
+    return Overlap(dice=dice, miou=miou)
+
+
+def label_map(logits: Tensor, trainer: nnUNetTrainer) -> Tensor:
+    """Label map of logits ``(K, …)``; nnU-Net's own conversion of exclusive classes is NumPy's, on the CPU."""
+    labels = trainer.label_manager
+    return labels.convert_logits_to_segmentation(logits) if labels.has_regions else logits.argmax(0)
 
 
 class VolumeDice:
-    """Measures the mean Dice of a fold's validation volumes in preprocessed space.
+    """Measures the mean Dice and intersection over union of whole volumes in preprocessed space.
 
     Args:
-        trainer: an initialised trainer; its plans, fold, data, labels, device and mirroring axes are followed.
+        trainer: an initialised trainer; its plans, fold, labels, device and mirroring axes are followed.
         network: the trainer's network without wrappers: in the buffers that DDP keeps equal, processes with unlike
             numbers of volumes would wait for one another.
         overlap: of the sliding windows, as a share of the patch.
+        folder: preprocessed cases; the trainer's own by default.
+        keys: cases in the folder; the fold's validation cases by default.
     """
 
-    def __init__(self, trainer: nnUNetTrainer, network: FoundationNetwork, overlap: float) -> None:
-        self.network, self.labels = network, trainer.label_manager
+    def __init__(
+        self,
+        trainer: nnUNetTrainer,
+        network: FoundationNetwork,
+        overlap: float,
+        folder: Path | None = None,
+        keys: Sequence[str] | None = None,
+    ) -> None:
+        self.trainer, self.network = trainer, network
         with redirect_stdout(io.StringIO()):  # it prints that only CUDA can do everything on the device
             self.predictor = nnUNetPredictor(
                 tile_step_size=1 - overlap, use_mirroring=True, device=trainer.device, allow_tqdm=False
@@ -68,13 +88,13 @@ class VolumeDice:
             type(trainer).__name__,
             trainer.inference_allowed_mirroring_axes,
         )
-        _, keys = trainer.do_split()
+        mine = list(trainer.do_split()[1] if keys is None else keys)
         self.is_ddp = trainer.is_ddp
         if self.is_ddp:
-            keys = keys[trainer.local_rank :: dist.get_world_size()]
-        self.cases = trainer.dataset_class(trainer.preprocessed_dataset_folder, keys)
+            mine = mine[trainer.local_rank :: dist.get_world_size()]
+        self.cases = trainer.dataset_class(str(folder or trainer.preprocessed_dataset_folder), mine)
 
-    def measure(self) -> float:
+    def measure(self) -> Overlap:
         """Mean over classes and then over volumes, the same in every process; leaves the network as it was."""
         training, supervised = self.network.training, self.network.deep_supervision
         self.network.deep_supervision = False
@@ -88,14 +108,14 @@ class VolumeDice:
             gathered: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, scores)
             scores = [score for part in gathered for score in part]
-        return float(np.mean(scores))
+        dice, miou = np.mean([[score.dice, score.miou] for score in scores], axis=0).tolist()
+        return Overlap(dice=dice, miou=miou)
 
-    def _score(self, case: str) -> float:
+    def _score(self, case: str) -> Overlap:
         data, segmentation, _, _ = self.cases.load_case(case)
         logits = self.predictor.predict_sliding_window_return_logits(torch.from_numpy(np.array(data[:])))
-        # nnU-Net's own conversion of exclusive classes is NumPy's, on the CPU.
-        regions = self.labels.has_regions
-        prediction = self.labels.convert_logits_to_segmentation(logits) if regions else logits.argmax(0)
+        prediction = label_map(logits, self.trainer)
         reference = torch.from_numpy(np.array(segmentation[0])).to(prediction.device)
-        classes = self.labels.foreground_regions if regions else self.labels.foreground_labels
-        return volume_dice(prediction, reference, classes, self.labels.ignore_label)
+        labels = self.trainer.label_manager
+        classes = labels.foreground_regions if labels.has_regions else labels.foreground_labels
+        return volume_overlap(prediction, reference, classes, labels.ignore_label)

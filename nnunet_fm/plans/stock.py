@@ -1,0 +1,84 @@
+"""Plans of controls: an existing stock plan with a budget, a seed and training cases for ``fm_trainer_stock``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed
+
+from nnunet_fm.models.plan_key import KEY, STOCK_KEY, PlanError, StockKey
+from nnunet_fm.plans.files import save_plans
+
+ITERATIONS = 250_000
+"""Budget of stock nnU-Net: 1000 epochs of 250 iterations."""
+
+ITERATIONS_PER_EPOCH = 250
+VALIDATION_ITERATIONS = 50
+
+PLANNERS = {
+    "nnUNetPlans": None,
+    "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM",
+    "nnUNetResEncUNetLPlans": "nnUNetPlannerResEncL",
+    "nnUNetResEncUNetXLPlans": "nnUNetPlannerResEncXL",
+}
+"""Stock plans -> the planner that makes them, None for nnU-Net's default."""
+
+BASES = dict(zip(("stock", "resenc_m", "resenc_l", "resenc_xl"), PLANNERS, strict=True))
+"""Name of a control -> the stock plans it copies."""
+
+
+def write_stock_plans(
+    dataset_name: str,
+    base: str = "nnUNetPlans",
+    name: str | None = None,
+    *,
+    iterations: int = ITERATIONS,
+    seed: int = 42,
+    train_cases: int | None = None,
+    iterations_per_epoch: int | None = None,
+    validation_iterations: int = VALIDATION_ITERATIONS,
+    force: bool = False,
+) -> Path:
+    """Copy stock plans under another name, with what ``fm_trainer_stock`` reads; returns the file.
+
+    Preprocessed data are those of the stock plans: the copy names the same folders.
+
+    Args:
+        dataset_name: such as ``Dataset904_A``.
+        base: name of the stock plans.
+        name: of the copy; ``<base>_control`` by default.
+        iterations: optimiser steps, met exactly.
+        seed: of the training, and of the order that ``train_cases`` are the first ones of.
+        train_cases: so many training cases of a fold; None for all.
+        iterations_per_epoch: between two validations; at most 250, and the whole budget if that is less, by default.
+        validation_iterations: batches of a validation.
+        force: replace plans of this name even if models were trained with them.
+
+    Raises:
+        PlanError: if the stock plans are missing or no stock plans, or trained models have plans of this name.
+    """
+    file = Path(nnUNet_preprocessed, dataset_name, f"{base}.json")
+    if not file.is_file():
+        number = int(dataset_name[len("Dataset") :].split("_")[0])
+        planner = f" -pl {PLANNERS[base]}" if PLANNERS.get(base) else ""
+        raise PlanError(
+            f"{file} does not exist. Make it with `nnUNetv2_extract_fingerprint -d {number}` and "
+            f"`nnUNetv2_plan_experiment -d {number}{planner}`, or both and the preprocessing with "
+            f"`nnUNetv2_plan_and_preprocess -d {number}{planner}`"
+        )
+    plans: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if KEY in plans:
+        raise PlanError(f"'{base}' are plans of nnunet-fm: a control needs plans of stock nnU-Net")
+    plans["plans_name"] = name or f"{base}_control"
+    if plans["plans_name"] == base:
+        raise PlanError(f"a control needs a name of its own, not that of the stock plans, '{base}'")
+    plans[STOCK_KEY] = StockKey(
+        iterations=iterations,
+        iterations_per_epoch=iterations_per_epoch or min(ITERATIONS_PER_EPOCH, iterations),
+        validation_iterations=validation_iterations,
+        seed=seed,
+        train_cases=train_cases,
+    ).model_dump()
+    return save_plans(plans, force=force)

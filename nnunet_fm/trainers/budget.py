@@ -1,0 +1,298 @@
+"""What all trainers of this package share: an exact budget, a seed, few-shot cases, exact continuation, a record."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, perf_counter
+from typing import IO, Any, cast
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_fm.data.sharing import lease
+from nnunet_fm.evaluation.record import Overlap
+from nnunet_fm.models.plan_key import PlanError
+from nnunet_fm.trainers.random_state import random_state, seed_everything, set_random_state
+from nnunet_fm.trainers.recorder import Recorder
+from nnunet_fm.trainers.split import first_cases
+from nnunet_fm.trainers.tensorboard import TensorBoardLogger, tensorboard_enabled
+from nnunet_fm.weights.files import write_checkpoint
+
+CHECKPOINT_KEY = "nnunet_fm"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a training is, and on what.
+
+    Args:
+        iterations: optimiser steps, met exactly.
+        iterations_per_epoch: between two validations; the last epoch may be shorter.
+        validation_iterations: batches of a validation.
+        seed: of the training and of the order that ``train_cases`` are the first ones of.
+        train_cases: so many training cases of the fold; None for all.
+        max_minutes: the training ends here if that is earlier.
+        save_every: epochs between two writings of ``checkpoint_latest``.
+    """
+
+    iterations: int
+    iterations_per_epoch: int
+    validation_iterations: int
+    seed: int
+    train_cases: int | None = None
+    max_minutes: float | None = None
+    save_every: int = 50
+
+
+class BudgetTrainer(nnUNetTrainer):
+    """nnU-Net's trainer on a `Budget`; a subclass calls `set_budget` in its constructor."""
+
+    loss: Any
+    _best_ema: float | None
+    model_name: str | None = None
+    """Model that the record names; None for stock nnU-Net."""
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature)
+    ) -> None:
+        with_tensorboard = tensorboard_enabled()  # refused before nnU-Net creates folders and logs
+        plans.setdefault("continue_training", False)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.tensorboard: TensorBoardLogger | None = None
+        if with_tensorboard and self.local_rank == 0:
+            self.tensorboard = TensorBoardLogger(Path(self.output_folder))
+            self.logger.loggers.append(self.tensorboard)
+        self.recorder = Recorder(self)
+        self.iteration = 0
+        """Optimiser steps taken so far."""
+        self._seconds_before, self._started_at = 0.0, monotonic()
+        self._restored_random_state: dict[str, Any] | None = None
+        self._restoring = False
+        self._lease: IO[str] | None = None
+
+    def set_budget(self, budget: Budget) -> None:
+        """Set what nnU-Net's loop reads."""
+        self.budget = budget
+        self.num_iterations_per_epoch = min(budget.iterations_per_epoch, budget.iterations)
+        self.num_val_iterations_per_epoch = budget.validation_iterations
+        self.num_epochs = -(-budget.iterations // budget.iterations_per_epoch)
+        self.save_every = budget.save_every
+
+    @property
+    def bare_network(self) -> nn.Module:
+        """The network without DDP and compile wrappers."""
+        module = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        return cast(nn.Module, module._orig_mod if isinstance(module, OptimizedModule) else module)
+
+    def initialize(self) -> None:
+        """As nnU-Net's, from the seed."""
+        seed_everything(self.budget.seed + self.local_rank)
+        super().initialize()
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's training and validation cases, the former restricted to ``train_cases``."""
+        training, validation = super().do_split()
+        wanted = self.budget.train_cases
+        if wanted is None:
+            return training, validation
+        try:
+            chosen = first_cases(training, wanted, self.budget.seed)
+        except ValueError:
+            raise PlanError(
+                f"plans '{self.plans_manager.plans_name}' want train_cases={wanted}, but fold {self.fold} of "
+                f"{self.plans_manager.dataset_name} has {len(training)} training cases: plan with "
+                f"--train-cases {len(training)} or less"
+            ) from None
+        self.print_to_log_file(f"Training on {wanted} of {len(training)} cases: {', '.join(chosen)}")
+        return chosen, validation
+
+    # The training loop
+
+    @property
+    def seconds_spent(self) -> float:
+        """Training time so far in s, over all interruptions."""
+        return self._seconds_before + monotonic() - self._started_at
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done: of the iterations or, if that is more, of ``max_minutes``."""
+        done = self.iteration / self.budget.iterations
+        if self.budget.max_minutes is not None:
+            done = max(done, self.seconds_spent / (60 * self.budget.max_minutes))
+        return min(done, 1.0)
+
+    def run_training(self) -> None:
+        """nnU-Net's loop, except that the last epoch ends with the budget, not with a full count of iterations."""
+        self.on_train_start()
+        self.finished = self.current_epoch >= self.num_epochs or self.progress >= 1
+        while not self.finished:
+            self.on_epoch_start()
+            self.on_train_epoch_start()
+            outputs: list[dict[str, Any]] = []
+            while len(outputs) < self.num_iterations_per_epoch and (not outputs or self.progress < 1):
+                outputs.append(self._timed_step())
+            self.on_train_epoch_end(outputs)
+            with torch.no_grad():
+                self.on_validation_epoch_start()
+                outputs = [
+                    self.validation_step(next(self.dataloader_val)) for _ in range(self.num_val_iterations_per_epoch)
+                ]
+                self.on_validation_epoch_end(outputs)
+            self.on_epoch_end()
+        self.on_train_end()
+
+    def _timed_step(self) -> dict[str, Any]:
+        start = perf_counter()
+        batch = next(self.dataloader_train)
+        waited = perf_counter() - start
+        output = self.train_step(batch)
+        self.recorder.step(waited, perf_counter() - start)
+        return output
+
+    def on_train_start(self) -> None:
+        self._lease = lease(Path(self.preprocessed_dataset_folder))
+        super().on_train_start()
+        if self.tensorboard is not None:
+            self.tensorboard.start(self.current_epoch)
+        self.recorder.start()
+        if self._restored_random_state is not None:
+            # Only now: starting the loaders draws a sample from each.
+            set_random_state(self._restored_random_state)
+        self._started_at = monotonic()
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        self.recorder.finish()
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None
+
+    def on_epoch_start(self) -> None:
+        super().on_epoch_start()
+        left = self.budget.iterations - self.iteration
+        self.num_iterations_per_epoch = min(self.budget.iterations_per_epoch, left)
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's, whose loss shows the recorder the network's output."""
+        loss, self.loss = self.loss, self.recorder.slices.watched(self.loss)
+        try:
+            return super().validation_step(batch)
+        finally:
+            self.loss = loss
+
+    def on_epoch_end(self) -> None:
+        """As nnU-Net's, but the best score is updated, and the epoch recorded, before any checkpoint is written.
+
+        In stock order a training that continues from ``checkpoint_latest`` can overwrite a better ``checkpoint_best``.
+        """
+        score = self.logger.get_value("ema_fg_dice", step=-1)
+        if is_best := self._best_ema is None or score > self._best_ema:
+            self._best_ema = score
+        save_latest, self.save_every = self.save_every, self.num_epochs + 1
+        try:
+            super().on_epoch_end()  # prints and plots; its own saving is kept from running
+        finally:
+            self.save_every = save_latest
+        self.finished = self.current_epoch >= self.num_epochs or self.progress >= 1
+        self.current_epoch -= 1
+        volumes, domains = self.measure_volumes()
+        files = self.best_checkpoints(is_best, volumes)
+        self.recorder.validated(volumes, domains)
+        for file in files:
+            self.save_checkpoint(os.path.join(self.output_folder, file))
+        if (self.current_epoch + 1) % self.save_every == 0 and self.current_epoch != self.num_epochs - 1:
+            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+        self.current_epoch += 1
+
+    def measure_volumes(self) -> tuple[Overlap | None, dict[str, Overlap]]:
+        """Whole volumes of this dataset, and of others by name, where they are measured after this epoch."""
+        return None, {}
+
+    def best_checkpoints(self, is_best: bool, volumes: Overlap | None) -> list[str]:
+        """Checkpoints that this epoch is the best for; all scores are settled before any is written.
+
+        Args:
+            is_best: by nnU-Net's moving average over patches.
+            volumes: by whole validation volumes, where they were measured.
+        """
+        if not is_best:
+            return []
+        self.print_to_log_file(f"New best EMA pseudo Dice: {self._best_ema:.4f}")
+        return ["checkpoint_best.pth"]
+
+    # Checkpoints
+
+    def network_state(self) -> dict[str, Tensor]:
+        """State dict of the network, as checkpoints hold it."""
+        return self.bare_network.state_dict()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside nnU-Net's entries."""
+        return {
+            "iteration": self.iteration,
+            "seconds_spent": self.seconds_spent,
+            "random_state": random_state(),
+            "record": self.recorder.state(),
+            **self.further_state(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned."""
+        self.iteration = state["iteration"]
+        self._seconds_before = state["seconds_spent"]
+        self._restored_random_state = state["random_state"]
+        self.recorder.load_state(state["record"])
+        self.restore_further_state(state)
+
+    def further_state(self) -> dict[str, Any]:
+        """What a subclass needs besides to continue exactly, for `restore_further_state`."""
+        return {}
+
+    def restore_further_state(self, state: dict[str, Any]) -> None:
+        """Take up what `further_state` gave; the dictionary holds other entries, too."""
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write nnU-Net's checkpoint with the training's progress and random state, in one step.
+
+        The file is written under a temporary name and renamed, so that a crash leaves the previous one whole.
+        """
+        if self.local_rank != 0:
+            return
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return
+        checkpoint = {
+            "network_weights": self.network_state(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
+            "logging": self.logger.get_checkpoint(),
+            "_best_ema": self._best_ema,
+            "current_epoch": self.current_epoch + 1,
+            "init_args": self.my_init_kwargs,
+            "trainer_name": type(self).__name__,
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+            CHECKPOINT_KEY: self.state(),
+        }
+        write_checkpoint(checkpoint, Path(filename))
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Continue from a checkpoint: weights, optimiser, best score, progress, record and random state."""
+        self._restoring = True
+        super().load_checkpoint(filename_or_checkpoint)
+        # Memory-mapped: the weights, which were just read, are not read again.
+        extra = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False, mmap=True).get(
+            CHECKPOINT_KEY
+        )
+        if extra is None:
+            raise RuntimeError(f"{filename_or_checkpoint} was not written by a trainer of nnunet-fm")
+        self.load_state(extra)

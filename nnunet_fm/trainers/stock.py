@@ -1,0 +1,46 @@
+"""fm_trainer_stock: stock nnU-Net as a control, with the budget, seed and training cases of its plans."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from nnunet_fm.models.plan_key import StockKey
+from nnunet_fm.trainers.budget import Budget, BudgetTrainer
+
+
+class fm_trainer_stock(BudgetTrainer):
+    """Stock nnU-Net as a control: its own network, loss, augmentation and schedule on stock plans.
+
+    Only budget, seed and training cases are those of the plans' entry ``nnunet_fm_stock`` (`StockKey`). The rate
+    follows nnU-Net's polynomial over the budget, iteration by iteration: a short training would else keep its first
+    rate.
+    """
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature)
+    ) -> None:
+        key = StockKey.read(plans)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.set_budget(
+            Budget(
+                iterations=key.iterations,
+                iterations_per_epoch=key.iterations_per_epoch,
+                validation_iterations=key.validation_iterations,
+                seed=key.seed,
+                train_cases=key.train_cases,
+            )
+        )
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One optimiser step of nnU-Net's, with the rate of the progress."""
+        self.lr_scheduler.step(self.progress * self.num_epochs)
+        output: dict[str, Any] = super().train_step(batch)
+        self.iteration += 1
+        return output

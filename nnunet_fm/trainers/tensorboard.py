@@ -1,0 +1,74 @@
+"""TensorBoard for trainings, switched on as nnU-Net's Weights & Biases is: ``nnUNet_tensorboard_enabled=1``."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+SWITCH = "nnUNet_tensorboard_enabled"
+
+
+def tensorboard_enabled() -> bool:
+    """Whether the switch is on.
+
+    Raises:
+        RuntimeError: if it is on and TensorBoard is not installed, or has another value than nnU-Net's switches.
+    """
+    value = os.environ.get(SWITCH, "0")
+    if value not in ("0", "False", "false", "1", "True", "true"):
+        raise RuntimeError(f"{SWITCH}={value}: legal are 0 (off) and 1 (on)")
+    if value in ("0", "False", "false"):
+        return False
+    if find_spec("tensorboard") is None:
+        raise RuntimeError(f"{SWITCH}={value} needs TensorBoard: pip install 'nnunet-fm[tensorboard]', or set it to 0")
+    return True
+
+
+class TensorBoardLogger:
+    """A logger of nnU-Net's kind that writes events beside the checkpoints.
+
+    The file is opened with the first value: a trainer that only validates leaves none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._config: dict[str, Any] = {}
+        self._writer: Any = None
+        self._step, self._purge = 0, False
+
+    def start(self, epoch: int) -> None:
+        """A training starts at this epoch: what an earlier run wrote for it and later ones goes."""
+        if epoch == 0:
+            for file in self.folder.glob("events.out.tfevents.*"):
+                file.unlink()
+        self._step, self._purge = epoch, True
+
+    def update_config(self, config: dict[str, Any]) -> None:
+        """Keep a part of the configuration for the text that heads the events."""
+        self._config.update(config)
+
+    def log(self, key: str, value: Any, step: int) -> None:
+        """Write a number."""
+        self._step = step
+        self._opened().add_scalar(key, float(value), step)
+
+    def log_summary(self, key: str, value: Any) -> None:
+        """Write a number that is known once, at the last step."""
+        self._opened().add_scalar(key, float(value), self._step)
+
+    def flush(self) -> None:
+        """Bring everything to the disk."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def _opened(self) -> Any:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.folder), purge_step=self._step if self._purge else None)
+            text = json.dumps(self._config, indent=1, default=str)
+            self._writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()))
+        return self._writer
