@@ -1,0 +1,81 @@
+"""Training cases whose label maps nothing may look at: they are replaced before anything is drawn or moved by them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import SegOnlyTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
+from numpy.typing import NDArray
+from torch import Tensor
+
+OUTSIDE = -1
+"""nnU-Net's label of what lies outside the image's nonzero region."""
+
+
+class HiddenLabels:
+    """nnU-Net's dataset with a marker in place of the labels of all cases but some.
+
+    Where a loader would centre patches on labelled voxels of such a case it is given one at random, anew every time.
+
+    Args:
+        data: nnU-Net's dataset.
+        labelled: cases that keep their labels.
+        marker: label that no class has.
+        keep_outside: leave the marks of what lies outside the image's nonzero region, which nnU-Net's masked
+            normalisation needs.
+    """
+
+    def __init__(self, data: Any, labelled: Collection[str], marker: int, *, keep_outside: bool = False) -> None:
+        self._data = data
+        self.identifiers: list[str] = data.identifiers
+        self.labelled, self.marker, self.keep_outside = frozenset(labelled), marker, keep_outside
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        data, segmentation, previous, properties = self._data.load_case(identifier)
+        if identifier in self.labelled:
+            return data, segmentation, previous, properties
+        shape = tuple(data.shape[1:])
+        anywhere = np.array([[0, *(np.random.randint(edge) for edge in shape)]])
+        locations = {label: anywhere for label in properties.get("class_locations", {})}
+        hidden = _Hidden((1, *shape), self.marker, segmentation if self.keep_outside else None)
+        return data, hidden, previous, {**properties, "class_locations": locations}
+
+
+class _Hidden:
+    """A segmentation of a shape that is a marker everywhere; made when a patch is cut out, so that it takes no memory.
+
+    Where ``outside`` is given, a segmentation, its `OUTSIDE` is told as well.
+    """
+
+    def __init__(self, shape: tuple[int, ...], marker: int, outside: Any = None) -> None:
+        self.shape, self.marker, self.outside = shape, marker, outside
+
+    def __getitem__(self, index: Any) -> NDArray[np.int16]:
+        patch: NDArray[np.int16] = np.broadcast_to(np.int16(self.marker), self.shape)[index].copy()
+        if self.outside is not None:
+            patch[np.asarray(self.outside[index]) == OUTSIDE] = OUTSIDE
+        return patch
+
+
+class WholePatch(SegOnlyTransform):
+    """A patch of a case without labels has none anywhere: what lies outside the image is no background, either."""
+
+    def __init__(self, marker: int) -> None:
+        super().__init__()
+        self.marker = marker
+
+    def _apply_to_segmentation(self, segmentation: Tensor, **params: Any) -> Tensor:
+        hidden = bool((segmentation == self.marker).any())
+        return torch.full_like(segmentation, self.marker) if hidden else segmentation
+
+
+def keep_hidden(pipeline: ComposeTransforms, marker: int) -> ComposeTransforms:
+    """Training transforms that leave patches without labels as such, also where nnU-Net puts background."""
+    transforms = list(pipeline.transforms)
+    place = next(i for i, transform in enumerate(transforms) if isinstance(transform, RemoveLabelTransform))
+    return ComposeTransforms([*transforms[:place], WholePatch(marker), *transforms[place:]])

@@ -1,0 +1,67 @@
+"""Losses that adapt a model with few labels or none: entropy of predictions, cross-entropy over a pool of pixels.
+
+Both take the logits of one output, of exclusive classes (softmax) or of regions that may overlap (sigmoid), and compute
+in float32.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NOT_COUNTED = -1
+"""Value of a target where nothing is known: the pixel takes no part in the loss."""
+
+
+def softmax_entropy(logits: Tensor) -> Tensor:
+    """Entropy ``-sum_c p log p`` in nats of every pixel: logits ``(B, K, …)`` -> ``(B, …)``, from 0 to log K."""
+    log_probabilities = logits.float().log_softmax(1)
+    return -(log_probabilities.exp() * log_probabilities).sum(1)
+
+
+def sigmoid_entropy(logits: Tensor) -> Tensor:
+    """Entropy of every pixel's being in a region or not: logits ``(B, R, …)`` -> ``(B, R, …)``, from 0 to log 2.
+
+    No term is a difference, so that sure predictions have an entropy of zero, not of rounding errors.
+    """
+    logits = logits.float()
+    return logits.sigmoid() * F.softplus(-logits) + (-logits).sigmoid() * F.softplus(logits)
+
+
+class EntropyLoss(nn.Module):
+    """Mean entropy over all pixels, and over regions where there are such; the target is not looked at.
+
+    Args:
+        regions: whether outputs are regions.
+    """
+
+    def __init__(self, *, regions: bool = False) -> None:
+        super().__init__()
+        self.entropy = sigmoid_entropy if regions else softmax_entropy
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Logits ``(B, K, …)`` -> scalar."""
+        return self.entropy(logits).mean()
+
+
+class PooledCrossEntropy(nn.Module):
+    """Cross-entropy, averaged over the pixels of the whole batch that count; 0 where none does.
+
+    Args:
+        regions: whether targets are regions ``(B, R, …)`` instead of label maps ``(B, 1, …)``. Then it is the binary
+            cross-entropy, averaged over all pairs of pixel and region that count.
+    """
+
+    def __init__(self, *, regions: bool = False) -> None:
+        super().__init__()
+        self.regions = regions
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Logits ``(B, K, …)`` and a target with `NOT_COUNTED` where nothing is known -> scalar."""
+        logits, counted = logits.float(), target != NOT_COUNTED
+        if self.regions:
+            loss = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0).float(), reduction="none")
+            total = (loss * counted).sum()
+        else:
+            total = F.cross_entropy(logits, target[:, 0].long(), ignore_index=NOT_COUNTED, reduction="sum")
+        return total / counted.sum().clamp(min=1)
