@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from nnunet_fm.evaluation.figures.style import (
-    LETTER_INCH,
+    CARD,
     SERIES,
     SOFT,
+    WIDTH_INCH,
     name_rows,
     new_figure,
-    shortened,
+    plain_names,
     styled,
     thousands,
 )
@@ -33,7 +34,8 @@ def grouped_bars_figure(
         controls: labels in the softer colour.
         text: of the number at a bar's end.
     """
-    groups = list(table.columns)
+    groups = [str(group) for group in table.columns]
+    names = plain_names(groups)
     with styled():
         figure = _figure(table, max(0.3, 0.17 * len(groups) + 0.1), legend=len(groups) > 1)
         ax = figure.subplots()
@@ -42,13 +44,13 @@ def grouped_bars_figure(
         for number, group in enumerate(groups):
             rows = [row - 0.37 + (number + 0.5) * thick for row in range(len(table))]
             values = table[group].to_numpy(float)
-            ax.barh(rows, values, thick * 0.92, color=SERIES[number % len(SERIES)], label=str(group))
+            ax.barh(rows, values, thick * 0.92, color=SERIES[number % len(SERIES)], label=names[group])
             for row, value in zip(rows, values.tolist(), strict=True):
                 missing = math.isnan(value)
                 place = 0.012 * largest + (0 if missing else value)
                 words = "–" if missing else text(value)
                 ax.text(place, row, words, va="center_baseline", fontsize=7.5, color=SOFT)
-        ax.set_xlim(0, 1.1 * largest if largest > 0 else 1)
+        ax.set_xlim(0, 1.07 * largest if largest > 0 else 1)
         ax.xaxis.set_major_locator(MaxNLocator(6))
         ax.xaxis.set_major_formatter(FuncFormatter(thousands))
         name_rows(ax, [str(name) for name in table.index], controls)
@@ -72,12 +74,13 @@ def stacked_bars_figure(table: pd.DataFrame, axis: str, controls: Sequence[str] 
         left = pd.Series(0.0, index=table.index)
         for number, part in enumerate(table.columns):
             values = table[part].fillna(0)
-            ax.barh(range(len(table)), values, 0.66, left, color=SERIES[number % len(SERIES)], label=str(part))
+            ax.barh(range(len(table)), values, 0.66, left, color=SERIES[number % len(SERIES)],
+                    edgecolor=CARD, linewidth=0.6, label=str(part))  # fmt: skip
             left += values
         longest = float(left.max())
         for row, total in enumerate(left.tolist()):
-            ax.text(total + 0.012 * longest, row, f"{total:.3g}", va="center_baseline", fontsize=8, color=SOFT)
-        ax.set_xlim(0, 1.1 * longest or 1)
+            ax.text(total + 0.012 * longest, row, f"{total:.2f}", va="center_baseline", fontsize=8, color=SOFT)
+        ax.set_xlim(0, 1.07 * longest or 1)
         name_rows(ax, [str(name) for name in table.index], controls)
         ax.set_xlabel(axis)
         figure.legend(loc="outside upper left", ncols=len(table.columns))
@@ -85,5 +88,4 @@ def stacked_bars_figure(table: pd.DataFrame, axis: str, controls: Sequence[str] 
 
 
 def _figure(table: pd.DataFrame, row_inch: float, *, legend: bool) -> Figure:
-    letters = max(len(shortened(str(name))) for name in table.index)
-    return new_figure(5.6 + LETTER_INCH * letters, 0.8 + row_inch * len(table) + (0.25 if legend else 0))
+    return new_figure(WIDTH_INCH, 0.8 + row_inch * len(table) + (0.25 if legend else 0))

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scikit_posthocs import critical_difference_diagram
 
-from nnunet_fm.evaluation.figures.style import CONTROL, INK, MODEL, SOFT, new_figure, shortened, styled
+from nnunet_fm.evaluation.figures.style import INK, MODEL, SOFT, WIDTH_INCH, new_figure, shortened, styled
 
 
 def critical_difference_figure(
@@ -25,10 +25,10 @@ def critical_difference_figure(
     short = {name: shortened(name, 30) for name in ranks.index}
     if len(set(short.values())) < len(short):
         short = {name: name for name in ranks.index}
-    colours = {short[name]: CONTROL if name in controls else MODEL for name in ranks.index}
+    colours = {short[name]: SOFT if name in controls else MODEL for name in ranks.index}
     names = [short[name] for name in ranks.index]
     with styled():
-        figure = new_figure(8.6, 0.9 + 0.26 * ((len(ranks) + 1) // 2))
+        figure = new_figure(WIDTH_INCH, 0.9 + 0.26 * ((len(ranks) + 1) // 2))
         ax = figure.subplots()
         critical_difference_diagram(
             pd.Series(ranks.to_numpy(), index=names),
@@ -36,9 +36,9 @@ def critical_difference_figure(
             alpha=alpha,
             ax=ax,
             color_palette=colours,
-            label_fmt_left="{label}  {rank:.2f}",
-            label_fmt_right="{rank:.2f}  {label}",
-            label_props={"color": INK, "fontsize": 9},
+            label_fmt_left="{label}\u2002{rank:.2f}\u2002",
+            label_fmt_right="\u2002{rank:.2f}\u2002{label}",
+            label_props={"fontsize": 9},
             crossbar_props={"color": INK, "linewidth": 3, "marker": None, "solid_capstyle": "round"},
             elbow_props={"linewidth": 1.1},
             marker_props={"s": 26, "linewidths": 0},

@@ -14,7 +14,9 @@ from nnunet_fm.evaluation.figures.style import (
     LETTER_INCH,
     MODEL,
     SOFT,
+    WIDTH_INCH,
     new_figure,
+    plain_names,
     shortened,
     styled,
 )
@@ -36,9 +38,12 @@ def heatmap_figure(
     low, high = (numbers.min(), numbers.max()) if higher else (numbers.max(), numbers.min())
     sources = max(len(matrix) for matrix in matrices.values())
     targets = max(len(matrix.columns) for matrix in matrices.values())
-    letters = max(len(shortened(str(name), 22)) for matrix in matrices.values() for name in matrix.index)
-    width = max(0.66, LETTER_INCH * letters * 0.62) * targets + LETTER_INCH * letters + 0.25
-    columns = min(len(matrices), max(1, int(11.2 / width)))
+    names = plain_names(list(dict.fromkeys(n for m in matrices.values() for n in [*m.index, *m.columns])))
+    names = {name: shortened(plain, 22) for name, plain in names.items()}
+    letter = LETTER_INCH * 8 / 9
+    longest = letter * max(map(len, names.values()))
+    width = max(0.66, longest + 0.12) * targets + longest + 0.35
+    columns = min(len(matrices), max(1, int((WIDTH_INCH + 0.3) / width)))
     rows = math.ceil(len(matrices) / columns)
     height = 0.4 * sources + 0.75
     with styled():
@@ -58,8 +63,8 @@ def heatmap_figure(
                         ax.add_patch(frame)
                     words = "–" if pd.isna(value) else text(value)
                     ax.text(column, row, words, ha="center", va="center_baseline", fontsize=8.5, color=INK)
-            ax.set_xticks(range(len(matrix.columns)), [shortened(str(name), 22) for name in matrix.columns])
-            ax.set_yticks(range(len(matrix.index)), [shortened(str(name), 22) for name in matrix.index])
+            ax.set_xticks(range(len(matrix.columns)), [names[name] for name in matrix.columns])
+            ax.set_yticks(range(len(matrix.index)), [names[name] for name in matrix.index])
             ax.set(xlim=(-0.5, len(matrix.columns) - 0.5), ylim=(len(matrix.index) - 0.5, -0.5))
             ax.tick_params(length=0, labelsize=8, labelcolor=SOFT)
             ax.grid(False)

@@ -11,7 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from nnunet_fm.evaluation.figures.style import SERIES, new_figure, shortened, styled, thousands
+from nnunet_fm.evaluation.figures.style import (
+    SERIES,
+    SOFT,
+    WIDTH_INCH,
+    new_figure,
+    plain_names,
+    shortened,
+    styled,
+    thousands,
+)
 
 Curve = pd.DataFrame
 """One training: columns ``iteration`` and ``value``."""
@@ -29,10 +38,11 @@ def learning_curves_figure(
     """
     labels = [label for label in curves if label != baseline] or list(curves)
     datasets = list(dict.fromkeys(dataset for by_dataset in curves.values() for dataset in by_dataset))
+    names = plain_names(datasets)
     columns = min(3, len(labels))
     rows = math.ceil(len(labels) / columns)
     with styled():
-        figure = new_figure(max(3.4 * columns, 5.5), 0.55 + 2.0 * rows)
+        figure = new_figure(WIDTH_INCH if columns > 1 else 0.6 * WIDTH_INCH, 0.55 + 2.1 * rows, gap=0.09)
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
         for ax in panels.flat[len(labels) :]:
             ax.set_visible(False)
@@ -46,19 +56,19 @@ def learning_curves_figure(
                     ax.plot(mean["iteration"], mean["value"], color=colour, linewidth=1.5, linestyle=(0, (1, 1.8)))
             ax.set_title(shortened(label, 40))
             ax.set_xlim(left=0)
-            ax.xaxis.set_major_locator(MaxNLocator(5))
+            ax.xaxis.set_major_locator(MaxNLocator(4))
             ax.xaxis.set_major_formatter(FuncFormatter(thousands))
             if number >= len(labels) - columns:
                 ax.set_xlabel("iteration")
             if number % columns == 0:
                 ax.set_ylabel(axis, rotation_mode="anchor")
         handles = [
-            panels[0, 0].plot([], [], color=SERIES[i % len(SERIES)], linewidth=2, label=dataset)[0]
+            panels[0, 0].plot([], [], color=SERIES[i % len(SERIES)], linewidth=2, label=names[dataset])[0]
             for i, dataset in enumerate(datasets)
         ]
         if baseline is not None and len(curves) > 1:
             name = f"{shortened(baseline)} (baseline)"
-            handles += panels[0, 0].plot([], [], color="#5b6675", linewidth=1.5, linestyle=(0, (1, 1.8)), label=name)
+            handles += panels[0, 0].plot([], [], color=SOFT, linewidth=1.5, linestyle=(0, (1, 1.8)), label=name)
         figure.legend(handles=handles, loc="outside upper left", ncols=3)
     return figure
 

@@ -11,12 +11,11 @@ from nnunet_fm.evaluation.figures.style import (
     CARD,
     CONTROL,
     INK,
-    LETTER_INCH,
     MODEL,
     SOFT,
+    WIDTH_INCH,
     name_rows,
     new_figure,
-    shortened,
     styled,
 )
 
@@ -32,8 +31,7 @@ def ranking_figure(table: pd.DataFrame, runs: Mapping[str, Sequence[float]], axi
     """
     names = list(table["label"])
     with styled():
-        letters = max(len(shortened(name)) for name in names)
-        figure = new_figure(5.2 + LETTER_INCH * letters, 0.75 + 0.3 * len(names))
+        figure = new_figure(WIDTH_INCH, 0.75 + 0.3 * len(names))
         ax = figure.subplots()
         columns = (table[name].tolist() for name in ("label", "control", "mean", "low", "high"))
         for row, (label, control, mean, low, high) in enumerate(zip(*columns, strict=True)):

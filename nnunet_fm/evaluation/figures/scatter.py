@@ -17,6 +17,7 @@ from nnunet_fm.evaluation.figures.style import (
     LETTER_INCH,
     MODEL,
     SOFT,
+    WIDTH_INCH,
     new_figure,
     shortened,
     styled,
@@ -35,7 +36,7 @@ def scatter_figure(panels: Sequence[tuple[str, pd.DataFrame]], axis: str) -> Fig
         axis: metric and unit.
     """
     with styled():
-        figure = new_figure(5.2 * len(panels), 3.7)
+        figure = new_figure(0.5 * WIDTH_INCH * len(panels), 3.9)
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for number, (ax, (cost, points)) in enumerate(zip(axes, panels, strict=True)):
             colours = [CONTROL if control else MODEL for control in points["control"]]
@@ -87,7 +88,10 @@ def _name_points(ax: Axes, points: pd.DataFrame, *, by_rank: bool) -> None:
         across, up = ax.transData.inverted().transform((middle, bottom + height / 2))
         if far:
             ax.plot([point[0], across], [point[1], up], color=SOFT, linewidth=0.5, zorder=1)
-        ax.text(across, up, name, ha="center", va="center_baseline", fontsize=8, color=SOFT if control else INK)
+        side = "left" if left > x else "right" if left + width < x else "center"  # letters may be narrower than thought
+        edge = {"left": left, "right": left + width, "center": middle}[side]
+        start, up = ax.transData.inverted().transform((edge, bottom + height / 2))
+        ax.text(start, up, name, ha=side, va="center_baseline", fontsize=8, color=SOFT if control else INK)
 
 
 Box = tuple[float, float, float, float]

@@ -11,11 +11,10 @@ from nnunet_fm.evaluation.figures.style import (
     CARD,
     CONTROL,
     INK,
-    LETTER_INCH,
     MODEL,
+    WIDTH_INCH,
     name_rows,
     new_figure,
-    shortened,
     styled,
 )
 from nnunet_fm.evaluation.frame import SIZE_GROUPS
@@ -35,8 +34,7 @@ def size_groups_figure(scores: pd.DataFrame, labels: Sequence[str], controls: Co
     scores = scores.dropna(subset=["value"])
     groups = [group for group in SIZE_GROUPS if (scores["size_group"] == group).any()]
     with styled():
-        letters = max(len(shortened(name)) for name in labels)
-        figure = new_figure(max(5.0, 2.35 * len(groups)) + LETTER_INCH * letters, 1.0 + 0.29 * len(labels))
+        figure = new_figure(WIDTH_INCH, 1.0 + 0.29 * len(labels))
         panels = figure.subplots(1, len(groups), sharex=True, sharey=True, squeeze=False)[0]
         for ax, group in zip(panels, groups, strict=True):
             inside = scores[scores["size_group"] == group]

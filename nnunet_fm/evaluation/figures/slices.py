@@ -19,7 +19,6 @@ from nnunet_fm.evaluation.overlay import (
     View,
     draw_contours,
     mark_directions,
-    middle_of_foreground,
     read_volume,
 )
 
@@ -50,7 +49,7 @@ class CasePictures:
     def __post_init__(self) -> None:
         self.grey, self.spacing = read_volume(self.image)
         self.labels = self.read(self.reference)
-        self.centre = middle_of_foreground(self.labels, self.labels)
+        self.centre = fullest_slices(self.labels)
         low, high = np.percentile(self.grey, (1, 99.5))
         self.window = (low, high if high > low else low + 1)
         self.flat = self.grey.shape[0] == 1
@@ -73,7 +72,7 @@ class CasePictures:
         return min(self.views, key=lambda view: np.prod(view.edges(self.spacing)))
 
     def picture(self, view: View, labels: NDArray[Any] | None = None) -> bytes:
-        """A PNG of the plane through the middle of the reference's foreground, with classes if ``labels`` are given."""
+        """A PNG of the plane that shows most of the reference, with classes if ``labels`` are given."""
         rows, columns = self._crop(view)
         grey = view.plane(self.grey, self.centre)[rows, columns]
         tall, wide = view.edges(self.spacing)
@@ -89,7 +88,7 @@ class CasePictures:
         if self.flat:
             ax.axis("off")
         else:
-            mark_directions(ax, view.letters, size=6.5)
+            mark_directions(ax, view.letters, size=10)
             ax.spines[:].set_visible(False)
         return png(figure)
 
@@ -111,11 +110,34 @@ class CasePictures:
         return slices[0], slices[1]
 
 
+def fullest_slices(labels: NDArray[Any]) -> tuple[int, ...]:
+    """For each axis the slice that shows most of all labels, each relative to its own largest slice.
+
+    The middle of everything labelled may lie between two structures.
+    """
+    values = [value for value in np.unique(labels) if value != 0]
+    if not values:
+        return tuple(edge // 2 for edge in labels.shape)
+    slices = []
+    for axis in range(labels.ndim):
+        others = tuple(other for other in range(labels.ndim) if other != axis)
+        areas = np.array([np.count_nonzero(labels == value, axis=others) for value in values])
+        slices.append(int(np.argmax((areas / areas.max(axis=1, keepdims=True)).sum(axis=0))))
+    return tuple(slices)
+
+
 def png(figure: Figure) -> bytes:
     """A figure as a PNG with a palette."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return small_png(Image.open(buffer).convert("RGB"))
+
+
+def array_png(array: NDArray[Any]) -> bytes:
+    """Grey values (Y, X) or colours (Y, X, 3) in [0, 1] as a PNG whose longer edge has `EDGE_PIXELS`."""
+    picture = Image.fromarray((255 * array.clip(0, 1)).astype(np.uint8)).convert("RGB")
+    scale = EDGE_PIXELS / max(picture.size)
+    return small_png(picture.resize([max(1, round(scale * edge)) for edge in picture.size], Image.Resampling.NEAREST))
 
 
 def small_png(picture: Image.Image) -> bytes:

@@ -13,6 +13,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 INK, SOFT, LINE, CARD = "#1c2330", "#5b6675", "#dfe3e8", "#fefefe"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b98800", "#3a96cf", "#7a6bb5")
@@ -24,6 +25,8 @@ VARIABLES = {INK: "--text", SOFT: "--soft", LINE: "--line", CARD: "--card", CONT
 }
 """Colours of the light scheme, which a chart is drawn in, and the page's variables that take their place."""
 
+WIDTH_INCH = 10.4
+"""Width of a card on a wide screen."""
 LETTER_INCH = 0.075
 """Width of a letter at 9 pt."""
 
@@ -62,9 +65,10 @@ def styled() -> AbstractContextManager[None]:
     return mpl.rc_context(_STYLE)
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """A figure of a size in inches, outside of pyplot's state."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+def new_figure(width: float, height: float, gap: float = 0.04) -> Figure:
+    """A figure of a size in inches with gaps around its panels, outside of pyplot's state."""
+    layout = ConstrainedLayoutEngine(w_pad=gap, h_pad=gap)
+    figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
@@ -115,11 +119,17 @@ def shortened(name: str, letters: int = 34) -> str:
     return f"{name[: (keep + 1) // 2]}…{name[len(name) - keep // 2 :]}"
 
 
+def plain_names(datasets: Sequence[str]) -> dict[str, str]:
+    """Names of datasets without nnU-Net's ``Dataset501_``, where they stay different."""
+    plain = {name: re.sub(r"^Dataset\d{3}_", "", name) or name for name in datasets}
+    return plain if len(set(plain.values())) == len(plain) else {name: name for name in datasets}
+
+
 def name_rows(ax: Axes, names: Sequence[str], controls: Sequence[str] = ()) -> None:
     """Name the rows of a chart, first at the top, controls in the softer colour; no lines between them."""
     ax.set_yticks(range(len(names)), [shortened(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.tick_params(axis="y", length=0)
+    ax.tick_params(axis="y", length=0, pad=7)
     ax.grid(False, axis="y")
     ax.spines["left"].set_visible(False)
     for tick, name in zip(ax.get_yticklabels(), names, strict=True):

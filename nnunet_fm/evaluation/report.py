@@ -1,0 +1,107 @@
+"""The report: one HTML page that needs no other file and no network, and its tables as CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from nnunet_fm import __version__
+from nnunet_fm.evaluation.frame import DICE
+from nnunet_fm.evaluation.generalisation import Pool
+from nnunet_fm.evaluation.report_page.adaptation import adaptation_section
+from nnunet_fm.evaluation.report_page.architecture import architecture_section
+from nnunet_fm.evaluation.report_page.cases import cases_section
+from nnunet_fm.evaluation.report_page.context import Context
+from nnunet_fm.evaluation.report_page.elements import Picture, Section, prose
+from nnunet_fm.evaluation.report_page.generalisation import generalisation_section
+from nnunet_fm.evaluation.report_page.prediction_time import prediction_time_section
+from nnunet_fm.evaluation.report_page.provenance import provenance_section
+from nnunet_fm.evaluation.report_page.published import published_section
+from nnunet_fm.evaluation.report_page.ranking import ranking_section
+from nnunet_fm.evaluation.report_page.structures import structures_section
+from nnunet_fm.evaluation.report_page.summary import summary
+from nnunet_fm.evaluation.report_page.training import training_section
+from nnunet_fm.evaluation.results import Results
+
+SECTIONS: Mapping[str, Callable[[Context], Section]] = {
+    "ranking": ranking_section,
+    "generalisation": generalisation_section,
+    "adaptation": adaptation_section,
+    "models and cost": architecture_section,
+    "structures": structures_section,
+    "training": training_section,
+    "seconds per case": prediction_time_section,
+    "published numbers": published_section,
+    "cases": cases_section,
+    "provenance": provenance_section,
+}
+
+
+def write_report(
+    results: Results,
+    output: Path,
+    *,
+    metric: str = DICE,
+    pool: Pool = "anatomies",
+    pictures: bool = True,
+    features: Mapping[str, tuple[Picture, Picture]] | None = None,
+    notes: Sequence[str] = (),
+    progress: Callable[[str], None] = lambda step: None,
+) -> list[str]:
+    """Write ``index.html`` and ``tables/`` into a folder.
+
+    Args:
+        results: what is shown.
+        output: made where it does not exist.
+        metric: one of `nnunet_fm.evaluation.frame.METRICS`.
+        pool: how several anatomies are joined, see `nnunet_fm.evaluation.generalisation.summarise`.
+        pictures: whether images are read and drawn.
+        features: label -> a slice and the features that the model sees in it.
+        notes: what else is missing, a sentence each.
+        progress: is told what is done next.
+
+    Returns:
+        What is missing, a sentence each.
+
+    Raises:
+        ValueError: if there are no runs, or no such metric.
+    """
+    if not len(results.runs):
+        raise ValueError("there is nothing to report: no trainings were found")
+    context = Context(results, metric, pool, pictures, features or {}, progress)
+    sections = []
+    for name, make in SECTIONS.items():
+        progress(name)
+        sections.append(make(context))
+    missing = [sentence for section in sections for sentence in section.missing] + list(notes)
+    tables = output / "tables"
+    tables.mkdir(parents=True, exist_ok=True)
+    for table in (table for section in sections for table in section.tables):
+        table.write(tables)
+    (output / "index.html").write_text(_page(context, sections, missing), encoding="utf-8", newline="\n")
+    return missing
+
+
+def _page(context: Context, sections: list[Section], missing: list[str]) -> str:
+    shown = [section for section in sections if section.body]
+    lacking = ""
+    if missing:
+        items = "".join(f"<li>{prose(sentence)}</li>" for sentence in missing)
+        lacking = f'<section id="missing" class="missing"><h2>What is missing</h2><ul>{items}</ul></section>'
+    names = [(section.name, section.title) for section in shown] + [("missing", "What is missing")] * bool(missing)
+    return Template(_part("page.html")).substitute(
+        title=escape(context.results.title),
+        version=__version__,
+        style=_part("style.css"),
+        script=_part("script.js"),
+        summary=summary(context),
+        contents="".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title in names),
+        sections="\n".join(section.html() for section in shown) + lacking,
+    )
+
+
+def _part(name: str) -> str:
+    return (resources.files("nnunet_fm.evaluation.report_page") / name).read_text(encoding="utf-8")

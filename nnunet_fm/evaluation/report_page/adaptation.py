@@ -1,0 +1,58 @@
+"""Section: what adapting models to another dataset brings."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from nnunet_fm.evaluation.generalisation import DG, DS, LOSS, MODEL, SHIFT, adaptation
+from nnunet_fm.evaluation.report_page.context import Context
+from nnunet_fm.evaluation.report_page.elements import Column, Section, Table
+from nnunet_fm.evaluation.report_page.numbers import signed
+
+METHODS = {"selftraining": "self-training", "entropymin": "entropy minimisation"}
+
+
+def adaptation_section(context: Context) -> Section:
+    """Table of adapted models."""
+    section = Section("adaptation", "Domain adaptation")
+    if not (context.cells["method"] != "").any():
+        section.missing.append(
+            "Domain adaptation: no adapted model has scores. `nnunet-fm adapt` plans one; in a study, ask for "
+            "adaptation."
+        )
+        return section
+    frame = adaptation_frame(context)
+    style = context.metric
+    columns = [Column("model", "Model", wrap=True), Column("method", "Method")]
+    if context.cells["anatomy"].nunique() > 1:
+        columns.append(Column("anatomy", "Anatomy"))
+    columns += [
+        Column(DS, "Source (DS)", f".{style.digits}f"),
+        Column(DG, "Target, unadapted (DG)", f".{style.digits}f"),
+        Column(SHIFT, "Target, adapted", f".{style.digits}f", best=style.best),
+        Column(LOSS, "Loss [%]", signed),
+    ]
+    section.table(
+        Table(
+            "adaptation",
+            f"{style.axis} of models on the dataset of their training (DS), on another one before adaptation to it "
+            "(DG) and "
+            "after it. Loss: 100 · (adapted − DS) / DS.",
+            frame,
+            columns,
+        )
+    )
+    return section
+
+
+def adaptation_frame(context: Context) -> pd.DataFrame:
+    """Rows of `nnunet_fm.evaluation.generalisation.adaptation` by anatomy, models under one name."""
+    table = adaptation(context.cells, (*MODEL, "anatomy"), context.pool)
+    plain = context.cells[context.cells["method"] == ""].drop_duplicates(MODEL).set_index(MODEL)["label"]
+    names = [
+        plain.get(key, " ".join(part for part in key if part))
+        for key in table[MODEL].itertuples(index=False, name=None)
+    ]
+    table.insert(0, "name", names)
+    table = table.drop(columns=MODEL).rename(columns={"name": "model"})
+    return table.assign(method=table["method"].replace(METHODS))
