@@ -1,0 +1,153 @@
+"""``nnunet-fm predict``: the twin of ``nnUNetv2_predict`` that records what each case takes."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EPILOG = """
+Examples:
+
+  nnunet-fm predict -i IN -o OUT -d 501 -c 3d_fullres -tr fm_trainer -p FMPlans_stunet_b -f 0
+
+  nnunet-fm predict -i IN -o OUT -m /models/fm_trainer__FMPlans_dinov2_b__2d -f 0 1 2 -chk checkpoint_best.pth
+
+  nnunet-fm predict -i imagesTr -o OUT -d 501 -c 2d -f 0 --cases case_03 case_07 -device cpu -npp 0 -nps 0
+
+OUT/prediction_times.json has the seconds of each case; -npp 0 -nps 0 times them undisturbed.
+"""
+
+
+def predict(
+    images: Annotated[Path, typer.Option("-i", help="Input folder; files are named CASE_0000.nii.gz.")],
+    output: Annotated[Path, typer.Option("-o", help="Output folder; made if it is missing.")],
+    dataset: Annotated[str | None, typer.Option("-d", help="Dataset ID or name of the model.")] = None,
+    plans: Annotated[str, typer.Option("-p", help="Plans of the model.")] = "nnUNetPlans",
+    trainer: Annotated[str, typer.Option("-tr", help="Trainer of the model.")] = "nnUNetTrainer",
+    configuration: Annotated[str | None, typer.Option("-c", help="Configuration of the model.")] = None,
+    model: Annotated[
+        Path | None, typer.Option("-m", help="Folder of the model, in place of -d, -p, -tr and -c.")
+    ] = None,
+    folds: Annotated[
+        list[str] | None, typer.Option("-f", help="Folds to average over.  [default: 0 1 2 3 4]", metavar="FOLD …")
+    ] = None,
+    step_size: Annotated[
+        float, typer.Option("-step_size", help="Distance of windows as a share of the patch, at most 1.")
+    ] = 0.5,
+    disable_tta: Annotated[bool, typer.Option("--disable_tta", help="Do not average over mirrored images.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Tell more; errors come with a traceback.")] = False,
+    save_probabilities: Annotated[
+        bool, typer.Option("--save_probabilities", help="Write class probabilities as well, for ensembles.")
+    ] = False,
+    continue_prediction: Annotated[
+        bool, typer.Option("--continue_prediction", "--c", help="Leave cases alone that have results already.")
+    ] = False,
+    checkpoint: Annotated[str, typer.Option("-chk", help="Name of the checkpoint.")] = "checkpoint_final.pth",
+    preprocessing: Annotated[
+        int | None,
+        typer.Option("-npp", min=0, help="Processes that preprocess; 0: none but this one.  [default: by cores, ≤ 3]"),
+    ] = None,
+    exporting: Annotated[
+        int | None,
+        typer.Option("-nps", min=0, help="Processes that export; 0: none but this one.  [default: by cores, ≤ 3]"),
+    ] = None,
+    previous_stage: Annotated[
+        Path | None, typer.Option("-prev_stage_predictions", help="Predictions of a cascade's previous stage.")
+    ] = None,
+    num_parts: Annotated[int, typer.Option("-num_parts", min=1, help="Number of calls that share the cases.")] = 1,
+    part_id: Annotated[int, typer.Option("-part_id", min=0, help="Which of them this is, from 0.")] = 0,
+    device: Annotated[str, typer.Option("-device", help="cuda, cpu or mps; a GPU by CUDA_VISIBLE_DEVICES.")] = "cuda",
+    disable_progress_bar: Annotated[bool, typer.Option("--disable_progress_bar", help="No progress bar.")] = False,
+    not_on_device: Annotated[
+        bool, typer.Option("--not_on_device", help="Keep logits out of the GPU's memory; for large cases.")
+    ] = False,
+    cases: Annotated[
+        list[str] | None,
+        typer.Option("--cases", help="Predict only these cases of the input folder.", metavar="NAME …"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the times as JSON.")] = False,
+) -> None:
+    """Predict as nnUNetv2_predict does, record the seconds of each case, and go on when one fails."""
+    given = {"-d": dataset, "-c": configuration, "-p": plans != "nnUNetPlans", "-tr": trainer != "nnUNetTrainer"}
+    if model is not None and any(given.values()):
+        raise typer.BadParameter(f"-m names the model already: drop {', '.join(k for k, v in given.items() if v)}")
+    if model is None and (dataset is None or configuration is None):
+        raise typer.BadParameter("name the model: -d and -c, mostly with -tr and -p; or its folder with -m")
+    if wrong := [fold for fold in folds or () if fold != "all" and not fold.isdigit()]:
+        raise typer.BadParameter(f"'{wrong[0]}' is neither a number nor 'all'", param_hint="-f")
+    if device not in ("cuda", "cpu", "mps"):
+        hint = "; choose a GPU with CUDA_VISIBLE_DEVICES" if device.startswith("cuda:") else ""
+        raise typer.BadParameter(f"'{device}' is not one of cuda, cpu, mps{hint}", param_hint="-device")
+    if not 0 < step_size <= 1:
+        raise typer.BadParameter(f"{step_size} is not above 0 and at most 1", param_hint="-step_size")
+    if part_id >= num_parts:
+        raise typer.BadParameter(
+            f"{part_id} is too large: parts count from 0 to {num_parts - 1}", param_hint="-part_id"
+        )
+
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        import torch
+
+        from nnunet_fm.inference.inputs import find_model_folder
+        from nnunet_fm.inference.predict import ALL_FOLDS, PredictionError, predict_folder
+        from nnunet_fm.inference.workers import Failure
+
+        def tell(case: str, result: object) -> None:
+            if isinstance(result, Failure):
+                print(f"{case} failed: {result.reason}", file=sys.stderr)
+            else:
+                print(f"{case} done", flush=True)
+
+        if model is None:
+            assert dataset is not None and configuration is not None
+            model = find_model_folder(dataset, trainer, plans, configuration)
+        failure = None
+        with _progress(hidden=disable_progress_bar) as progress:
+            try:
+                times = predict_folder(
+                    model,
+                    images,
+                    output,
+                    folds=[int(fold) if fold.isdigit() else fold for fold in folds] if folds else ALL_FOLDS,
+                    checkpoint=checkpoint,
+                    cases=cases,
+                    device=torch.device(device),
+                    tile_step_size=step_size,
+                    mirroring=not disable_tta,
+                    save_probabilities=save_probabilities,
+                    overwrite=not continue_prediction,
+                    processes_preprocessing=preprocessing,
+                    processes_export=exporting,
+                    previous_stage=previous_stage,
+                    num_parts=num_parts,
+                    part_id=part_id,
+                    on_device=not not_on_device,
+                    verbose=verbose,
+                    on_case=tell,
+                    on_progress=progress,
+                )
+            except PredictionError as error:
+                failure, times = error, error.times
+    print(times.model_dump_json(indent=1) if as_json else times.summary())
+    if failure is not None:
+        raise failure
+
+
+@contextlib.contextmanager
+def _progress(*, hidden: bool) -> Iterator[Callable[[float, int], None] | None]:
+    """A bar over cases on standard error, if that is a terminal; it moves with every window of a case."""
+    if hidden or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("cases"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("cases", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,1 @@
+"""Prediction that records what it takes, and feature maps of trained models."""

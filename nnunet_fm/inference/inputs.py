@@ -1,0 +1,240 @@
+"""What a prediction starts from, found and checked before any work: model folder, folds, device, images, channels."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+
+DEVICES = ("cpu", "cuda", "mps")
+SHOWN = 3
+"""Number of offenders that a message names."""
+
+Files = Mapping[str, Sequence[Path]]
+"""Name of a case -> its channel files."""
+
+
+class PredictionInputError(ValueError):
+    """What was given cannot be predicted; the message says why, and what to do."""
+
+
+def find_model_folder(dataset: str, trainer: str, plans: str, configuration: str) -> Path:
+    """nnU-Net's folder of a trained model.
+
+    Raises:
+        PredictionInputError: if there is none; the message lists those of the dataset.
+    """
+    from nnunetv2.paths import nnUNet_results
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+    if not nnUNet_results.is_set():
+        raise PredictionInputError(
+            "the variable nnUNet_results is not set: it names the folder of trained models; or name a model's folder "
+            "with -m"
+        )
+    try:
+        name = maybe_convert_to_dataset_name(dataset)
+    except (RuntimeError, ValueError) as error:
+        raise PredictionInputError(str(error).split(". ")[0]) from None  # nnU-Net goes on for many lines
+    results = Path(nnUNet_results.get(), name)
+    folder = results / f"{trainer}__{plans}__{configuration}"
+    if folder.is_dir():
+        return folder
+    trained = [path.name.split("__") for path in sorted(results.glob("*__*__*")) if path.is_dir()]
+    there = [f"-tr {parts[0]} -p {parts[1]} -c {parts[2]}" for parts in trained if len(parts) == 3]
+    raise PredictionInputError(
+        f"no model {folder.name} in {results}; trained models there: {'; '.join(there) or 'none'}"
+    )
+
+
+def check_model_folder(folder: Path, folds: Sequence[int | str], checkpoint: str) -> None:
+    """Raise a PredictionInputError unless the folder is a model's and has the checkpoint in every fold."""
+    missing = [name for name in ("plans.json", "dataset.json") if not (folder / name).is_file()]
+    if missing:
+        upper = folder.name.startswith("fold_") and (folder.parent / "plans.json").is_file()
+        hint = f"give its parent, {folder.parent}, and the fold with -f" if upper else "it holds no trained model"
+        if not folder.is_dir():
+            hint = "there is no such folder"
+        raise PredictionInputError(f"{folder} has no {' and no '.join(missing)}: {hint}")
+    absent = [str(fold) for fold in folds if not (folder / f"fold_{fold}" / checkpoint).is_file()]
+    if not absent:
+        return
+    found = {path.name.removeprefix("fold_"): path for path in sorted(folder.glob("fold_*")) if path.is_dir()}
+    usable = [fold for fold, path in found.items() if (path / checkpoint).is_file()]
+    if usable:
+        cure = f"folds that have it: {', '.join(usable)}; predict with -f {' '.join(usable)}"
+    else:
+        others = sorted({file.name for path in found.values() for file in path.glob("checkpoint*.pth")})
+        cure = f"choose another with -chk: {', '.join(others)}" if others else "the training has not saved any yet"
+    what = "fold" if len(absent) == 1 else "folds"
+    raise PredictionInputError(f"{folder} has no {checkpoint} of {what} {', '.join(absent)}; {cure}")
+
+
+def check_device(device: torch.device) -> None:
+    """Raise a PredictionInputError for a device that is not one of ours or not here."""
+    if device.type not in DEVICES:
+        raise PredictionInputError(f"device '{device.type}' is not one of {', '.join(DEVICES)}")
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not here[device.type]:
+        others = " or ".join(f"-device {name}" for name, there in here.items() if there)
+        raise PredictionInputError(f"PyTorch finds no {device.type} device on this machine: use {others}")
+
+
+def images_in(folder: Path, file_ending: str) -> dict[str, list[Path]]:
+    """Cases of a folder in nnU-Net's layout, ``<case>_<four digits><ending>``, sorted; hidden files do not count.
+
+    Raises:
+        PredictionInputError: if there is no folder or no image in it.
+    """
+    if not folder.is_dir():
+        raise PredictionInputError(f"the input folder {folder} does not exist")
+    found: defaultdict[str, list[Path]] = defaultdict(list)
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    for name in names:
+        if match := re.fullmatch(rf"(.+)_\d{{4}}{re.escape(file_ending)}", name):
+            found[match[1]].append(folder / name)
+    if found:
+        return dict(sorted(found.items()))
+    if not names:
+        raise PredictionInputError(f"the input folder {folder} has no files")
+    right_ending = [name for name in names if name.endswith(file_ending)]
+    rule = (
+        f"'{right_ending[0]}' lacks the number of its channel, as in "
+        f"'{right_ending[0].removesuffix(file_ending)}_0000{file_ending}'"
+        if right_ending
+        else f"the model was trained on {file_ending} files, here are {_list(names)}"
+    )
+    raise PredictionInputError(f"no images in {folder}: {rule}")
+
+
+def only(cases: dict[str, list[Path]], names: Iterable[str], folder: Path) -> dict[str, list[Path]]:
+    """The cases of these names, in their order.
+
+    Raises:
+        PredictionInputError: for a name that is not there, with the nearest that are.
+    """
+    names = list(dict.fromkeys(names))
+    if unknown := [name for name in names if name not in cases]:
+        near = get_close_matches(unknown[0], cases, n=SHOWN) or list(cases)
+        raise PredictionInputError(
+            f"{folder} has no case {_list(unknown)}; it has {len(cases)}, such as {_list(near)} (--cases takes names "
+            "without channel number and ending)"
+        )
+    return {name: cases[name] for name in names}
+
+
+def named(images: Sequence[Sequence[Path]], names: Sequence[str] | None, file_ending: str) -> dict[str, list[Path]]:
+    """Cases from lists of channel files, under the names given or those that the first files suggest.
+
+    Raises:
+        PredictionInputError: if files are missing, names are not unique, or there are not as many as cases.
+    """
+    if names is None:
+        names = [re.sub(r"_\d{4}$", "", Path(files[0]).name.removesuffix(file_ending)) for files in images]
+    if not images:
+        raise PredictionInputError("no cases to predict")
+    if folders := [name for name in names if Path(name).name != name]:
+        raise PredictionInputError(f"not the name of a case: {_list(folders)}")
+    if len(names) != len(images):
+        raise PredictionInputError(f"{len(images)} cases, but {len(names)} names")
+    if twice := sorted({name for name in names if list(names).count(name) > 1}):
+        raise PredictionInputError(f"several cases have the same name: {_list(twice)}")
+    if missing := [str(file) for files in images for file in files if not Path(file).is_file()]:
+        raise PredictionInputError(f"no such file: {_list(missing)}")
+    return {name: [Path(file) for file in files] for name, files in zip(names, images, strict=True)}
+
+
+def channel_names(dataset_json: Mapping[str, Any]) -> dict[str, str]:
+    """Number of each image channel, as text, -> its name; version 1 of nnU-Net called them modalities."""
+    names: dict[str, str] = dataset_json["modality" if "modality" in dataset_json else "channel_names"]
+    return names
+
+
+def check_channels(cases: Files, dataset_json: Mapping[str, Any], reader: Any, *, numbered: bool) -> None:
+    """Raise a PredictionInputError unless every case has the model's channels.
+
+    Args:
+        cases: what will be predicted.
+        dataset_json: the model's.
+        reader: nnU-Net's; some read several channels from one file (RGB, 4D), which is found out from one case.
+        numbered: whether the names of the files end in their channel's number.
+    """
+    channels = channel_names(dataset_json)
+    ending, expected = dataset_json["file_ending"], len(channels)
+
+    def numbers(files: Sequence[Path]) -> list[int]:
+        if not numbered:
+            return list(range(len(files)))
+        return [int(Path(file).name.removesuffix(ending)[-4:]) for file in files]
+
+    wrong = {name: files for name, files in cases.items() if numbers(files) != list(range(expected))}
+    counts = {len(files) for files in wrong.values()}
+    if len(wrong) == len(cases) and len(counts) == 1 and max(counts) < expected:
+        files = next(iter(wrong.values()))
+        if numbers(files) == list(range(len(files))) and _channels_inside(reader, files) == expected:
+            return
+    if wrong:
+        what = ", ".join(f"{int(number):04d} {name}" for number, name in channels.items())
+        those = [
+            f"{name} has {', '.join(f'{number:04d}' for number in numbers(files)) or 'none'}"
+            for name, files in wrong.items()
+        ]
+        raise PredictionInputError(
+            f"{len(wrong)} of {len(cases)} cases do not have the channels of the model ({what}): {_list(those, '; ')}"
+        )
+
+
+def _channels_inside(reader: Any, files: Sequence[Path]) -> int | None:
+    try:
+        return int(reader.read_images([str(file) for file in files])[0].shape[0])
+    except Exception:  # whatever is wrong with the file: it does not show that the channels are right
+        return None
+
+
+def check_previous_stage(previous_stage: str | None, folder: Path | None, cases: Iterable[str], ending: str) -> None:
+    """Raise a PredictionInputError unless label maps of a previous stage are given exactly where a cascade needs them.
+
+    Args:
+        previous_stage: the configuration that the model's is the second stage of, None outside of cascades.
+        folder: of the label maps.
+        cases: names of what will be predicted.
+        ending: of the label maps' names.
+    """
+    if previous_stage is None:
+        if folder is not None:
+            raise PredictionInputError("the model is no second stage of a cascade: drop -prev_stage_predictions")
+        return
+    if folder is None:
+        raise PredictionInputError(
+            f"the model is the second stage of a cascade: predict the same images with {previous_stage} first and name "
+            "its output folder with -prev_stage_predictions"
+        )
+    if missing := [name + ending for name in cases if not (folder / (name + ending)).is_file()]:
+        raise PredictionInputError(f"{folder} lacks predictions of {previous_stage}: {_list(missing)}")
+
+
+def check_output(output: Path, images: Path | None) -> None:
+    """Raise a PredictionInputError if results cannot be written there, or would lie among the images."""
+    if images is not None and output.resolve() == images.resolve():
+        raise PredictionInputError(f"the output folder {output} is the input folder: choose another with -o")
+    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise PredictionInputError(f"cannot write to the output folder {output}: {existing} is no writable folder")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Content of a JSON file."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _list(words: Sequence[str], separator: str = ", ") -> str:
+    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+    return separator.join(words[:SHOWN]) + more

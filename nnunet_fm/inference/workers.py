@@ -1,0 +1,255 @@
+"""The two ends of a prediction, files to network input and logits to files, timed, in processes or in this one."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import os
+import shutil
+import struct
+import sys
+import traceback
+import zlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TypeVar, cast
+
+import nibabel as nib
+import numpy as np
+from nnunetv2.inference.data_iterators import PreprocessAdapter
+from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunet_fm.inference import inputs
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both ends need to know of a model."""
+
+    plans: PlansManager
+    configuration: ConfigurationManager
+    dataset_json: dict[str, Any]
+    verbose: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Image channels, without those that a cascade adds."""
+        return len(inputs.channel_names(self.dataset_json))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case's channel files, the label map of a cascade's previous stage, and where the result goes.
+
+    ``output`` has no ending, as nnU-Net wants it.
+    """
+
+    files: Sequence[str]
+    previous: str | None
+    output: Path
+
+    @property
+    def name(self) -> str:
+        return self.output.name
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """The network's input ``(C, Z, Y, X)`` in float32, what export needs to undo the preprocessing, and seconds."""
+
+    data: np.ndarray
+    properties: dict[str, Any]
+    reading: float
+    preprocessing: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a case has no result."""
+
+    reason: str
+
+
+class PreprocessedCases:
+    """Cases in order, each read and preprocessed when it is asked for, or ahead of that by worker processes.
+
+    Args:
+        setting: of the model.
+        cases: what to preprocess.
+        processes: number of workers; each is at most two cases ahead. 0 works in this process.
+    """
+
+    def __init__(self, setting: Setting, cases: Sequence[Case], processes: int) -> None:
+        self.setting = setting
+        self.cases = cases
+        self.processes = min(processes, len(cases))
+
+    def __iter__(self) -> Generator[tuple[Case, Preprocessed | Failure], None, None]:
+        ahead = max(1, 2 * self.processes)
+        waiting: deque[tuple[Case, Future[Preprocessed | Failure]]] = deque()
+        coming = iter(self.cases)
+        with workers(self.processes, self.setting, "-npp") as pool:
+            while True:
+                while len(waiting) < ahead and (case := next(coming, None)) is not None:
+                    waiting.append((case, pool.submit(preprocess, self.setting, case)))
+                if not waiting:
+                    return
+                case, result = waiting.popleft()
+                yield case, result.result()
+                del result  # a volume that the next one need not lie beside
+
+
+class _InThisProcess(Executor):
+    """Runs what it is given at once."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+@contextmanager
+def workers(processes: int, setting: Setting, flag: str) -> Iterator[Executor]:
+    """An executor with so many spawned processes, or, for 0, this one.
+
+    Args:
+        processes: number of them.
+        setting: of the model they will work for.
+        flag: the option that sets their number, for messages.
+
+    Raises:
+        RuntimeError: if a process was killed.
+    """
+    if processes == 0:
+        _prepare(setting)
+        yield _InThisProcess()
+        return
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start, initargs=(setting,))
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            f"a worker process ended without a word, probably killed for lack of memory: use fewer ({flag} 1), or none "
+            f"({flag} 0); --continue_prediction keeps what is done"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start(setting: Setting) -> None:
+    sys.stdout = sys.stderr  # standard output belongs to the command's own result
+    _prepare(setting)
+
+
+def _prepare(setting: Setting) -> None:
+    """Have nnU-Net import now what it looks up by name, so that no case is charged for it."""
+    _ = setting.plans.image_reader_writer_class, setting.configuration.preprocessor_class
+    _ = setting.configuration.resampling_fn_data, setting.configuration.resampling_fn_probabilities
+
+
+def preprocess(setting: Setting, case: Case) -> Preprocessed | Failure:
+    """Read and preprocess one case as nnU-Net does."""
+    preprocessor = setting.configuration.preprocessor_class(verbose=setting.verbose)
+    stock = preprocessor.run_case_npy
+    was_read = 0.0
+
+    def run_case_npy(*args: Any, **kwargs: Any) -> Any:
+        # nnU-Net calls this with what it has just read: all before is reading, all after is preprocessing.
+        nonlocal was_read
+        was_read = perf_counter()
+        return stock(*args, **kwargs)
+
+    preprocessor.run_case_npy = run_case_npy
+    adapter = PreprocessAdapter(
+        [list(case.files)], [case.previous], preprocessor, [str(case.output)], setting.plans, setting.dataset_json,
+        setting.configuration,
+    )  # fmt: skip
+    printed = io.StringIO()
+    try:
+        for file in case.files:
+            check_whole(file)
+        with redirect_stdout(printed):  # readers print what is wrong with a file, and raise an error without a message
+            start = perf_counter()
+            item = next(adapter)
+            data = np.ascontiguousarray(item["data"].numpy(), dtype=np.float32)
+            end = perf_counter()
+    except Exception as error:
+        return failure(error, setting, printed.getvalue())
+    print(printed.getvalue(), end="", file=sys.stderr)
+    added = 0 if case.previous is None else len(adapter.label_manager.foreground_labels)
+    if data.shape[0] - added != setting.channels:
+        return Failure(f"{data.shape[0] - added} channels, but the model was trained with {setting.channels}")
+    return Preprocessed(data, item["data_properties"], was_read - start, end - was_read)
+
+
+def check_whole(file: str) -> None:
+    """Raise a ValueError for a compressed NIfTI file that is cut off, whose rest SimpleITK would read as zeros.
+
+    The file is decompressed only where the size at its end is not the one that its header promises.
+    """
+    if not file.endswith(".nii.gz"):
+        return
+    try:
+        image = nib.load(file)
+    except Exception:  # whatever it is: what SimpleITK cannot read either, it says itself
+        return
+    if not isinstance(image, nib.Nifti1Image):
+        return
+    voxels = cast(Any, image).dataobj
+    promised = int(voxels.offset) + math.prod(voxels.shape) * int(voxels.dtype.itemsize)
+    with open(file, "rb") as raw:
+        raw.seek(-4, os.SEEK_END)
+        (size,) = struct.unpack("<I", raw.read())
+    if size == promised % 2**32:
+        return
+    found = 0  # several streams in one file, something behind the image, or indeed too little
+    with gzip.open(file) as content, suppress(EOFError, OSError, zlib.error):
+        while chunk := content.read(2**20):
+            found += len(chunk)
+    if found < promised:
+        raise ValueError(f"{os.path.basename(file)} is cut off: its header promises {promised} bytes")
+
+
+def export(
+    setting: Setting, case: Case, logits: np.ndarray, properties: dict[str, Any], save_probabilities: bool
+) -> float | Failure:
+    """Write one case's result from its logits ``(K, Z, Y, X)`` as nnU-Net does; returns the seconds it took.
+
+    The files appear under their names when they are complete, the label map last.
+    """
+    start = perf_counter()
+    partial = case.output.with_name(f".{case.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
+    try:
+        partial.mkdir()
+        export_prediction_from_logits(
+            logits, properties, setting.configuration, setting.plans, setting.dataset_json, str(partial / case.name),
+            save_probabilities,
+        )  # fmt: skip
+        label_map = case.name + setting.dataset_json["file_ending"]
+        for file in sorted(partial.iterdir(), key=lambda file: file.name == label_map):
+            os.replace(file, case.output.with_name(file.name))
+        partial.rmdir()
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        return failure(error, setting)
+    return perf_counter() - start
+
+
+def failure(error: Exception, setting: Setting, printed: str = "") -> Failure:
+    """The error in one line: it may be of a class that cannot be sent from one process to another."""
+    if setting.verbose:
+        traceback.print_exception(error)
+    reason = str(error) or printed or type(error).__name__
+    return Failure(" ".join(reason.split()))
