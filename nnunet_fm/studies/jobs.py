@@ -115,7 +115,7 @@ def _train_and_test(expansion: Expansion, training: Training, prepared: str) -> 
         }
         on = about if target == run.dataset else f"{about}, on {target}"
         predict = Job(job_id("predict", name, what), "predict", f"predict {on}", (jobs[0].id,), what, run.run)
-        what = {"folder": folder, "target": target, "options": dict(study.evaluate)}
+        what = {"folder": folder, "target": target, "options": study.evaluate.model_dump(exclude_defaults=True)}
         evaluate = Job(job_id("evaluate", name, what), "evaluate", f"evaluate {on}", (predict.id,), what, run.run)
         jobs += [predict, evaluate]
     return jobs

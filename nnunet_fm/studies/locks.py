@@ -53,6 +53,13 @@ class Holder:
         return any(is_running(pid, started) for pid, started in self.processes)
 
     @property
+    def abandoned(self) -> int | None:
+        """Number of a process that lives on this host, while the one that took the lock is gone; None otherwise."""
+        if self.host != socket.gethostname() or not self.processes or is_running(*self.processes[0]):
+            return None
+        return next((pid for pid, started in self.processes[1:] if is_running(pid, started)), None)
+
+    @property
     def pid(self) -> int:
         """The first of the processes that live, or of all."""
         living = [pid for pid, started in self.processes if is_running(pid, started)]

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.studies.jobs import Job
+
 
 class Marks:
     """The marks below a study's folder: ``jobs/<rule>/<id>.json`` of what is done, as Snakemake wants it.
@@ -36,10 +38,18 @@ class Marks:
         for path in (self.folder / "failed").glob("*/*.json"):
             path.unlink(missing_ok=True)
 
-    def finished(self, jobs: Iterable[tuple[str, str]]) -> set[str]:
-        """Those of some jobs, given as (rule, id), that are done."""
-        there = {path.stem for path in (self.folder / "jobs").glob("*/*.json")}
-        return {job for _, job in jobs if job in there}
+    def finished(self, jobs: Iterable[Job]) -> set[str]:
+        """Ids of those jobs that are done."""
+        return self._marked("jobs", jobs)
+
+    def unsuccessful(self, jobs: Iterable[Job]) -> set[str]:
+        """Ids of those jobs that failed in this run."""
+        return self._marked("failed", jobs)
+
+    def _marked(self, kind: str, jobs: Iterable[Job]) -> set[str]:
+        ending = len(".json")
+        there = {path.name[:-ending] for path in (self.folder / kind).glob("*/[!.]*.json")}
+        return {job.id for job in jobs} & there
 
 
 def write_json(path: Path, content: Any) -> None:

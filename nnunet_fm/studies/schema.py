@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from nnunet_fm.evaluation.frame import METRICS
 from nnunet_fm.models.card import Recipe
 from nnunet_fm.models.names import PLANS_PREFIX, TRAINER_PREFIX, Spec, UnknownNameError
 from nnunet_fm.models.registry import get_card, grammar
@@ -163,14 +164,39 @@ class Adapt(_Strict):
         return self
 
 
+class Evaluation(_Strict):
+    """How predictions are scored; see ``nnunet-fm evaluate``.
+
+    Args:
+        metrics: all, unless named.
+        tolerance: of the normalised surface Dice, in mm.
+        empty: what a class scores that is in neither map.
+        include_background: score the background, too.
+        group_by: whose share of the volume decides the size group of a class: the training cases', or the case's own.
+    """
+
+    metrics: Annotated[list[str], Field(min_length=1)] = list(METRICS)
+    tolerance: PositiveFloat = 1.0
+    empty: Literal["nnunet", "smoothed"] = "nnunet"
+    include_background: bool = False
+    group_by: Literal["training", "case"] = "training"
+
+    @field_validator("metrics")
+    @classmethod
+    def _there(cls, metrics: list[str]) -> list[str]:
+        if unknown := [metric for metric in metrics if metric not in METRICS]:
+            raise ValueError(f"'{unknown[0]}' is no metric: choose from {', '.join(METRICS)}")
+        return metrics
+
+
 class Resources(_Strict):
     """What one job may use.
 
     Args:
         gpu: of a training and a prediction; unset, 1 where there is one, or where a profile sends jobs elsewhere.
-        cores: of a training; unset, 8 with a GPU and 4 without.
-        memory_gb: of a training; unset, 24.
-        hours: a scheduler ends a training after this time; unset, twice the estimate, but 4 at least.
+        cores: of a training; unset, 8 with a GPU and 4 without, but not more than the machine has.
+        memory_gb: of a training.
+        hours: after which a scheduler ends a training; unset, twice the estimate, but 4 at least.
         device: as stock commands name it; unset, cuda with a GPU, else cpu.
     """
 
@@ -203,7 +229,7 @@ class Study(_Strict):
         adapt: adapt the models of every other domain of the anatomy.
         test: ``test`` is imagesTs with labelsTs, ``validation`` the validation cases of the fold, ``auto`` the first
             where it exists.
-        evaluate: further options of ``nnunet-fm evaluate``, such as ``{--empty: thesis}``.
+        evaluate: how predictions are scored.
         published: id of published results that the report sets beside these.
     """
 
@@ -228,7 +254,7 @@ class Study(_Strict):
     generalise: bool = False
     adapt: list[Adapt] = []
     test: Literal["auto", "test", "validation"] = "auto"
-    evaluate: dict[str, Any] = {}
+    evaluate: Evaluation = Evaluation()
     resources: Resources = Resources()
     published: str | None = None
 

@@ -1,0 +1,239 @@
+"""Hours and bytes that a study will take: by measured numbers where there are some, else by published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_fm.evaluation.record import FILE, TrainingRecord
+from nnunet_fm.models.card import ModelCard, Variant
+from nnunet_fm.plans.slices import on_dataset
+from nnunet_fm.studies.expand import Expansion, Training
+from nnunet_fm.studies.images import USUAL_CASES, USUAL_SHAPE, Images, look_at
+from nnunet_fm.studies.jobs import Job
+
+CPU_SLOWER = 60.0
+"""Seconds of one core for a second of the GPU that published speeds are of; 50 to 100 by the sizes of networks."""
+SAMPLES_2D, PARAMETERS_2D = 60.0, 106e6
+"""Slices of 224 × 224 that a GPU trains on in a second, with so many parameters."""
+WAITING, FASTEST = 0.5, 6.0
+"""Patches per second: a published speed below the first was that of loading data, and nothing is taken to be faster."""
+STOCK_SECONDS = {"2d": 0.15, "3d_fullres": 0.36}
+"""Of one iteration of stock nnU-Net on a GPU."""
+RESENC_SLOWER = {"m": 1.0, "l": 2.0, "xl": 4.0}
+ADAPT_EPOCHS = {"selftraining": 20, "entropymin": 2}
+PLAN_MINUTES, REPORT_MINUTES = 1.0, 2.0
+PREPROCESS_SECONDS, PREDICT_SECONDS, EVALUATE_SECONDS = 20.0, {"2d": 10.0, "3d_fullres": 30.0}, 4.0
+"""Of one case of usual size."""
+OVERHEAD = 1.15
+"""Validation and loading beside the iterations of a training."""
+COMPRESSED = 0.6
+STOCK_PARAMETERS = {"m": 102e6, "l": 140e6, "xl": 206e6, None: 31e6}
+HEAD_PARAMETERS = 20e6
+"""Trained parameters where the backbone is frozen, which is not kept in checkpoints."""
+
+
+@dataclass
+class Estimate:
+    """What a study will take.
+
+    Attributes:
+        hours: of each job on the cores or the GPU that it gets.
+        disk: place -> bytes.
+        assumptions: sentences.
+    """
+
+    hours: dict[str, float] = field(default_factory=dict)
+    disk: dict[str, float] = field(default_factory=dict)
+    assumptions: list[str] = field(default_factory=list)
+
+
+class Estimator:
+    """Estimates for the jobs of a study.
+
+    Args:
+        expansion: of the study.
+        preprocessed: the folder ``nnUNet_preprocessed``.
+        gpu: whether trainings have one.
+        threads: cores of a training without.
+    """
+
+    def __init__(self, expansion: Expansion, preprocessed: Path, *, gpu: bool, threads: int) -> None:
+        self.expansion, self.gpu, self.threads = expansion, gpu, max(1, threads)
+        self.images = {name: look_at(dataset, preprocessed) for name, dataset in expansion.datasets.items()}
+        self.measured: set[str] = set()
+
+    def estimate(self, jobs: Mapping[str, Job]) -> Estimate:
+        """Hours of all jobs, and the disk that all of them need together."""
+        found = Estimate(hours={job.id: self._hours(job) for job in jobs.values()})
+        found.disk = {
+            "nnUNet_preprocessed": sum(self._data(job) for job in jobs.values() if job.rule == "preprocess"),
+            "nnUNet_results": sum(self._checkpoints(training) for training in self.expansion.trainings.values()),
+            "output": sum(self._predictions(job) for job in jobs.values() if job.rule == "predict"),
+        }
+        found.assumptions = self._assumptions()
+        return found
+
+    def iterations(self, training: Training) -> int:
+        """Optimiser steps of a training, as its plan counts them."""
+        if training.iterations is not None:
+            return training.iterations
+        run, study = training.run, self.expansion.study
+        slices = self.images[run.dataset].cases * self.images[run.dataset].slices
+        card, variant = self._model(training)
+        batch = variant.geometry.batch
+        if run.method is not None:
+            adapt = next(a for a in study.adapt if a.method == run.method)
+            epochs = adapt.epochs or ADAPT_EPOCHS[run.method]
+            samples = slices if card.dim == 2 else self.images[run.dataset].cases
+            return epochs * -(-samples // batch)
+        epochs = study.budget.epochs or variant.epochs or 0
+        if card.dim == 2 and epochs:
+            return epochs * -(-slices // batch)
+        key = self.expansion.datasets[run.dataset].short.lower()
+        return variant.iterations or card.iterations.get(key, card.iterations["default"])
+
+    def seconds_per_iteration(self, training: Training) -> float:
+        """Of a training on the GPU or the cores that it gets."""
+        run = training.run
+        measured = self._speeds.get((run.model or run.control or "", run.configuration, self.gpu))
+        if measured is not None:
+            self.measured.add(run.label)
+            return measured
+        slower = 1.0 if self.gpu else CPU_SLOWER / self.threads
+        if training.card is None:
+            size = run.plans.lower()
+            factor = next((f for name, f in RESENC_SLOWER.items() if f"resenc_{name}_" in size), 1.0)
+            return slower * factor * STOCK_SECONDS[run.configuration] * self._share(training, (128, 128, 128))
+        card, variant = self._model(training)
+        share = self._share(training, variant.geometry.patch)
+        return slower * share * variant.geometry.batch / samples_per_second(card)
+
+    def _model(self, training: Training) -> tuple[ModelCard, Variant]:
+        assert training.card is not None
+        study, run = self.expansion.study, training.run
+        entry = next(m for m in study.models if m.model == training.card.name)
+        variant = training.card.variants[entry.variant or study.variant]
+        return training.card, on_dataset(variant, f"Dataset000_{self._short(run.dataset)}", run.adapter)
+
+    def _short(self, dataset: str) -> str:
+        return self.expansion.datasets[dataset].short
+
+    def _share(self, training: Training, patch: tuple[int, ...] | list[int]) -> float:
+        """Share of the patch that the images fill: patches are not larger than they need to be. 1 for slices."""
+        images = self.images[training.run.dataset]
+        if len(patch) == 2 or not images.known:
+            return 1.0
+        # Edges are multiples of 16 or so.
+        edges = [min(edge, -(-size // 16) * 16) for edge, size in zip(patch, images.shape, strict=True)]
+        return float(np.prod(edges) / np.prod(patch))
+
+    @cached_property
+    def _speeds(self) -> dict[tuple[str, str, bool], float]:
+        """(model or control, configuration, on a GPU) -> measured seconds per iteration, of the study's datasets."""
+        found: dict[tuple[str, str, bool], list[float]] = {}
+        folders = {Path(t.run.model_folder).parent for t in self.expansion.trainings.values()}
+        controls = {t.run.trainer: t.run.control for t in self.expansion.trainings.values() if t.card is None}
+        for file in sorted(file for folder in folders for file in folder.glob(f"*/fold_*/{FILE}")):
+            try:
+                record = TrainingRecord.read(file.parent)
+            except ValueError:  # of another version
+                continue
+            if record is None or record.speed is None or not record.speed.mean > 0:
+                continue
+            name = record.model or controls.get(record.trainer) or ""
+            if record.model is None and "resenc" in record.plans.lower():
+                name = "resenc"
+            key = (name, record.configuration, record.device.startswith("cuda"))
+            found.setdefault(key, []).append(record.batch_size / record.speed.mean)
+        return {key: float(np.median(values)) for key, values in found.items()}
+
+    # Jobs
+
+    def _hours(self, job: Job) -> float:
+        trainings = self.expansion.trainings
+        if job.rule == "train":
+            training = trainings[job.run or ""]
+            seconds = OVERHEAD * self.iterations(training) * self.seconds_per_iteration(training)
+            if (minutes := self.expansion.study.budget.minutes) is not None and training.card is not None:
+                seconds = min(seconds, OVERHEAD * 60 * minutes)
+            return seconds / 3600
+        if job.rule == "preprocess":
+            images = self.images[job.what["dataset"]]
+            return PREPROCESS_SECONDS * images.cases * _size(images) / self.threads / 3600
+        if job.rule == "predict":
+            slower = 1.0 if self.gpu else CPU_SLOWER / self.threads
+            images = self.images[job.what["target"]]
+            seconds = PREDICT_SECONDS[job.what["configuration"]]
+            return seconds * slower * self._tested(job) * _size(images) / 3600
+        if job.rule == "evaluate":
+            images = self.images[job.what["target"]]
+            return EVALUATE_SECONDS * self._tested(job) * _size(images) / 3600
+        return (REPORT_MINUTES if job.rule == "report" else PLAN_MINUTES) / 60
+
+    def _tested(self, job: Job) -> int:
+        images, which = self.images[job.what["target"]], self.expansion.study.test
+        return images.tests if images.tests and which != "validation" else -(-images.cases // 5)
+
+    # Disk
+
+    def _data(self, job: Job) -> float:
+        images = self.images[job.what["dataset"]]
+        return COMPRESSED * images.cases * images.voxels * (4 * images.channels + 1)
+
+    def _checkpoints(self, training: Training) -> float:
+        """The last and the best checkpoint: weights, and what the optimiser keeps of those that are trained."""
+        run, card = training.run, training.card
+        if card is None:
+            size = next((name for name in RESENC_SLOWER if f"resenc_{name}_" in run.plans.lower()), None)
+            return 2 * 8 * STOCK_PARAMETERS[size]
+        total = float(min(card.parameters.values()))
+        trained = total if run.adapter in (None, "full") else min(total, HEAD_PARAMETERS)
+        return 2 * 12 * trained
+
+    def _predictions(self, job: Job) -> float:
+        return self._tested(job) * self.images[job.what["target"]].voxels / 20
+
+    def _assumptions(self) -> list[str]:
+        where = "an A100" if self.gpu else f"{self.threads} core{'s' * (self.threads > 1)}"
+        said = [
+            f"Speeds are published or assumed ones of {where}, fitted to patch and batch"
+            + (f"; measured: {', '.join(sorted(self.measured))}." if self.measured else "; none was measured yet.")
+        ]
+        if not self.gpu:
+            said.append(f"A core is taken to be {CPU_SLOWER:g} times slower than an A100.")
+        unknown = [self._short(name) for name, images in self.images.items() if not images.known]
+        if unknown:
+            shape = " × ".join(map(str, USUAL_SHAPE))
+            said.append(
+                f"Images of {', '.join(unknown)} could not be read: {USUAL_CASES} cases of {shape} voxels "
+                "are assumed where nothing is known."
+            )
+        return said
+
+
+def samples_per_second(card: ModelCard) -> float:
+    """Of a training on a GPU: published for the model or one of its family, else by the number of parameters."""
+    parameters = float(min(card.parameters.values()))
+    if card.dim == 2:
+        return SAMPLES_2D * PARAMETERS_2D / max(parameters, PARAMETERS_2D / 4)
+    from nnunet_fm.evaluation.published import published_architectures
+    from nnunet_fm.models.registry import get_card
+
+    published = published_architectures().set_index("model")["samples_per_s"]
+    published = published[published > WAITING]
+    if card.name in published.index:
+        return float(published[card.name])
+    family = [name for name in published.index if get_card(name).family == card.family]
+    reference = get_card(family[0] if family else "stunet_b")
+    faster = float(min(reference.parameters.values())) / parameters
+    return min(FASTEST, float(published[reference.name]) * faster)
+
+
+def _size(images: Images) -> float:
+    """Size of an image against a usual one."""
+    return images.voxels / float(np.prod(USUAL_SHAPE))

@@ -1,0 +1,97 @@
+"""Number and size of a dataset's images, from the fingerprint or the files' headers, or taken to be usual."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_fm.studies.cases import image_names, label_names
+from nnunet_fm.studies.datasets import Dataset
+
+LOOKED_AT = 5
+"""Images whose headers are read; the others are taken to be like them."""
+USUAL_CASES, USUAL_TESTS = 50, 20
+USUAL_SHAPE, USUAL_SPACING = (100, 256, 256), (2.0, 1.0, 1.0)
+"""Voxels and mm (z, y, x) where no image can be read."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """A dataset in numbers.
+
+    Attributes:
+        cases, tests: number of training and of labelled test cases.
+        channels: of an image.
+        shape, spacing: of a usual image, voxels and mm (z, y, x).
+        known: whether images were looked at.
+    """
+
+    cases: int
+    tests: int
+    channels: int
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    known: bool
+
+    @property
+    def voxels(self) -> int:
+        """Of one image."""
+        return int(np.prod(self.shape))
+
+    @property
+    def slices(self) -> int:
+        """Of one image, across the axis with the largest spacing, which is mostly the shortest one."""
+        return self.shape[int(np.argmax(self.spacing))] if max(self.spacing) > min(self.spacing) else min(self.shape)
+
+
+def look_at(dataset: Dataset, preprocessed: Path) -> Images:
+    """The numbers of a dataset, whether it is there or not.
+
+    Args:
+        preprocessed: the folder ``nnUNet_preprocessed``.
+    """
+    content = dataset.json
+    if dataset.folder is None or not content:
+        return Images(USUAL_CASES, USUAL_TESTS, 1, USUAL_SHAPE, USUAL_SPACING, known=False)
+    ending = content.get("file_ending", ".nii.gz")
+    train = image_names(dataset.folder / "imagesTr", ending)
+    tests = len(image_names(dataset.folder / "imagesTs", ending) & label_names(dataset.folder / "labelsTs", ending))
+    channels = len(content.get("channel_names") or content.get("modality") or [0])
+    sizes = _fingerprint(preprocessed / dataset.name / "dataset_fingerprint.json") or _headers(
+        [dataset.folder / "imagesTr" / f"{case}_0000{ending}" for case in sorted(train)[:LOOKED_AT]]
+    )
+    if not sizes:
+        return Images(len(train) or USUAL_CASES, tests, channels, USUAL_SHAPE, USUAL_SPACING, known=False)
+    shape, spacing = (np.median(np.array(values), axis=0) for values in zip(*sizes, strict=True))
+    return Images(
+        len(train), tests, channels, tuple(int(n) for n in shape), tuple(float(s) for s in spacing), known=True
+    )
+
+
+def _fingerprint(file: Path) -> list[tuple[list[int], list[float]]]:
+    if not file.is_file():
+        return []
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return list(zip(content["shapes_after_crop"], content["spacings"], strict=True))
+
+
+def _headers(files: list[Path]) -> list[tuple[list[int], list[float]]]:
+    """Shape and spacing of the files that can be read and have three axes."""
+    import SimpleITK as sitk
+
+    sizes = []
+    for file in files:
+        if not file.is_file() or file.stat().st_size == 0:
+            continue
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(file))
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError:  # no image, or of a kind that another library reads
+            continue
+        if reader.GetDimension() == 3:
+            sizes.append(([*reader.GetSize()[::-1]], [*reader.GetSpacing()[::-1]]))
+    return sizes

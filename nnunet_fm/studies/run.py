@@ -1,0 +1,275 @@
+"""Running a study: one Snakemake at a time in its folder, taken over where it was killed, and what came of it."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import psutil
+
+from nnunet_fm.studies.jobs import Job
+from nnunet_fm.studies.locks import Lock
+from nnunet_fm.studies.marks import Marks, read_json
+from nnunet_fm.studies.prepare import Prepared, snakemake_arguments
+from nnunet_fm.studies.schema import StudyError
+
+LOG = Path("logs", "snakemake.log")
+PAUSE = 0.5
+"""Seconds between two looks at what is done."""
+PATIENCE = 90.0
+"""Seconds that running jobs have to end after an interruption."""
+STEP_MODULE = "nnunet_fm.studies.steps"
+
+OnDone = Callable[[Job, bool], None]
+"""Called with a job and whether it went well."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that failed, why, and the file with all that it printed."""
+
+    job: Job
+    reason: str
+    log: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a study stands after a run.
+
+    Attributes:
+        done: ids of finished jobs.
+        failures: jobs that failed.
+        waiting: jobs that could not start because of these.
+        interrupted: whether the user ended it.
+        report: page of the report, None if there is none yet.
+    """
+
+    done: set[str]
+    failures: Sequence[Failure]
+    waiting: Sequence[Job]
+    interrupted: bool
+    report: Path | None
+
+
+def check_with_snakemake(prepared: Prepared, profile: str | None, further: Sequence[str]) -> None:
+    """Let Snakemake plan the study without running or writing anything.
+
+    Raises:
+        StudyError: if it refuses; the message is its own.
+    """
+    folder = prepared.study.folder
+    with tempfile.TemporaryDirectory() as temporary:
+        # Elsewhere, so that nothing of a study that may be running is changed; what is done is seen through a link.
+        prepared.write(Path(temporary), folder)
+        if (folder / "jobs").is_dir():
+            Path(temporary, "jobs").symlink_to(folder / "jobs")
+        command = _snakemake("--directory", temporary, "--dry-run", "--quiet", "all")
+        done = subprocess.run(
+            [*command, *snakemake_arguments(prepared, profile, further)], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise StudyError(f"Snakemake refuses the study: {_last_words(done.stdout + done.stderr)}")
+
+
+def run(
+    prepared: Prepared, profile: str | None, further: Sequence[str], on_done: OnDone, tell: Callable[[str], None]
+) -> Outcome:
+    """Run all jobs that are not done, until none can go on.
+
+    Args:
+        prepared: the study.
+        profile: of Snakemake, to run elsewhere.
+        further: arguments of Snakemake.
+        on_done: called for each job that ends.
+        tell: called with sentences for the user.
+
+    Raises:
+        StudyError: if the study is running already, or Snakemake does not start.
+    """
+    folder = prepared.study.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = Lock(folder / ".study.lock", f"study {prepared.study.name}")
+    _take(lock, folder, tell)
+    with lock:
+        prepared.write_study()
+        prepared.write(folder, folder)
+        marks = Marks(folder)
+        marks.clear_failed()
+        if lock.left_behind is not None and _is_locked(folder):
+            tell(f"The last run was killed ({lock.left_behind}); going on from where it was.")
+            subprocess.run(
+                [*_snakemake("--directory", str(folder), "--unlock"), *snakemake_arguments(prepared, profile, further)],
+                capture_output=True,
+                check=True,
+            )
+        words = _snakemake("--directory", str(folder)) + snakemake_arguments(prepared, profile, further)
+        code, interrupted = _supervise(words, lock, marks, prepared.jobs, on_done, tell)
+        outcome = _outcome(prepared, marks, interrupted)
+        if code != 0 and not interrupted and not outcome.failures:
+            raise StudyError(
+                f"Snakemake ended with exit code {code}: {_last_words((folder / LOG).read_text(errors='replace'))} "
+                f"(see {folder / LOG})"
+            )
+        return outcome
+
+
+def _take(lock: Lock, folder: Path, tell: Callable[[str], None]) -> None:
+    """Take a study's lock; a Snakemake whose owner was killed is ended first.
+
+    Raises:
+        StudyError: if somebody holds it; the message names the process.
+    """
+    holder = lock.take()
+    if holder is not None and (pid := holder.abandoned) is not None:
+        tell(f"Ending Snakemake (process {pid}), which the last run left behind; its jobs go on and are waited for.")
+        process = psutil.Process(pid)
+        process.kill()
+        process.wait(10)
+        holder = lock.take()
+    if holder is not None:
+        raise StudyError(f"{folder} is in use: the study is running already, as {holder}")
+
+
+def _is_locked(folder: Path) -> bool:
+    return any((folder / ".snakemake" / "locks").glob("*"))
+
+
+def _snakemake(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "snakemake", *arguments]
+
+
+def _supervise(
+    words: Sequence[str],
+    lock: Lock,
+    marks: Marks,
+    jobs: Mapping[str, Job],
+    on_done: OnDone,
+    tell: Callable[[str], None],
+) -> tuple[int, bool]:
+    """Start Snakemake and follow it to its end; returns its exit code and whether the user interrupted it."""
+    log = marks.folder / LOG
+    log.parent.mkdir(parents=True, exist_ok=True)
+    ended = marks.finished(jobs.values())
+    previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    interrupted = False
+    try:
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                words,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in the terminal is for this process, which ends the others in order
+            )
+        lock.add(process.pid)
+        try:
+            while process.poll() is None:
+                ended |= _report_ended(marks, jobs, ended, on_done)
+                try:
+                    process.wait(PAUSE)
+                except subprocess.TimeoutExpired:
+                    continue
+        except KeyboardInterrupt:
+            interrupted = True
+            tell("Interrupted: running jobs are being ended; the same command goes on from here.")
+            _end(process)
+        _report_ended(marks, jobs, ended, on_done)
+        return process.wait(), interrupted
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _report_ended(marks: Marks, jobs: Mapping[str, Job], known: set[str], on_done: OnDone) -> set[str]:
+    """Tell of jobs that have ended since the last look; returns their ids."""
+    done = marks.finished(jobs.values()) - known
+    failed = marks.unsuccessful(jobs.values()) - known - done
+    for job in jobs.values():
+        if job.id in done | failed:
+            on_done(job, job.id in done)
+    return done | failed
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End Snakemake and the steps that it runs on this machine; further signals do not disturb it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    steps = [child for child in _children(process.pid) if STEP_MODULE in child.cmdline()]
+    process.send_signal(signal.SIGINT)  # it starts nothing more, and takes back what a cluster has queued
+    for step in steps:
+        step.terminate()
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        for child in [*_children(process.pid)]:
+            child.kill()
+        process.kill()
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        return [c for c in psutil.Process(pid).children(recursive=True) if c.status() != psutil.STATUS_ZOMBIE]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _outcome(prepared: Prepared, marks: Marks, interrupted: bool) -> Outcome:
+    jobs = prepared.jobs
+    done = marks.finished(jobs.values())
+    open_jobs = [job for job in jobs.values() if job.id not in done]
+    failures, waiting = [], []
+    for job in open_jobs:
+        log = marks.log(job.rule, job.id)
+        mark = read_json(marks.failed(job.rule, job.id))
+        if mark is not None:
+            failures.append(Failure(job, mark["reason"], log))
+        elif set(job.needs) <= done and not interrupted and log.is_file():
+            failures.append(Failure(job, "ended without a word, as when it is killed for its memory or time", log))
+        else:
+            waiting.append(job)
+    page = marks.folder / "report" / "index.html"
+    return Outcome(done, failures, waiting, interrupted, page if page.is_file() else None)
+
+
+def _last_words(text: str) -> str:
+    """The end of what a program printed, in one line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines[-6:])[-600:] or "it said nothing"
+
+
+def write_partial_report(prepared: Prepared, outcome: Outcome) -> Path | None:
+    """Report what there is although some jobs failed; returns the page, None where that is nothing."""
+    folder = prepared.study.folder
+    if not any(job.rule == "evaluate" and job.id in outcome.done for job in prepared.jobs.values()):
+        return None
+    command = "import sys; from nnunet_fm.cli.app import main; sys.exit(main())"
+    log = folder / "logs" / "report" / "partial.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as stream:
+        words = [sys.executable, "-c", command, "report", str(folder)]
+        subprocess.run(words, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False)
+    page = folder / "report" / "index.html"
+    return page if page.is_file() else None
+
+
+def free_space(path: Path) -> int:
+    """Bytes that are free where a folder is, or will be."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+__all__ = ["Failure", "Outcome", "check_with_snakemake", "free_space", "run", "write_partial_report"]
