@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from nnunet_fm.cli import convert, demo, doctor, plan, predict, report, weights
+from nnunet_fm.cli import adapt, convert, demo, doctor, plan, predict, report, weights
 from nnunet_fm.cli import list as listing
 from nnunet_fm.cli.variadic import VariadicCommand
 
@@ -26,6 +26,7 @@ app.command("list", epilog=listing.EPILOG)(listing.list_)
 app.command("convert", epilog=convert.EPILOG)(convert.convert)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 app.command("plan", epilog=plan.EPILOG, cls=VariadicCommand)(plan.plan)
+app.command("adapt", epilog=adapt.EPILOG, cls=VariadicCommand)(adapt.adapt)
 app.command("predict", epilog=predict.EPILOG, cls=VariadicCommand)(predict.predict)
 app.command("report", epilog=report.EPILOG, cls=VariadicCommand)(report.report)
 app.command("demo", epilog=demo.EPILOG)(demo.demo)

@@ -24,13 +24,21 @@ from nnunet_fm.models.names import (
     plans_name,
     trainer_name,
 )
-from nnunet_fm.models.plan_key import KEY
+from nnunet_fm.models.plan_key import KEY, STOCK_KEY
 from nnunet_fm.models.registry import get_card, grammar
 
 COMMAND = "nnUNetv2_train"
 NOT_PLANS = frozenset({"dataset.json", "dataset_fingerprint.json", "splits_final.json"})
 VALUE_OPTIONS = ("-tr", "-p", "-pretrained_weights", "-num_gpus", "-device")
 FLAGS = ("--npz", "--c", "--val", "--val_best", "--disable_checkpointing")
+
+
+MAKE = {
+    "stock": "nnunet-fm plan -d ID --control stock",
+    "selftraining": "nnunet-fm adapt --source MODEL_FOLDER --target ID --method selftraining",
+    "entropymin": "nnunet-fm adapt --source MODEL_FOLDER --target ID --method entropymin",
+}
+"""Method of a trainer's name -> the command that makes plans for it."""
 
 
 class ShortFormError(ValueError):
@@ -63,6 +71,7 @@ class Plan:
     model: str | None
     head: str | None
     adapter: str | None
+    method: str | None = None
 
     @classmethod
     def read(cls, path: Path) -> Plan | None:
@@ -77,11 +86,16 @@ class Plan:
         return cls(
             path.name[: -len(".json")],
             tuple(content["configurations"]),
-            *(key.get(part) for part in ("model", "head", "adapter")),
+            model=key.get("model"),
+            head=key.get("head"),
+            adapter=key.get("adapter"),
+            method="stock" if STOCK_KEY in content else (key.get("adaptation") or {}).get("method"),
         )
 
     def fits(self, spec: Spec) -> bool:
         """Whether a trainer of this meaning can follow the plan: same model, and parts that the model may have."""
+        if spec.method is not None or self.method is not None:
+            return spec.method == self.method
         if self.model is None or spec.model not in (None, self.model):
             return False
         wanted = Spec(self.model, spec.head, spec.adapter)
@@ -124,7 +138,8 @@ def _choose(plans: list[Plan], spec: Spec, chosen: str | None) -> list[Plan]:
     """The plan given by ``-p``, else every plan of ours that fits; those with exactly the right parts go first."""
     if chosen is not None:
         return [plan for plan in plans if plan.name == chosen]
-    ours = [plan for plan in plans if plan.name == PLANS_PREFIX or plan.name.startswith(f"{PLANS_PREFIX}_")]
+    prefix = f"{PLANS_PREFIX}_"
+    ours = [plan for plan in plans if plan.method or plan.name == PLANS_PREFIX or plan.name.startswith(prefix)]
     fitting = [plan for plan in ours if plan.fits(spec)]
     return [plan for plan in fitting if plan.exactly(spec)] or fitting
 
@@ -133,6 +148,10 @@ def _none_found(dataset: str, name: str, spec: Spec, chosen: str | None, plans: 
     if chosen is not None:
         there = ", ".join(plan.name for plan in plans) or "none"
         return ShortFormError(f"dataset {dataset} has no plans {chosen}; plans there: {there}")
+    if spec.method is not None:
+        return ShortFormError(
+            f"dataset {dataset} has no plans that {name} can train; make them with: {MAKE[spec.method]}"
+        )
     planner = plans_name(spec).replace(PLANS_PREFIX, PLANNER_PREFIX, 1) if spec.pinned else f"{PLANNER_PREFIX}_<model>"
     number = dataset[len("Dataset") :].split("_")[0].lstrip("0") if dataset.startswith("Dataset") else dataset
     command = f"nnUNetv2_plan_and_preprocess -d {number} -pl {planner}"

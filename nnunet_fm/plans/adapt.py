@@ -1,0 +1,373 @@
+"""Plans that adapt a trained model to another dataset: geometry, intensities and network of the source.
+
+An epoch is a pass over the target: over all its slices for a 2D model, over as many patches as cover its volumes for a
+3D one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+from pydantic import ValidationError
+
+from nnunet_fm.adaptation.trained_part import train_only
+from nnunet_fm.models.build import build_network
+from nnunet_fm.models.card import Recipe
+from nnunet_fm.models.names import PLANS_PREFIX, TRAINER_PREFIX
+from nnunet_fm.models.plan_key import KEY, Adaptation, PlanError, PlanKey
+from nnunet_fm.plans.files import save_plans
+from nnunet_fm.plans.orientation import dataset_orientations
+from nnunet_fm.plans.preprocessor import data_identifier
+from nnunet_fm.plans.raw import training_cases
+from nnunet_fm.plans.slices import converter_slice_axis, count_slices, on_dataset
+from nnunet_fm.plans.source import Source, read_source
+
+Method = Literal["selftraining", "entropymin"]
+
+LABELLED = 3
+"""Volumes with labels in self-training, as published."""
+EPOCHS: dict[str, int] = {"selftraining": 20, "entropymin": 2}
+"""As published; longer entropy minimisation over-fits."""
+RATE_3D = 0.1
+"""Of the source's learning rate, for 3D models, which nobody has published adaptations of: ours."""
+
+
+@dataclass
+class AdaptOptions:
+    """What `nnunet-fm adapt` can change; None leaves the choice to the method."""
+
+    method: Method
+    fold: str = "0"
+    checkpoint: str | None = None
+    labelled: int | None = None
+    labelled_cases: list[str] = field(default_factory=list)
+    confidence: float = 0.9
+    update_every: int = 1
+    teacher_momentum: float | None = None
+    epochs: int | None = None
+    iterations: int | None = None
+    train: Literal["head", "adapter", "all"] = "head"
+    faithful: bool = False
+    name: str | None = None
+    seed: int | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    force: bool = False
+    processes: int = 2
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The dataset that a model is adapted to, by its name."""
+
+    name: str
+
+    @property
+    def raw(self) -> Path:
+        return Path(nnUNet_raw, self.name)
+
+    @cached_property
+    def dataset_json(self) -> dict[str, Any]:
+        return json.loads((self.raw / "dataset.json").read_text(encoding="utf-8"))
+
+    @cached_property
+    def cases(self) -> dict[str, dict[str, Any]]:
+        return training_cases(self.raw, self.dataset_json)
+
+    @cached_property
+    def reader(self) -> str:
+        """Name of nnU-Net's reader of its images."""
+        example = next(iter(self.cases.values()))["images"][0]
+        return determine_reader_writer_from_dataset_json(self.dataset_json, example, verbose=False).__name__
+
+    def fingerprint(self, processes: int) -> dict[str, Any]:
+        """nnU-Net's fingerprint, extracted if there is none yet."""
+        file = Path(nnUNet_preprocessed, self.name, "dataset_fingerprint.json")
+        if not file.is_file():
+            extract_fingerprint_dataset(int(self.name[len("Dataset") :].split("_")[0]), num_processes=processes)
+        return json.loads(file.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A plan that was written, and with what it is used."""
+
+    path: Path
+    plans: dict[str, Any]
+    trainer: str
+    configuration: str
+
+    @property
+    def commands(self) -> list[str]:
+        """What follows: preprocessing, training, prediction."""
+        name, number = self.plans["plans_name"], int(self.plans["dataset_name"][len("Dataset") :].split("_")[0])
+        return [
+            f"nnUNetv2_preprocess -d {number} -plans_name {name} -c {self.configuration}",
+            f"nnUNetv2_train {number} {self.configuration} 0 -tr {self.trainer} -p {name}",
+            f"nnUNetv2_predict -d {number} -c {self.configuration} -f 0 -tr {self.trainer} -p {name} -i IN -o OUT "
+            f"-chk checkpoint_best.pth",
+        ]
+
+
+def plan_adaptation(model_folder: Path, target: str | int, options: AdaptOptions) -> Adapted:
+    """Check that a model can be adapted to a dataset, and write the plan into the dataset's preprocessed folder.
+
+    Everything is checked before anything is written.
+
+    Raises:
+        PlanError: naming what does not fit.
+    """
+    _check_options(options)
+    source = read_source(model_folder, options.fold, options.checkpoint)
+    there = _Target(maybe_convert_to_dataset_name(target))
+    check_domains(source.dataset_json, there.dataset_json, (source.dataset, there.name))
+    if unknown := sorted(set(options.labelled_cases) - set(there.cases)):
+        raise PlanError(f"{there.name} has no training case {', '.join(unknown)}; it has {', '.join(there.cases)}")
+    recipe = _recipe(source, there.name, options)
+    adaptation = _adaptation(source, options)
+    entry = source.entry
+    _check_trained(entry, there.dataset_json, source, adaptation)
+
+    plans = _plans(source, entry, there, recipe, adaptation, options)
+    path = save_plans(plans, force=options.force)
+    for name in ("dataset.json", "splits_final.json"):  # as nnU-Net's planner: the split only where there is none yet
+        if (there.raw / name).is_file() and (name == "dataset.json" or not path.with_name(name).is_file()):
+            shutil.copy(there.raw / name, path.with_name(name))
+    return Adapted(path, plans, f"{TRAINER_PREFIX}_{options.method}", source.configuration)
+
+
+def check_domains(here: Mapping[str, Any], there: Mapping[str, Any], names: tuple[str, str]) -> None:
+    """Check that two ``dataset.json`` have the same labels, regions and number of channels.
+
+    Raises:
+        PlanError: that lists the differences.
+    """
+    faults = []
+    mine, theirs = (json.loads(json.dumps(content["labels"])) for content in (here, there))
+    for label in dict.fromkeys((*mine, *theirs)):
+        if label not in theirs:
+            faults.append(f"only {names[0]} has '{label}' ({mine[label]})")
+        elif label not in mine:
+            faults.append(f"only {names[1]} has '{label}' ({theirs[label]})")
+        elif mine[label] != theirs[label]:
+            faults.append(f"'{label}' is {mine[label]} in {names[0]} and {theirs[label]} in {names[1]}")
+    orders = [content.get("regions_class_order") for content in (here, there)]
+    if orders[0] != orders[1]:
+        faults.append(f"regions_class_order is {orders[0]} in {names[0]} and {orders[1]} in {names[1]}")
+    channels = [_channels(content) for content in (here, there)]
+    if len(channels[0]) != len(channels[1]):
+        faults.append(f"{names[0]} has the channels {', '.join(channels[0])}, {names[1]} has {', '.join(channels[1])}")
+    if faults:
+        raise PlanError(
+            f"a model of {names[0]} cannot be adapted to {names[1]}: {'; '.join(faults)}. Labels must have the same "
+            f"names and values in both dataset.json, and channels the same number and order"
+        )
+
+
+def _channels(dataset_json: Mapping[str, Any]) -> list[str]:
+    names = dataset_json.get("channel_names") or dataset_json["modality"]
+    return [str(name) for name in names.values()]
+
+
+def _check_options(options: AdaptOptions) -> None:
+    if options.method == "entropymin" and (options.labelled or options.labelled_cases):
+        raise PlanError("entropy minimisation uses no labels: leave out --labelled, or take --method selftraining")
+    teacher = options.update_every != 1 or options.teacher_momentum is not None
+    if teacher and options.method == "entropymin":
+        raise PlanError("entropy minimisation has no teacher: leave out --update-every and --teacher-momentum")
+    if teacher and options.faithful:
+        raise PlanError(
+            "the published self-training takes its pseudo-labels from the pass that is trained on (--faithful): leave "
+            "out --update-every and --teacher-momentum"
+        )
+    if options.recipe.get("sampling", "nnunet") != "nnunet":
+        raise PlanError("recipe.sampling of an adaptation is nnunet: other ways look for classes in all label maps")
+
+
+def _adaptation(source: Source, options: AdaptOptions) -> Adaptation:
+    labelled = options.labelled if options.labelled is not None else LABELLED
+    try:
+        return Adaptation(
+            method=options.method,
+            source=source.dataset,
+            model_folder=str(source.folder),
+            fold=source.fold,
+            checkpoint=source.checkpoint.name,
+            sha256=source.sha256,
+            labelled=0 if options.method == "entropymin" else len(options.labelled_cases) or labelled,
+            labelled_cases=options.labelled_cases,
+            confidence=options.confidence,
+            update_every=options.update_every,
+            teacher_momentum=options.teacher_momentum,
+            train=options.train,
+            faithful=options.faithful,
+        )
+    except ValidationError as error:
+        raise PlanError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from None
+
+
+def _check_trained(
+    entry: Mapping[str, Any], dataset_json: Mapping[str, Any], source: Source, adaptation: Adaptation
+) -> None:
+    """Build the network without memory, so that a part that cannot be trained is refused now."""
+    import torch
+
+    setting = source.setting
+    with torch.device("meta"):
+        network = build_network(entry["architecture"], len(_channels(dataset_json)), 2, adapter=setting.adapter)
+    try:
+        train_only(network, adaptation.train, norms_only=adaptation.faithful and adaptation.method == "entropymin")
+    except ValueError as error:
+        raise PlanError(f"--faithful trains the norms of the head: {error}") from None
+
+
+def _name(source: Source, adaptation: Adaptation) -> str:
+    setting = source.setting
+    parts = (
+        *(PLANS_PREFIX, setting.card.name, setting.head, setting.adapter),
+        *("from", source.number, None if source.fold == "0" else f"fold{source.fold}"),
+        *(adaptation.method, "faithful" if adaptation.faithful else None),
+    )
+    return "_".join(part for part in parts if part)
+
+
+def _recipe(source: Source, dataset: str, options: AdaptOptions) -> Recipe:
+    """The source's recipe with the method's loss and a rate for weights that have been trained already.
+
+    Patches are drawn anywhere, since where to draw them may not depend on labels that are not to be used.
+    """
+    setting = source.setting
+    rate = setting.recipe.learning_rate * RATE_3D if setting.card.dim == 3 else _rate_2d(source, dataset)
+    changes: dict[str, Any] = {
+        "learning_rate": rate,
+        "final_rate": min(setting.recipe.final_rate, rate),
+        "scratch_rate": None,
+        "loss": "ce",
+        "sampling": "nnunet",
+        "oversample_foreground": 0.0,
+        "max_minutes": None,
+        "volume_dice_every": 1,
+        "save_every": min(setting.recipe.save_every, 5),
+        "faithful": options.faithful,
+    }
+    if options.seed is not None:
+        changes["seed"] = options.seed
+    try:
+        return Recipe(**{**setting.recipe.model_dump(), **changes, **options.recipe})
+    except ValidationError as error:
+        faults = "; ".join(f"recipe.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise PlanError(f"{faults}. Recipe fields are: {', '.join(Recipe.model_fields)}") from None
+
+
+def _rate_2d(source: Source, dataset: str) -> float:
+    """The rate that a training of the source's kind would have on the target, as published; or the source's user's."""
+    setting, key = source.setting, source.key
+    published = setting.card.variants[key.variant if key else "nnunet"]  # type: ignore[index]
+    if key is not None:
+        planned = on_dataset(published, source.dataset, key.adapter).recipe.learning_rate
+        if key.adaptation is None and key.recipe.learning_rate != planned:
+            return setting.recipe.learning_rate
+    recipe = on_dataset(published, dataset, setting.adapter).recipe
+    return recipe.scratch_rate if setting.scratch and recipe.scratch_rate else recipe.learning_rate
+
+
+def _plans(
+    source: Source,
+    entry: dict[str, Any],
+    target: _Target,
+    recipe: Recipe,
+    adaptation: Adaptation,
+    options: AdaptOptions,
+) -> dict[str, Any]:
+    setting, fingerprint = source.setting, target.fingerprint(options.processes)
+    reasons: dict[str, str] = {}
+    transpose = _transpose(source, target, reasons)
+    shapes = [[shape[a] for a in transpose] for shape in fingerprint["shapes_after_crop"]]
+    spacings = [[float(spacing[a]) for a in transpose] for spacing in fingerprint["spacings"]]
+    if entry["preprocessor_name"] != "FMPreprocessor" and source.key is None:
+        entry["preprocessor_name"] = "FMPreprocessor"  # the stock one would share a folder with the target's own plans
+    names = [_channels(content) for content in (source.dataset_json, target.dataset_json)]
+    if names[0] != names[1]:
+        reasons["intensities"] = f"as for {', '.join(names[0])}, while the target's channels are {', '.join(names[1])}"
+
+    slices = count_slices(shapes) if setting.card.dim == 2 else None
+    batch = entry["batch_size"]
+    samples = slices or _patches(shapes, spacings, entry["spacing"], entry["patch_size"])
+    one_pass = math.ceil(samples / batch)
+    epochs = None if options.iterations is not None else options.epochs or EPOCHS[adaptation.method]
+    iterations = options.iterations if epochs is None else epochs * one_pass
+    assert iterations is not None
+    if epochs is not None:
+        what = "slices" if slices else "patches, as many as cover the volumes,"
+        reasons["iterations"] = f"{epochs} epochs over {samples:,} {what} in batches of {batch}"
+    if "iterations_per_epoch" not in options.recipe:
+        recipe = recipe.model_copy(update={"iterations_per_epoch": one_pass})
+    if "validation_iterations" not in options.recipe:
+        fewer = min(recipe.validation_iterations, recipe.iterations_per_epoch)
+        recipe = recipe.model_copy(update={"validation_iterations": fewer})
+
+    plans: dict[str, Any] = {
+        **{k: v for k, v in source.plans.items() if k not in (KEY, "continue_training")},
+        "dataset_name": target.name,
+        "plans_name": options.name or _name(source, adaptation),
+        "original_median_spacing_after_transp": np.median(np.vstack(spacings), axis=0).tolist(),
+        "original_median_shape_after_transp": np.median(np.vstack(shapes), axis=0).round().astype(int).tolist(),
+        "image_reader_writer": target.reader,
+        "transpose_forward": transpose,
+        "transpose_backward": [transpose.index(axis) for axis in range(3)],
+        "configurations": {source.configuration: entry},
+    }
+    entry["data_identifier"] = data_identifier(plans, source.configuration)
+    known = source.key
+    origin = {what: "source" for what in ("spacing", "patch_size", "batch_size", "intensities")}
+    origin["iterations"] = "user" if options.iterations or options.epochs else "thesis"
+    origin["recipe"] = "source, changed for the method"
+    if options.recipe:
+        origin["recipe"] += f" and by user: {', '.join(sorted(options.recipe))}"
+    plans[KEY] = PlanKey(
+        model=setting.card.name,
+        head=setting.head,
+        adapter=setting.adapter,
+        variant=known.variant if known else "nnunet",
+        recipe=recipe,
+        iterations=iterations,
+        epochs=epochs,
+        slices=slices,
+        origin=origin,
+        reasons=reasons,
+        weights=known.weights if known else {},
+        adaptation=adaptation,
+    ).model_dump()
+    recursive_fix_for_json_export(plans)
+    return plans
+
+
+def _transpose(source: Source, target: _Target, reasons: dict[str, str]) -> list[int]:
+    """The source's order of axes; for slices, the axis that the target's converter names comes first."""
+    theirs = [int(axis) for axis in source.plans["transpose_forward"]]
+    if source.setting.card.dim == 3:
+        return theirs
+    axis = converter_slice_axis(target.raw / "conversion.json", dataset_orientations(target.cases, target.reader))
+    if axis is None or axis == theirs[0]:
+        return theirs
+    reasons["slice_axis"] = f"slices are cut across axis {axis}, as the target's conversion.json says"
+    return [axis, *(a for a in range(3) if a != axis)]
+
+
+def _patches(shapes: list[list[int]], spacings: list[list[float]], spacing: list[float], patch: list[int]) -> int:
+    """Patches that cover all volumes once, side by side; shapes in voxels, spacings in mm."""
+    resampled = [compute_new_shape(shape, own, spacing) for shape, own in zip(shapes, spacings, strict=True)]
+    return sum(math.prod(math.ceil(e / p) for e, p in zip(edges, patch, strict=True)) for edges in resampled)

@@ -1,0 +1,123 @@
+"""A trained model that another training starts from: its folder, its checkpoint, and what it was trained as."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_fm.models.build import Architecture
+from nnunet_fm.models.names import UnknownNameError
+from nnunet_fm.models.plan_key import PlanError, PlanKey
+from nnunet_fm.models.registry import grammar
+from nnunet_fm.trainers.setting import Setting, network_architecture, resolve
+from nnunet_fm.weights.cache import compute_sha256
+from nnunet_fm.weights.files import DAMAGED
+
+BEST, FINAL = "checkpoint_best.pth", "checkpoint_final.pth"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained model.
+
+    Attributes:
+        folder: nnU-Net's ``<trainer>__<plans>__<configuration>``.
+        fold: of the checkpoint.
+        checkpoint: the file.
+        sha256: of the file.
+        plans: as they are in the folder.
+        dataset_json: likewise.
+        configuration: that was trained.
+        setting: what its trainer made of the plans.
+        key: the extra key of the plans, None for stock plans.
+    """
+
+    folder: Path
+    fold: str
+    checkpoint: Path
+    sha256: str
+    plans: Mapping[str, Any]
+    dataset_json: Mapping[str, Any]
+    configuration: str
+    setting: Setting
+    key: PlanKey | None
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset that it was trained on."""
+        return str(self.plans["dataset_name"])
+
+    @property
+    def number(self) -> str:
+        """Number of this dataset, three digits."""
+        return self.dataset[len("Dataset") :].split("_")[0]
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The configuration's entry in the plans, complete where it inherits from another, with the network's."""
+        manager = PlansManager(json.loads(json.dumps(self.plans))).get_configuration(self.configuration)
+        entry: dict[str, Any] = {k: v for k, v in manager.configuration.items() if k != "inherits_from"}
+        architecture: Architecture = network_architecture(self.setting, manager)
+        return {**entry, "architecture": architecture}
+
+
+def read_source(folder: Path, fold: str = "0", checkpoint: str | None = None) -> Source:
+    """Read what a model folder holds; the network's weights are left on disk.
+
+    Args:
+        folder: nnU-Net's model folder.
+        fold: number, or ``all``.
+        checkpoint: file name; None takes the best, or the final one where there is no best.
+
+    Raises:
+        PlanError: naming what is missing, or why the model cannot be started from.
+    """
+    folder = folder.expanduser().resolve()
+    for name in ("plans.json", "dataset.json"):
+        if not (folder / name).is_file():
+            raise PlanError(
+                f"{folder} is no folder of a trained model: it has no {name}. It is the folder "
+                f"<trainer>__<plans>__<configuration> in nnUNet_results/<dataset>"
+            )
+    plans, dataset_json = (json.loads((folder / f"{n}.json").read_text(encoding="utf-8")) for n in ("plans", "dataset"))
+    file = _checkpoint(folder, fold, checkpoint)
+    try:
+        # As nnU-Net itself reads its checkpoints; they hold more than tensors.
+        content = torch.load(file, map_location="cpu", weights_only=False, mmap=True)
+        trainer, configuration = content["trainer_name"], content["init_args"]["configuration"]
+    except DAMAGED as error:
+        raise PlanError(f"{file} is not a readable checkpoint of nnU-Net: {error}") from None
+    try:
+        spec = grammar().trainer(trainer)
+    except UnknownNameError:
+        spec = None
+    if spec is None or spec.method == "stock":
+        raise PlanError(
+            f"{folder} was trained by {trainer}: only models of fm_trainer, or of a trainer pinned to a model such as "
+            f"fm_trainer_stunet_b, can be adapted"
+        )
+    setting = resolve(plans, spec)
+    return Source(
+        folder, fold, file, compute_sha256(file), plans, dataset_json, configuration, setting, PlanKey.read(plans)
+    )
+
+
+def _checkpoint(folder: Path, fold: str, name: str | None) -> Path:
+    of_fold = folder / f"fold_{fold}"
+    if not of_fold.is_dir():
+        there = ", ".join(sorted(f.name.removeprefix("fold_") for f in folder.glob("fold_*"))) or "none"
+        raise PlanError(f"{folder} has no fold {fold}; folds there: {there}")
+    wanted = [BEST, FINAL] if name is None else [name]
+    for file in (of_fold / w for w in wanted):
+        if file.is_file():
+            if name is None and file.name != BEST:
+                print(f"NOTE: {of_fold} has no {BEST}, the model is adapted from {file.name}")
+            return file
+    there = ", ".join(sorted(f.name for f in of_fold.glob("checkpoint_*.pth"))) or "none"
+    raise PlanError(f"{of_fold} has no {' or '.join(wanted)}; checkpoints there: {there}")

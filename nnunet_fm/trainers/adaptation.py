@@ -1,0 +1,155 @@
+"""What the trainers that adapt a trained model share: its weights, which part is trained, whose labels are hidden."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunet_fm.adaptation.hidden_labels import HiddenLabels, keep_hidden
+from nnunet_fm.adaptation.trained_part import train_only
+from nnunet_fm.adaptation.views import in_two_views
+from nnunet_fm.models.plan_key import Adaptation, PlanError
+from nnunet_fm.networks.base import FoundationNetwork
+from nnunet_fm.trainers.base import fm_trainer
+from nnunet_fm.trainers.setting import resolve
+from nnunet_fm.trainers.split import first_cases
+from nnunet_fm.weights.cache import compute_sha256
+
+
+class AdaptingTrainer(fm_trainer):
+    """Adapts a trained model, the source, to the dataset of a plan of ``nnunet-fm adapt``, the target.
+
+    Weights are those of the source's checkpoint. The labels of training cases that are not to be used are hidden from
+    everything: choice of patches, augmentation, loss. Validation cases choose ``checkpoint_best`` as in any training.
+    """
+
+    two_views = False
+    """Whether batches hold a weak and a strong view of each image."""
+
+    @property
+    def adaptation(self) -> Adaptation:
+        """The plan's entry; `resolve` sees to it that there is one."""
+        assert self.setting.adaptation is not None
+        return self.setting.adaptation
+
+    @property
+    def marker(self) -> int:
+        """Label of pixels without a label: the first that the dataset does not use."""
+        return 1 + max([*self.label_manager.all_labels, self.label_manager.ignore_label or 0])
+
+    @property
+    def regions(self) -> int:
+        """Number of regions, 0 where labels exclude one another."""
+        return len(self.label_manager.foreground_regions) if self.label_manager.has_regions else 0
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The source's network with random weights, of which only what the plan says is trained."""
+        network = super().build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        adaptation = resolve(plans_manager.plans, cls.spec).adaptation
+        assert adaptation is not None
+        norms_only = adaptation.faithful and adaptation.method == "entropymin"
+        train_only(cast(FoundationNetwork, network), adaptation.train, norms_only=norms_only)
+        return network
+
+    def initialize(self) -> None:
+        """Build network, optimiser and loss; load the source's weights unless a checkpoint will follow."""
+        source = None if self._restoring else self._source_checkpoint()
+        super().initialize()
+        if source is not None:
+            checkpoint = torch.load(source, map_location="cpu", weights_only=False, mmap=True)
+            self.bare_network.load_state_dict(checkpoint["network_weights"])
+            self.print_to_log_file(f"Weights of {source}, trained on {self.adaptation.source}")
+
+    def _source_checkpoint(self) -> Path:
+        """The source's checkpoint, unaltered since it was planned; where results have moved, in their new place."""
+        adaptation = self.adaptation
+        folder = Path(adaptation.model_folder)
+        if not folder.is_dir() and nnUNet_results.is_set():
+            folder = Path(nnUNet_results, adaptation.source, folder.name)
+        file = folder / f"fold_{adaptation.fold}" / adaptation.checkpoint
+        again = (
+            f"run `nnunet-fm adapt --source MODEL_FOLDER --force` with the options of '{self.plans_manager.plans_name}'"
+        )
+        if not file.is_file():
+            raise PlanError(
+                f"the model to adapt is not there: neither {adaptation.model_folder} nor nnUNet_results has "
+                f"fold_{adaptation.fold}/{adaptation.checkpoint}. Put the model back, or {again}"
+            )
+        if compute_sha256(file) != adaptation.sha256:
+            raise PlanError(f"{file} is not what it was when the adaptation was planned: {again}")
+        return file
+
+    def _build_loss(self) -> nn.Module:
+        """The recipe's loss for validation; the adaptation's own over all outputs is made beside it."""
+        self.adaptation_loss = self._over_outputs(self.level_loss(), nnUNetTrainer._build_loss(self))
+        return super()._build_loss()
+
+    @abstractmethod
+    def level_loss(self) -> nn.Module:
+        """The adaptation's loss of one output."""
+
+    # Which labels are seen
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        training, validation = super().get_tr_and_val_datasets()
+        labelled = self.labelled_cases(training.identifiers)
+        self.print_to_log_file(
+            f"Labels are used of {len(labelled)} of {len(training.identifiers)} training cases"
+            f"{': ' if labelled else ''}{', '.join(labelled)}"
+        )
+        if self.fold == "all":
+            self.print_to_log_file(
+                "WARNING: fold 'all' validates on its training cases, so that their labels choose checkpoint_best; "
+                "checkpoint_final has not seen them"
+            )
+        masked = any(self.configuration_manager.use_mask_for_norm)
+        return HiddenLabels(training, labelled, self.marker, keep_outside=masked), validation
+
+    def labelled_cases(self, training: Sequence[str]) -> list[str]:
+        """The training cases whose labels are used: those that the plan names, or the first ones of a seeded order.
+
+        Raises:
+            PlanError: if a case that the plan names is not a training case of this fold.
+        """
+        adaptation = self.adaptation
+        foreign = sorted(set(adaptation.labelled_cases) - set(training))
+        if foreign:
+            raise PlanError(
+                f"'{self.plans_manager.plans_name}' use the labels of {', '.join(foreign)}, no training cases of fold "
+                f"{self.fold}: take another fold, or name cases among {', '.join(sorted(training))}"
+            )
+        if adaptation.labelled_cases:
+            return sorted(adaptation.labelled_cases)
+        count = min(adaptation.labelled, len(training))
+        return sorted(training)[:count] if adaptation.faithful else first_cases(training, count, self.recipe.seed)
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
+        if kwargs.get("regions") is not None:
+            kwargs["regions"] = [*kwargs["regions"], self.marker]
+        pipeline = keep_hidden(super().get_training_transforms(*args, **kwargs), self.marker)
+        return in_two_views(pipeline, self.num_input_channels) if self.two_views else pipeline
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """As any trainer's, without the batches that were left out."""
+        used = [output for output in train_outputs if np.isfinite(output["loss"])]
+        super().on_train_epoch_end(used or train_outputs[:1])

@@ -1,0 +1,23 @@
+"""fm_trainer_entropymin: makes the predictions of a trained model on another dataset surer, without any labels."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from nnunet_fm.adaptation.losses import EntropyLoss
+from nnunet_fm.models.names import Spec
+from nnunet_fm.trainers.adaptation import AdaptingTrainer
+
+
+class fm_trainer_entropymin(AdaptingTrainer):
+    """Adapts a trained model by minimising the entropy of its predictions, as planned by ``nnunet-fm adapt``."""
+
+    spec = Spec(method="entropymin")
+
+    def level_loss(self) -> nn.Module:
+        return EntropyLoss(regions=bool(self.regions))
+
+    def batch_loss(self, data: Tensor, target: Tensor | list[Tensor]) -> Tensor:
+        return cast(Tensor, self.adaptation_loss(self.network(data), target))
