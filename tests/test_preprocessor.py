@@ -10,15 +10,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_fm.data.sharing import FolderInUseError, is_current, lease, replace_folder, stamp_path
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
-from nnunet_fm.plans.preprocessor import FMPreprocessor
+from nnunet_fm.plans.preprocessor import FMPreprocessor, PreprocessingError
 from nnunet_fm.plans.raw import training_cases
-from tests.datasets import nnunet_folders, write_dataset, write_fingerprint
+from tests.datasets import nnunet_folders, write_dataset, write_fingerprint, write_image
 
 SHAPE = (10, 12, 11)
 
@@ -37,9 +38,9 @@ def plan(name: str, planner: str = "FMPlanner_stunet_s", **options: Any) -> dict
     return planner_class(planner)(801, 40, plans_name=name, options=Options(**options)).plan_experiment()
 
 
-def run(plans: dict[str, Any]) -> Path:
+def run(plans: dict[str, Any], processes: int = 1) -> Path:
     """Preprocess; returns the folder."""
-    FMPreprocessor(verbose=False).run(801, "3d_fullres", plans["plans_name"], 1)
+    FMPreprocessor(verbose=False).run(801, "3d_fullres", plans["plans_name"], processes)
     return Path(
         os.environ["nnUNet_preprocessed"], "Dataset801_Blobs", plans["configurations"]["3d_fullres"]["data_identifier"]
     )
@@ -120,6 +121,36 @@ def test_a_failed_replacement_leaves_the_old_folder(tmp_path: Path) -> None:
     assert is_current(folder, {"a": 1}) and not is_current(folder, {"a": 2}) and not (folder / "old").exists()
     stamp_path(folder).write_text('{"a": ')
     assert not is_current(folder, {"a": 1})
+
+
+def test_several_processes_write_what_one_writes(planned: dict[str, Any]) -> None:
+    alone = run(planned)
+    kept = {f.name: f.read_bytes() for f in alone.iterdir()}
+    stamp_path(alone).unlink()
+    assert {f.name: f.read_bytes() for f in run(planned, processes=3).iterdir()} == kept
+
+
+class Killed(FMPreprocessor):
+    """Its worker processes end as if the system had no memory left for them."""
+
+    def run_case_save(self, *_: Any) -> None:
+        os._exit(9)
+
+
+def test_a_case_that_fails_leaves_nothing(planned: dict[str, Any], tmp_path: Path) -> None:
+    write_image(
+        tmp_path / "nnUNet_raw/Dataset801_Blobs/labelsTr/case_01.nii.gz", np.zeros((3, 4, 5), np.uint8), [1] * 3
+    )
+    with pytest.raises(ValueError, match=r"case_01_0000\.nii\.gz.*case_01\.nii\.gz.*one grid"):
+        run(planned)
+    assert not list((tmp_path / "nnUNet_preprocessed" / "Dataset801_Blobs").glob("fm_*/"))
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_reported(planned: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(PreprocessingError, match=r"memory.*-np 1"):
+        Killed(verbose=False).run(801, "3d_fullres", planned["plans_name"], 2)
+    assert not list((tmp_path / "nnUNet_preprocessed" / "Dataset801_Blobs").glob("fm_*/"))
 
 
 @pytest.mark.parametrize("listed", [False, True])

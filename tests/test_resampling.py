@@ -95,15 +95,6 @@ def test_result_stays_in_the_range_of_the_input() -> None:
     assert out[1].max() == 100
 
 
-@pytest.mark.parametrize("spacing", [CUBE, THICK[0]])
-def test_segmentation_is_stock(spacing: tuple[float, ...]) -> None:
-    seg = np.random.default_rng(0).integers(-1, 4, size=(1, 6, 14, 10)).astype(np.int16)
-    args = ((8, 20, 15), spacing, CUBE)
-    ours = fm_resample_data_to_shape(seg, *args, is_seg=True, order=1, order_z=0)
-    assert ours.dtype == np.int16
-    assert np.array_equal(ours, stock(seg, *args, is_seg=True, order=1, order_z=0))
-
-
 def test_tensors_come_back_as_tensors() -> None:
     data = image((2, 6, 14, 10))
     out = fm_resample_data_to_shape(torch.from_numpy(data), (8, 20, 15), CUBE, CUBE)

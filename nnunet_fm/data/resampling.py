@@ -1,4 +1,4 @@
-"""Spline resampling that plans name: nnU-Net's default result, computed as one matrix product per axis.
+"""Resampling that plans name: nnU-Net's default result, computed as one matrix product per axis.
 
 Spline interpolation on a regular grid is linear in the image and separable, so that resampling one axis is the
 product with a fixed matrix. The matrix is what ``scipy.ndimage`` makes of the unit vectors, hence boundary handling
@@ -13,13 +13,14 @@ from typing import TypeVar
 import numpy as np
 import torch
 from nnunetv2.configuration import ANISO_THRESHOLD
-from nnunetv2.preprocessing.resampling.default_resampling import (
-    determine_do_sep_z_and_axis,
-    resample_data_or_seg_to_shape,
-)
+from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
 from numpy.typing import NDArray
 from scipy import ndimage
 from threadpoolctl import threadpool_limits
+
+from nnunet_fm.data.label_resampling import fm_resample_seg_to_shape
+
+__all__ = ["fm_resample_data_to_shape", "fm_resample_seg_to_shape"]
 
 Array = TypeVar("Array", NDArray[np.generic], torch.Tensor)
 Matrix = NDArray[np.float32]
@@ -45,7 +46,7 @@ def fm_resample_data_to_shape(
 
     Computes in float32, one channel at a time, on one thread (preprocessing runs one process per case), and returns
     the input's type and dtype. Besides input and output it needs at most two float32 copies of the larger of one
-    input and one output channel. Segmentations go to the stock function. An unchanged shape returns ``data`` itself.
+    input and one output channel. Label maps go to `fm_resample_seg_to_shape`. An unchanged shape returns ``data``.
 
     Args:
         current_spacing: mm (z, y, x), decides with ``new_spacing`` whether the thick axis is resampled separately.
@@ -62,18 +63,17 @@ def fm_resample_data_to_shape(
         raise ValueError(f"expected data (C, Z, Y, X) and three new edges, got {tuple(data.shape)} and {new}")
     if tuple(data.shape[1:]) == new:
         return data
-    if isinstance(data, torch.Tensor):
-        as_numpy = fm_resample_data_to_shape(
-            data.numpy(force=True), new, current_spacing, new_spacing, is_seg, order, order_z, force_separate_z,
-            separate_z_anisotropy_threshold,
-        )  # fmt: skip
-        return torch.from_numpy(as_numpy).to(data.device)
     if is_seg:
-        stock: NDArray[np.generic] = resample_data_or_seg_to_shape(
+        return fm_resample_seg_to_shape(
             data, new, current_spacing, new_spacing, True, order, order_z, force_separate_z,
             separate_z_anisotropy_threshold,
         )  # fmt: skip
-        return stock
+    if isinstance(data, torch.Tensor):
+        as_numpy = fm_resample_data_to_shape(
+            data.numpy(force=True), new, current_spacing, new_spacing, False, order, order_z, force_separate_z,
+            separate_z_anisotropy_threshold,
+        )  # fmt: skip
+        return torch.from_numpy(as_numpy).to(data.device)
     separate, thick = determine_do_sep_z_and_axis(
         force_separate_z, current_spacing, new_spacing, separate_z_anisotropy_threshold
     )

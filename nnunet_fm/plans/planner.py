@@ -35,6 +35,7 @@ from nnunet_fm.plans.preprocessor import data_identifier
 from nnunet_fm.plans.slices import converter_slice_axis, count_slices, on_dataset, slice_axis
 from nnunet_fm.weights.cache import find, sha256
 
+STOCK_RESAMPLING = "resample_data_or_seg_to_shape"
 DATA_RESAMPLING = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
 SEG_RESAMPLING = {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None}
 PROBABILITY_RESAMPLING = {"is_seg": False, "force_separate_z": False, "memefficient_seg_resampling": False}
@@ -198,10 +199,8 @@ class FMPlanner(ExperimentPlanner):
             "spacing": spacing,
             "normalization_schemes": norm.schemes,
             "use_mask_for_norm": norm.use_mask,
-            "resampling_fn_data": "resample_data_or_seg_to_shape"
-            if self.options.portable
-            else "fm_resample_data_to_shape",
-            "resampling_fn_seg": "resample_data_or_seg_to_shape",
+            "resampling_fn_data": STOCK_RESAMPLING if self.options.portable else "fm_resample_data_to_shape",
+            "resampling_fn_seg": STOCK_RESAMPLING if self.options.portable else "fm_resample_seg_to_shape",
             "resampling_fn_data_kwargs": DATA_RESAMPLING,
             "resampling_fn_seg_kwargs": SEG_RESAMPLING,
             "resampling_fn_probabilities": "resample_torch_fornnunet",

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from rich.console import Console
+from rich.progress import track
 
 from nnunet_fm.data.sharing import check_not_leased, is_current, lock, raw_stamp, replace_folder
 from nnunet_fm.models.plan_key import PlanError
+from nnunet_fm.plans.case_preprocessor import CasePreprocessor
 from nnunet_fm.plans.raw import training_cases
 
 PREPROCESSING_VERSION = 1
@@ -54,7 +59,11 @@ def data_identifier(plans: Mapping[str, Any], configuration: str) -> str:
     return f"fm_{configuration}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-class FMPreprocessor(DefaultPreprocessor):
+class PreprocessingError(RuntimeError):
+    """Preprocessing cannot go on; the message says why and what to do."""
+
+
+class FMPreprocessor(CasePreprocessor):
     """nnU-Net's preprocessing, run only when the folder does not hold the result already.
 
     A stamp beside the folder records the settings and the size and time of every raw file. If it is equal,
@@ -88,26 +97,54 @@ class FMPreprocessor(DefaultPreprocessor):
                 return
             if folder.is_dir():
                 check_not_leased(folder)
-            partial = self._write(plans, configuration_name, dataset_name, folder, num_processes)
+            partial = self._write(plans, configuration_name, dataset, folder, num_processes)
             replace_folder(partial, folder, stamp)
 
     def _write(
-        self, plans: dict[str, Any], configuration: str, dataset_name: str, folder: Path, num_processes: int
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        dataset: Mapping[str, Mapping[str, Any]],
+        folder: Path,
+        num_processes: int,
     ) -> Path:
-        """Let nnU-Net write all cases to a temporary folder beside the real one; returns it."""
+        """Write all cases to a temporary folder beside the real one; returns it, or leaves nothing if one fails."""
         partial = folder.with_name(f"{folder.name}.partial")
-        plans["configurations"][configuration]["data_identifier"] = partial.name
-        # nnU-Net reads the plan from a file in the dataset's folder; this one lives as long as the run.
-        name = f".{partial.name}.{os.getpid()}"
-        plan_file = folder.with_name(f"{name}.json")
-        for stale in folder.parent.glob(f".{partial.name}.*.json"):  # left by a run that was killed
-            stale.unlink()
-        plan_file.write_text(json.dumps(plans), encoding="utf-8")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        manager = PlansManager(plans)
+        shared = (
+            manager,
+            manager.get_configuration(configuration),
+            json.loads((folder.parent / "dataset.json").read_text(encoding="utf-8")),
+        )
+        cases = [(str(partial / name), files["images"], files["label"], *shared) for name, files in dataset.items()]
+        workers = min(num_processes, len(cases))
         try:
-            super().run(dataset_name, configuration, name, num_processes)
+            done = self._in_processes(cases, workers) if workers > 1 else (self.run_case_save(*case) for case in cases)
+            console, hidden = Console(stderr=True), not self.show_progress_bar
+            for _ in track(done, "Preprocessing cases", len(cases), console=console, disable=hidden):
+                pass
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        finally:
-            plan_file.unlink(missing_ok=True)
         return partial
+
+    def _in_processes(self, cases: Sequence[tuple[Any, ...]], workers: int) -> Iterator[None]:
+        """Write cases in several processes; yields as often as one is done.
+
+        Raises:
+            PreprocessingError: if the system killed a process.
+        """
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            try:
+                for case in as_completed([pool.submit(self.run_case_save, *case) for case in cases]):
+                    yield case.result()
+            except BrokenProcessPool:
+                raise PreprocessingError(
+                    f"one of {workers} preprocessing processes was killed, most likely because the memory did not "
+                    f"suffice: give nnU-Net fewer of them (-np {workers // 2})"
+                ) from None
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise

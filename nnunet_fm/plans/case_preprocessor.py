@@ -1,0 +1,160 @@
+"""What happens to one case: nnU-Net's crop, normalisation and resampling with its result, in less time and memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nnunetv2
+import numpy as np
+from nnunetv2.preprocessing.normalization.default_normalization_schemes import ImageNormalization
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+from nnunetv2.utilities import find_class_by_name
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from numpy.typing import NDArray
+
+from nnunet_fm.data.class_locations import sample_locations
+from nnunet_fm.data.cropping import nonzero_region
+from nnunet_fm.models.plan_key import PlanError
+
+Case = tuple[NDArray[np.float32], NDArray[np.integer], dict[str, Any]]
+
+OUTSIDE = -1
+"""nnU-Net's label of background outside of the nonzero region."""
+
+
+class CasePreprocessor(DefaultPreprocessor):
+    """nnU-Net's preprocessing of a case, for training and for prediction.
+
+    Channels are cropped, normalised and resampled one after the other, in float32; label maps are integers from the
+    start. Besides the images as they were read and the result it needs five copies of a channel at most.
+    """
+
+    def run_case_npy(
+        self,
+        data: NDArray[np.number],
+        seg: NDArray[np.number] | None,
+        properties: dict[str, Any],
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        dataset_json: dict[str, Any] | str,
+    ) -> Case:
+        """Preprocess images ``(C, Z, Y, X)`` with their label map ``(1, Z, Y, X)`` or without; inputs stay as they are.
+
+        Args:
+            properties: what nnU-Net's reader tells about the files, spacing in mm at least; gains the shapes before and
+                after cropping, the crop's bounding box and, with a label map, the ``class_locations``.
+
+        Returns:
+            float32 images, int8 or int16 labels (-1: background outside the nonzero region), ``properties``.
+
+        Raises:
+            ValueError: if images and label map differ in shape.
+        """
+        if seg is not None and seg.shape[1:] != data.shape[1:]:
+            raise ValueError(
+                f"images of {data.shape[1:]} voxels come with a label map of {seg.shape[1:]}: put both on one grid"
+            )
+        axes = [0, *(axis + 1 for axis in plans_manager.transpose_forward)]
+        data = data.transpose(axes)
+        spacing = [properties["spacing"][axis] for axis in plans_manager.transpose_forward]
+        target = list(configuration_manager.spacing)
+        if len(target) < 3:  # a 2D configuration keeps the distance of its slices
+            target = [spacing[0], *target]
+
+        properties["shape_before_cropping"] = data.shape[1:]
+        nonzero, box, crop = nonzero_region(data)
+        properties["bbox_used_for_cropping"] = box
+        properties["shape_after_cropping_and_before_resampling"] = nonzero.shape
+        shape = compute_new_shape(nonzero.shape, spacing, target)
+        if seg is None:
+            labels = (nonzero.view(np.int8) + np.int8(OUTSIDE))[None]
+        else:
+            labels = _integers(seg.transpose(axes)[0][crop])[None]
+            labels[0][(labels[0] == 0) & ~nonzero] = OUTSIDE
+        del nonzero
+
+        images = None
+        for index, channel in enumerate(data):
+            # always a copy, in the order of the plan's axes: normalisers write into what they get
+            image = np.array(channel[crop], dtype=np.float32, order="C")
+            image = _normaliser(index, plans_manager, configuration_manager).run(image, labels[0])
+            image = configuration_manager.resampling_fn_data(image[None], shape, spacing, target)[0]
+            if images is None:
+                images = np.empty((len(data), *image.shape), dtype=np.float32)
+            images[index] = image
+        assert images is not None
+        labels = configuration_manager.resampling_fn_seg(labels, shape, spacing, target)
+        if self.verbose:
+            print(f"{properties['shape_after_cropping_and_before_resampling']} voxels of {spacing} mm, "
+                  f"resampled to {images.shape[1:]} voxels of {target} mm")  # fmt: skip
+
+        if seg is not None:
+            properties["class_locations"] = sample_locations(labels, _classes(plans_manager, dataset_json))
+            labels = self.modify_seg_fn(labels, plans_manager, dataset_json, configuration_manager)
+        return images, labels.astype(np.int16 if labels.max() > 127 else np.int8, copy=False), properties
+
+    def run_case(
+        self,
+        image_files: Sequence[str],
+        seg_file: str | None,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        dataset_json: dict[str, Any] | str,
+    ) -> Case:
+        """Read the files of a case, one per channel and the label map or ``None``, and preprocess it; see above.
+
+        Raises:
+            ValueError: as `run_case_npy`, and where a normaliser refuses an image; the message names the files.
+        """
+        reader = plans_manager.image_reader_writer_class()
+        data, properties = reader.read_images(image_files)
+        seg = None if seg_file is None else _integers(reader.read_seg(seg_file)[0])
+        try:
+            return self.run_case_npy(data, seg, properties, plans_manager, configuration_manager, dataset_json)
+        except PlanError:
+            raise
+        except ValueError as error:
+            files = [*image_files, *([] if seg_file is None else [seg_file])]
+            raise ValueError(f"{', '.join(map(str, files))}: {error}") from error
+
+
+def _normaliser(
+    channel: int, plans_manager: PlansManager, configuration_manager: ConfigurationManager
+) -> ImageNormalization:
+    """The plan's normalisation of a channel.
+
+    Raises:
+        PlanError: if its scheme is unknown.
+    """
+    scheme = configuration_manager.normalization_schemes[channel]
+    module = "preprocessing.normalization"
+    found = find_class_by_name.recursive_find_python_class(
+        str(Path(nnunetv2.__path__[0], *module.split("."))), scheme, f"nnunetv2.{module}"
+    )
+    if found is None:
+        raise PlanError(f"the plan's normalization scheme '{scheme}' is known neither to nnU-Net nor to nnunet-fm")
+    return found(
+        use_mask_for_norm=configuration_manager.use_mask_for_norm[channel],
+        intensityproperties=plans_manager.foreground_intensity_properties_per_channel[str(channel)],
+    )
+
+
+def _integers(labels: NDArray[np.number]) -> NDArray[np.number]:
+    """A copy as int16, in C order; in the type it has if int16 cannot hold its values."""
+    integers = labels.astype(np.int16, order="C")
+    return integers if np.array_equal(integers, labels) else labels.copy(order="C")
+
+
+def _classes(plans_manager: PlansManager, dataset_json: dict[str, Any] | str) -> list[int | tuple[int, ...]]:
+    """The labels or regions whose locations nnU-Net wants; with an ignore label also everything annotated as one."""
+    if isinstance(dataset_json, str):
+        dataset_json = json.loads(Path(dataset_json).read_text(encoding="utf-8"))
+    manager = plans_manager.get_label_manager(dataset_json)
+    classes = list(manager.foreground_regions if manager.has_regions else manager.foreground_labels)
+    if manager.has_ignore_label:
+        classes.append((OUTSIDE, *manager.all_labels))
+    return classes
