@@ -168,8 +168,8 @@ def _summary(prepared: Prepared) -> dict[str, Any]:
 
 def _print_summary(prepared: Prepared) -> None:
     from nnunet_fm.cli.table import print_table
-    from nnunet_fm.studies.prepare import nnunet_folder
     from nnunet_fm.studies.run import free_space
+    from nnunet_fm.studies.workplace import nnunet_folder
 
     summary = _summary(prepared)
     study = prepared.study
@@ -203,5 +203,3 @@ def _print_outcome(prepared: Prepared, outcome: Outcome, console: Console) -> No
     if outcome.report:
         part = " of what there is" if outcome.failures else ""
         console.print(f"Report{part}: {outcome.report}", markup=False)
-
-

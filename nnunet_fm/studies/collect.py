@@ -1,44 +1,108 @@
-"""Everything a report shows, gathered from a study's folder, or from models that were trained by hand."""
+"""Everything a report shows, gathered from a study's folder; of models trained by hand see `trained`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from nnunet_fm.evaluation.results import Results
+import pandas as pd
+import yaml
+
+from nnunet_fm.evaluation.frame import read_scores
+from nnunet_fm.evaluation.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, TIME_COLUMNS, Results, Run
+from nnunet_fm.studies.cases import label_names
+from nnunet_fm.studies.marks import read_json
+from nnunet_fm.studies.trained import collect_results, read_records
+
+TIMES = "prediction_times.json"
 
 
 def collect(folder: Path) -> Results:
     """The results of a study, as far as it has come: runs without scores are in ``runs`` and nowhere else.
+
+    Runs that are no longer in the study stay on the disk and are left out.
 
     Args:
         folder: where `nnunet-fm study` wrote, the folder with ``study.yaml`` and ``runs``.
 
     Raises:
         FileNotFoundError: if it is no study's folder.
+        ValueError: if a file in it is damaged; the message names it.
     """
-    raise FileNotFoundError(f"{folder} is no study's folder: it has no study.yaml")
+    if not (folder / "study.yaml").is_file() or not (folder / "runs").is_dir():
+        raise FileNotFoundError(f"{folder} is no study's folder: it has no study.yaml, or no runs")
+    study: dict[str, Any] = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
+    jobs = read_json(folder / "jobs.json") or {}
+    runs = _runs(folder, jobs.get("runs"))
+    raw = Path(jobs.get("raw") or os.environ.get("nnUNet_raw") or "nnUNet_raw")
+    scores, times, files = [], [], []
+    shares: dict[str, Mapping[str, float]] = {}
+    for run in runs:
+        # Targets that the study no longer has stay on the disk, too.
+        for target in _targets(folder / "runs" / run.run, jobs.get("runs", {}).get(run.run)):
+            about = {"run": run.run, "target": target.name}
+            scores.append(read_scores(target / "scores.csv").assign(**about))
+            times += [{**about, **row} for row in _times(target / "predictions" / TIMES)]
+            files += [{**about, **row} for row in _files(target, raw / target.name, scores[-1]["case"].unique())]
+            if target.name not in shares:
+                known = read_json(folder / "size_shares" / f"{target.name}.json")
+                shares |= {target.name: known} if known else {}
+    return Results(
+        title=study.get("title") or study["name"],
+        runs=pd.DataFrame([run.model_dump() for run in runs], columns=RUN_COLUMNS),
+        scores=pd.concat(scores, ignore_index=True)[SCORE_COLUMNS] if scores else pd.DataFrame(columns=SCORE_COLUMNS),
+        records=read_records(runs),
+        times=pd.DataFrame(times, columns=TIME_COLUMNS),
+        files=pd.DataFrame(files, columns=FILE_COLUMNS),
+        size_shares=shares,
+        published=study.get("published"),
+        folder=folder,
+    )
 
 
-def collect_results(
-    datasets: Sequence[str | int],
-    *,
-    title: str | None = None,
-    trainers: Sequence[str] | None = None,
-    plans: Sequence[str] | None = None,
-    configurations: Sequence[str] | None = None,
-    folds: Sequence[str | int] | None = None,
-    processes: int = 1,
-) -> Results:
-    """The results of models trained by hand: the validation cases of every trained fold in ``nnUNet_results``.
+def _runs(folder: Path, current: Mapping[str, Any] | None) -> list[Run]:
+    """The study's runs in its order; all on the disk where it does not say which are its own."""
+    names = current if current is not None else sorted(p.parent.name for p in (folder / "runs").glob("*/run.json"))
+    files = [file for name in names if (file := folder / "runs" / name / "run.json").is_file()]
+    return [Run.model_validate_json(file.read_text(encoding="utf-8")) for file in files]
 
-    Args:
-        datasets: IDs or names.
-        title: of the report; without it, the datasets' names.
-        trainers, plans, configurations, folds: only these; without them, all that are there.
-        processes: cases scored at a time.
 
-    Raises:
-        FileNotFoundError: if nothing is found; the message names the folders that were looked through.
-    """
-    raise FileNotFoundError(f"no trained models of {', '.join(map(str, datasets))}")
+def _targets(folder: Path, current: Iterable[str] | None) -> list[Path]:
+    names = current if current is not None else sorted(p.name for p in folder.iterdir() if p.is_dir())
+    return [folder / name for name in names if (folder / name / "scores.csv").is_file()]
+
+
+def _times(file: Path) -> list[dict[str, Any]]:
+    content = read_json(file) or {"cases": {}}
+    return [
+        {"case": case, "step": step, "seconds": seconds, "processor": content["processor"]}
+        for case, steps in content["cases"].items()
+        for step, seconds in steps.items()
+    ]
+
+
+def _files(target: Path, raw: Path, cases: Iterable[str]) -> list[dict[str, str]]:
+    """Image (the first channel), reference and prediction of each case, where all three are there."""
+    if not (raw / "dataset.json").is_file():
+        return []
+    ending = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
+    tested = read_json(target / "tested.json")
+    if tested is None:
+        part = "Ts" if set(cases) <= label_names(raw / "labelsTs", ending) else "Tr"
+        tested = {"images": f"images{part}", "labels": f"labels{part}"}
+    found = []
+    for case in cases:
+        row = {
+            "image": raw / tested["images"] / f"{case}_0000{ending}",
+            "reference": raw / tested["labels"] / f"{case}{ending}",
+            "prediction": target / "predictions" / f"{case}{ending}",
+        }
+        if all(path.is_file() for path in row.values()):
+            found.append({"case": case, **{name: str(path) for name, path in row.items()}})
+    return found
+
+
+__all__ = ["collect", "collect_results"]

@@ -83,7 +83,12 @@ def how_to_convert(dataset: Dataset, *, thesis: bool) -> str:
         dataset: whose name, without the number, may be that of a converter's dataset, in any case.
         thesis: with the thesis's split and preparation where the converter knows them.
     """
+    from nnunet_fm.dataset_conversion.demo import NAME
+
     number = dataset.number or "ID"
+    if dataset.short == NAME:
+        code = "import os; from pathlib import Path; from nnunet_fm.dataset_conversion.demo import unpack; "
+        return f"""python -c "{code}unpack(Path(os.environ['nnUNet_raw']), {dataset.number or 904})" """.strip()
     for words, name in _converted():
         if name.lower() == dataset.short.lower():
             from nnunet_fm.dataset_conversion import get_converter

@@ -12,11 +12,8 @@ from nnunet_fm.models.card import ModelCard
 from nnunet_fm.studies.datasets import Dataset, find_dataset
 from nnunet_fm.studies.naming import digest, join, plain, with_cases
 from nnunet_fm.studies.plans import Plan, adapted_plan, model_plan, stock_plan
-from nnunet_fm.studies.rows import rows
+from nnunet_fm.studies.rows import METHODS, rows
 from nnunet_fm.studies.schema import DEFAULT_SEED, FULL_STOCK, Study, StudyError
-
-METHODS = {"selftraining": "self-training", "entropymin": "entropy minimisation"}
-"""Way of adaptation -> how labels call it."""
 
 
 @dataclass(frozen=True)

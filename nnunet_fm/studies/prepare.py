@@ -95,7 +95,7 @@ class Prepared:
         folder = self.study.folder
         for run, training in self.expansion.trainings.items():
             write_json(folder / "runs" / run / "run.json", training.run.model_dump())
-        content = self.study.model_dump(mode="json", exclude_none=True)
+        content = self.study.model_dump(mode="json")
         content["output"] = str(folder)
         content["train_cases"] = [cases or "all" for cases in self.study.train_cases]
         partial = folder / f".{STUDY}.{os.getpid()}"

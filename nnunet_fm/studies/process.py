@@ -21,6 +21,10 @@ class StepError(RuntimeError):
     """A step that failed; the message is one line."""
 
 
+class CommandError(StepError):
+    """A command of a step that failed, and has said why."""
+
+
 def run_command(words: Sequence[str], lock: Lock, variables: Mapping[str, str]) -> None:
     """Run a command and wait for it; its output goes where this process's goes.
 
@@ -30,7 +34,7 @@ def run_command(words: Sequence[str], lock: Lock, variables: Mapping[str, str]) 
         variables: of the environment, besides those that are set.
 
     Raises:
-        StepError: if the command fails.
+        CommandError: if the command fails.
     """
     print(f"$ {shlex.join(words)}", flush=True)
     process = subprocess.Popen(
@@ -47,7 +51,7 @@ def run_command(words: Sequence[str], lock: Lock, variables: Mapping[str, str]) 
         raise
     if code != 0:
         ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
-        raise StepError(f"{words[0]} {ended}")
+        raise CommandError(f"{words[0]} {ended}")
 
 
 def thread_variables(threads: int, *, gpu: bool) -> dict[str, str]:

@@ -13,6 +13,9 @@ from nnunet_fm.models.registry import get_card
 from nnunet_fm.studies.naming import join
 from nnunet_fm.studies.schema import Model, Study, StudyError
 
+METHODS = {"selftraining": "self-training", "entropymin": "entropy minimisation"}
+"""Way of adaptation -> how labels call it."""
+
 
 @dataclass(frozen=True)
 class Row:

@@ -22,7 +22,7 @@ from typing import Any
 from nnunet_fm.studies import data, gpus, testing, training
 from nnunet_fm.studies.locks import Holder, Lock
 from nnunet_fm.studies.marks import Marks, write_json
-from nnunet_fm.studies.process import interrupt_on_signals
+from nnunet_fm.studies.process import CommandError, interrupt_on_signals
 from nnunet_fm.studies.workplace import Workplace, lock_path
 
 INTERRUPTED = 130
@@ -63,8 +63,11 @@ def main(arguments: Sequence[str] | None = None, steps: Mapping[str, Callable[[W
         print(f"--- {_now()} interrupted", flush=True)
         return INTERRUPTED
     except Exception as error:
-        traceback.print_exc()
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, CommandError):
+            reason = f"{reason}: {_last_line(marks.log(job['rule'], given.id))}"
+        else:
+            traceback.print_exc()
         print(f"--- {_now()} failed: {reason}", flush=True)
         write_json(marks.failed(job["rule"], given.id), {"title": job["title"], "reason": reason})
         return 1
@@ -101,6 +104,13 @@ def _log_to(path: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+
+
+def _last_line(log: Path) -> str:
+    """The last thing that a failed command said, which mostly is why."""
+    sys.stdout.flush()
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    return next((line[:500] for line in reversed(lines) if line), "it said nothing")
 
 
 def _now() -> str:

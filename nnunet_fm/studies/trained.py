@@ -1,0 +1,226 @@
+"""Everything a report shows of models that were trained by hand: their validation cases, scored as a study's are."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nnunet_fm.evaluation.record import TrainingRecord
+from nnunet_fm.evaluation.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, Results, Run
+from nnunet_fm.models.names import PLANS_PREFIX, Spec, UnknownNameError
+from nnunet_fm.models.plan_key import STOCK_KEY, PlanKey, StockKey
+from nnunet_fm.models.registry import get_card, grammar
+from nnunet_fm.studies.cases import label_names
+from nnunet_fm.studies.datasets import find_dataset
+from nnunet_fm.studies.naming import digest, join, plain, with_cases
+from nnunet_fm.studies.plans import PLANS
+from nnunet_fm.studies.rows import METHODS
+
+STOCK_TRAINERS = ("nnUNetTrainer", "fm_trainer_stock")
+
+
+def collect_results(
+    datasets: Sequence[str | int],
+    *,
+    title: str | None = None,
+    trainers: Sequence[str] | None = None,
+    plans: Sequence[str] | None = None,
+    configurations: Sequence[str] | None = None,
+    folds: Sequence[str | int] | None = None,
+    processes: int = 1,
+) -> Results:
+    """The results of models trained by hand: the validation cases of every trained fold in ``nnUNet_results``.
+
+    Fold ``all``, whose validation cases were trained on, is left out unless named.
+
+    Args:
+        datasets: IDs or names.
+        title: of the report; without it, the datasets' names.
+        trainers, plans, configurations, folds: only these; without them, all that are there.
+        processes: cases scored at a time.
+
+    Raises:
+        FileNotFoundError: if nothing is found; the message names the folders that were looked through.
+        ValueError: if a name is ambiguous, or a file is damaged.
+    """
+    from nnunet_fm.evaluation.folder import evaluate_folder
+    from nnunet_fm.evaluation.size_groups import size_shares
+
+    wanted = (trainers, plans, configurations, [str(fold) for fold in folds] if folds is not None else None)
+    folders = [_trained(str(dataset)) for dataset in datasets]
+    fold_folders = [fold for folder in folders for fold in _folds(folder, *wanted)]
+    if not fold_folders:
+        places = ", ".join(str(folder) for folder in folders)
+        raise FileNotFoundError(
+            f"no trained and validated fold in {places}: the names given choose none, or none is there"
+        )
+    runs = _labelled([_run(fold) for fold in fold_folders])
+    shares: dict[str, Mapping[str, float]] = {}
+    scores, files = [], []
+    for run, fold in zip(runs, fold_folders, strict=True):
+        content = json.loads((fold.parent / "dataset.json").read_text(encoding="utf-8"))
+        references = _folder("nnUNet_preprocessed") / run.dataset / "gt_segmentations"
+        labels, ending = content["labels"], content["file_ending"]
+        if run.dataset not in shares:
+            shares[run.dataset] = size_shares(references, labels, ending, processes=processes)
+        cases = sorted(label_names(fold / "validation", ending))
+        frame = evaluate_folder(
+            fold / "validation",
+            references,
+            labels,
+            file_ending=ending,
+            cases=cases,
+            shares=shares[run.dataset],
+            processes=processes,
+        )
+        scores.append(frame.assign(run=run.run, target=run.dataset))
+        files += list(_files(run, fold, references, cases, ending))
+    return Results(
+        title=title or ", ".join(dict.fromkeys(run.dataset for run in runs)),
+        runs=pd.DataFrame([run.model_dump() for run in runs], columns=RUN_COLUMNS),
+        scores=pd.concat(scores, ignore_index=True)[SCORE_COLUMNS],
+        records=read_records(runs),
+        files=pd.DataFrame(files, columns=FILE_COLUMNS),
+        size_shares=shares,
+    )
+
+
+def read_records(runs: Iterable[Run]) -> dict[str, TrainingRecord]:
+    """What the trainings of runs recorded, where they did, by run."""
+    found = {run.run: TrainingRecord.read(Path(run.model_folder) / f"fold_{run.fold}") for run in runs}
+    return {run: record for run, record in found.items() if record is not None}
+
+
+def _folder(name: str) -> Path:
+    if not os.environ.get(name):
+        raise FileNotFoundError(f"the variable {name} is not set: it names one of nnU-Net's three folders")
+    return Path(os.environ[name])
+
+
+def _trained(given: str) -> Path:
+    """A dataset's folder in ``nnUNet_results``, whether or not its raw data are still there."""
+    results = _folder("nnUNet_results")
+    dataset = find_dataset(given, results)
+    if dataset.folder is None:
+        raise FileNotFoundError(f"no trained models of dataset {given} in {results}")
+    return dataset.folder
+
+
+def _folds(
+    dataset: Path,
+    trainers: Sequence[str] | None,
+    plans: Sequence[str] | None,
+    configurations: Sequence[str] | None,
+    folds: Sequence[str] | None,
+) -> Iterator[Path]:
+    """Folders of validated folds of a dataset's models that are wanted."""
+    for model in sorted(path for path in dataset.glob("*__*__*") if path.is_dir()):
+        names = model.name.split("__")
+        if len(names) != 3 or any(
+            wanted is not None and name not in wanted
+            for name, wanted in zip(names, (trainers, plans, configurations), strict=True)
+        ):
+            continue
+        for fold in sorted(model.glob("fold_*")):
+            name = fold.name.removeprefix("fold_")
+            chosen = name != "all" if folds is None else name in folds
+            if chosen and (fold / "validation" / "summary.json").is_file():
+                yield fold
+
+
+def _run(fold: Path) -> Run:
+    """What a trained fold is, from its folder's name and its plan."""
+    model = fold.parent
+    trainer, plans_name, configuration = model.name.split("__")
+    plans: dict[str, Any] = json.loads((model / "plans.json").read_text(encoding="utf-8"))
+    key = PlanKey.read(plans)
+    try:
+        spec = grammar().trainer(trainer)
+    except UnknownNameError:
+        spec = Spec()
+    about: dict[str, Any] = {}
+    name = spec.model or (key.model if key else None)
+    if name is not None:
+        card = get_card(name)
+        adapter = spec.adapter or (key.adapter if key and not spec.scratch else None)
+        about = {
+            "model": card.name,
+            "head": spec.head or (key.head if key else None) or card.default_head,
+            "adapter": adapter or (("full" if spec.scratch else card.default_adapter) if card.adapters else None),
+            "control": "scratch" if spec.scratch and card.checkpoint else None,
+            "seed": key.recipe.seed if key else None,
+            "train_cases": key.train_cases if key else None,
+        }
+        if key is not None and key.adaptation is not None:
+            about |= {"method": key.adaptation.method, "source": key.adaptation.source}
+    else:
+        stock = StockKey.read(plans) if STOCK_KEY in plans else None
+        if trainer in STOCK_TRAINERS:
+            about["control"] = "resenc" if "resenc" in plans_name.lower() else "stock"
+        about |= {"seed": stock.seed, "train_cases": stock.train_cases} if stock else {}
+    dataset, number = model.parent.name, fold.name.removeprefix("fold_")
+    label = _label(trainer, plans_name, spec, about)
+    return Run(
+        run=f"{plain(f'{label}_{dataset}_f{number}')[:150]}_{digest([model.name, dataset, number], 6)}",
+        label=label,
+        trainer=trainer,
+        plans=plans_name,
+        configuration=configuration,
+        dataset=dataset,
+        anatomy=dataset,
+        fold=number,
+        model_folder=str(model),
+        **about,
+    )
+
+
+def _label(trainer: str, plans: str, spec: Spec, about: Mapping[str, Any]) -> str:
+    """What people would call a model."""
+    if about.get("model") is None:
+        size = plans.removeprefix("nnUNetResEncUNet").removesuffix("Plans")
+        known = {"stock": "nnU-Net", "resenc": f"nnU-Net ResEnc {size}" if len(size) <= 2 else "nnU-Net ResEnc"}
+        return known.get(about.get("control", ""), f"{trainer} {plans}")
+    words = plans.removeprefix(f"{PLANS_PREFIX}_") if plans.startswith(PLANS_PREFIX) else ""
+    if plans.startswith(PLANS) or not words:
+        words = join(about["model"], about["head"], about["adapter"])
+    parts = [
+        words,
+        join(spec.head, spec.adapter) if spec.model is None else None,
+        "from scratch" if spec.scratch else None,
+    ]
+    label = with_cases(" ".join(part for part in parts if part), about.get("train_cases"))
+    return f"{label}, {METHODS[about['method']]}" if about.get("method") else label
+
+
+def _labelled(runs: Sequence[Run]) -> list[Run]:
+    """The runs, with the names of trainer, plans and configuration where models would be called the same."""
+    models = {(run.dataset, run.label, run.trainer, run.plans, run.configuration) for run in runs}
+    shared = Counter((dataset, label) for dataset, label, *_ in models)
+    ambiguous = {label for (_, label), count in shared.items() if count > 1}
+    return [
+        run.model_copy(update={"label": f"{run.trainer} {run.plans} {run.configuration}"})
+        if run.label in ambiguous
+        else run
+        for run in runs
+    ]
+
+
+def _files(run: Run, fold: Path, references: Path, cases: Sequence[str], ending: str) -> Iterator[dict[str, str]]:
+    images = Path(os.environ.get("nnUNet_raw", "nnUNet_raw"), run.dataset, "imagesTr")
+    for case in cases:
+        image = images / f"{case}_0000{ending}"
+        if image.is_file():
+            yield {
+                "run": run.run,
+                "target": run.dataset,
+                "case": case,
+                "image": str(image),
+                "reference": str(references / f"{case}{ending}"),
+                "prediction": str(fold / "validation" / f"{case}{ending}"),
+            }
