@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from nnunet_fm.cli import adapt, convert, demo, doctor, plan, predict, report, weights
+from nnunet_fm.cli import adapt, convert, demo, doctor, plan, predict, report, study, weights
 from nnunet_fm.cli import list as listing
 from nnunet_fm.cli.variadic import VariadicCommand
 
@@ -29,6 +29,7 @@ app.command("plan", epilog=plan.EPILOG, cls=VariadicCommand)(plan.plan)
 app.command("adapt", epilog=adapt.EPILOG, cls=VariadicCommand)(adapt.adapt)
 app.command("predict", epilog=predict.EPILOG, cls=VariadicCommand)(predict.predict)
 app.command("report", epilog=report.EPILOG, cls=VariadicCommand)(report.report)
+app.command("study", epilog=study.EPILOG, context_settings={"allow_extra_args": True})(study.study)
 app.command("demo", epilog=demo.EPILOG)(demo.demo)
 app.add_typer(weights.app, name="weights")
 
