@@ -87,6 +87,8 @@ def _patches(trainer: nnUNetTrainer, cases: list[str]) -> Iterator[tuple[Tensor,
         shape = np.array(data.shape[1:])
         for share in (np.arange(chosen.count(case)) + 1) / (chosen.count(case) + 1):
             low = _centre(properties.get("class_locations") or {}, shape, share) - size // 2
+            # Inside the slice where the patch is smaller, around it where it is larger.
+            low[1:] = np.where(shape > size, np.clip(low, 0, np.maximum(shape - size, 0)), (shape - size) // 2)[1:]
             box = [[int(start), int(start + edge)] for start, edge in zip(low, size, strict=True)]
             image, truth = (crop_and_pad_nd(array, box, 0) for array in (data, segmentation))
             if previous is not None:
@@ -109,7 +111,7 @@ def _centre(locations: dict[Any, Any], shape: NDArray[Any], share: float) -> NDA
     if not of_classes:
         return np.array([int(shape[0] * share), *(shape[1:] // 2)])
     voxels = np.concatenate(of_classes)[:, 1:]
-    slices = np.sort(voxels[:, 0])
+    slices = np.unique(voxels[:, 0])
     z = slices[int(share * len(slices))]
     return np.array([z, *np.median(voxels[voxels[:, 0] == z][:, 1:], axis=0).astype(int)])
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_fm.data.augmentation import without_timing
 from nnunet_fm.models.plan_key import StockKey
 from nnunet_fm.trainers.budget import Budget, BudgetTrainer
 
@@ -37,6 +40,11 @@ class fm_trainer_stock(BudgetTrainer):
                 train_cases=key.train_cases,
             )
         )
+
+    @staticmethod
+    def get_training_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
+        """nnU-Net's own; its blur does not choose between two methods by timing them, so that a seed fixes a run."""
+        return without_timing(nnUNetTrainer.get_training_transforms(*args, **kwargs))
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One optimiser step of nnU-Net's, with the rate of the progress."""
