@@ -12,6 +12,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from nnunet_fm.evaluation.figures.style import (
     CARD,
+    CONTROL,
+    MODEL,
     SERIES,
     SOFT,
     WIDTH_INCH,
@@ -44,7 +46,10 @@ def grouped_bars_figure(
         for number, group in enumerate(groups):
             rows = [row - 0.37 + (number + 0.5) * thick for row in range(len(table))]
             values = table[group].to_numpy(float)
-            ax.barh(rows, values, thick * 0.92, color=SERIES[number % len(SERIES)], label=names[group])
+            colours = [SERIES[number % len(SERIES)]] * len(table)
+            if len(groups) == 1:
+                colours = [CONTROL if str(label) in controls else MODEL for label in table.index]
+            ax.barh(rows, values, thick * 0.92, color=colours, label=names[group])
             for row, value in zip(rows, values.tolist(), strict=True):
                 missing = math.isnan(value)
                 place = 0.012 * largest + (0 if missing else value)

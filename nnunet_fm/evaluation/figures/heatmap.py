@@ -43,11 +43,11 @@ def heatmap_figure(
     letter = LETTER_INCH * 8 / 9
     longest = letter * max(map(len, names.values()))
     width = max(0.66, longest + 0.12) * targets + longest + 0.35
-    columns = min(len(matrices), max(1, int((WIDTH_INCH + 0.3) / width)))
-    rows = math.ceil(len(matrices) / columns)
-    height = 0.4 * sources + 0.75
+    rows = math.ceil(len(matrices) / max(1, int((WIDTH_INCH + 0.3) / width)))
+    columns = math.ceil(len(matrices) / rows)
+    height = 0.4 * sources + 0.85
     with styled():
-        figure = new_figure(width * columns, height * rows)
+        figure = new_figure(width * columns, height * rows, gap=0.07)
         panels = figure.subplots(rows, columns, squeeze=False)
         for ax in panels.flat[len(matrices) :]:
             ax.set_visible(False)

@@ -58,6 +58,9 @@ def size_groups_figure(scores: pd.DataFrame, labels: Sequence[str], controls: Co
                                 "alpha": 0.55},
                 )  # fmt: skip
             ax.set_title(group, color=INK)
-            name_rows(ax, labels, list(controls))
+            ax.grid(False, axis="y")
+            ax.tick_params(axis="y", length=0)
+            ax.spines["left"].set_visible(False)
             ax.set_xlabel(axis)
+        name_rows(panels[0], labels, list(controls))  # the others share its rows
     return figure

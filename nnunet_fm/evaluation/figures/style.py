@@ -93,6 +93,7 @@ def svg(figure: Figure, alt: str, prefix: str) -> str:
     body = re.sub(r'<g id="[^"]*">', "<g>", body)
     body = re.sub(r'\bid="', f'id="{prefix}-', body)
     body = body.replace("url(#", f"url(#{prefix}-").replace('xlink:href="#', f'href="#{prefix}-')
+    body = re.sub(r"; font-family: [^;\"]*", "", body)
     body = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", body)
     body = re.sub(r' (d|x|y|width|height|points|transform)="([^"]*)"', _short_numbers, body)
     body = re.sub(r">\s+<", "><", body)
@@ -138,7 +139,7 @@ def name_rows(ax: Axes, names: Sequence[str], controls: Sequence[str] = ()) -> N
 
 def thousands(value: float, _position: int | None = None) -> str:
     """Axis numbers: 500, 2k, 12.5k, 3M."""
-    for size, letter in ((1e6, "M"), (1e3, "k")):
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"
     return f"{value:.4g}"

@@ -75,6 +75,7 @@ def surface_picture(
     figure = Figure(figsize=(5, 5), dpi=200, facecolor="none")
     FigureCanvasAgg(figure)
     ax: Any = figure.add_axes((0, 0, 1, 1), projection="3d")
+    ax.set_facecolor("none")
     ax.set_proj_type("ortho")
     shades = np.concatenate(colours)
     # One collection, because faces are sorted by depth only within one.

@@ -82,7 +82,7 @@ class Table:
     def html(self) -> str:
         """A ``<table>`` in a card that scrolls sideways."""
         bold = self._bold()
-        head = "".join(f'<th scope="col"{_class(column)}>{escape(column.title)}</th>' for column in self.columns)
+        head = "".join(f'<th scope="col"{_class(column)}>{breakable(column.title)}</th>' for column in self.columns)
         rows = []
         for number, (values, words) in enumerate(zip(self.frame.to_dict("records"), self.words(), strict=True)):
             control = values.get("label") in self.controls
@@ -100,10 +100,9 @@ class Table:
         kind = "sortable long" if len(self.frame) > 25 else "sortable"
         choice = f' data-filter="{escape(self.choice)}"' if self.group else ""
         return (
-            f'<div class="card" tabindex="0" role="region" aria-label="{escape(self.name)}">'
-            f'<table class="{kind}"{choice}><caption>{escape(self.caption)}</caption>'
-            f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-            "</table></div>"
+            f'<figure class="card"><div class="scroll" tabindex="0" role="region" aria-label="{escape(self.caption)}">'
+            f'<table class="{kind}"{choice}><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+            f"<figcaption>{escape(self.caption)}</figcaption></figure>"
         )
 
     def _bold(self) -> set[tuple[int, int]]:
@@ -144,6 +143,12 @@ class Table:
 def prose(words: str) -> str:
     """Escaped text; what stands between backticks is set as code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(words))
+
+
+def breakable(words: str) -> str:
+    """Escaped text whose long words may break, after marks first of all."""
+    pieces = re.findall(r"[^_/.\-]{1,16}[_/.\-]*|[_/.\-]+", words)
+    return "<wbr>".join(map(escape, pieces)) if any(len(word) > 16 for word in words.split()) else escape(words)
 
 
 def _class(column: Column) -> str:
@@ -190,7 +195,8 @@ class Section:
         self.body.append(table.html())
 
     def figure(self, content: str, caption: str) -> None:
-        self.body.append(f'<figure class="card">{content}<figcaption>{escape(caption)}</figcaption></figure>')
+        scroll = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">{content}</div>'
+        self.body.append(f'<figure class="card">{scroll}<figcaption>{escape(caption)}</figcaption></figure>')
 
     def html(self) -> str:
         """The section, empty if it has nothing to show."""

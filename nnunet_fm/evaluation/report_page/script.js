@@ -43,7 +43,4 @@
       });
     });
   });
-  window.addEventListener("beforeprint", function () {
-    document.querySelectorAll("details").forEach(function (part) { part.open = true; });
-  });
 })();
