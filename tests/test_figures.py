@@ -31,7 +31,13 @@ from nnunet_fm.evaluation.figures.surface import foreground_box, surface_picture
 from nnunet_fm.evaluation.overlay import COLOURS, class_colour
 
 RANKED = pd.DataFrame(
-    {"label": ["A", "stock"], "control": [False, True], "mean": [0.9, 0.8], "low": [0.88, math.nan], "high": [0.92, math.nan]}
+    {
+        "label": ["A", "stock"],
+        "control": [False, True],
+        "mean": [0.9, 0.8],
+        "low": [0.88, math.nan],
+        "high": [0.92, math.nan],
+    }
 )
 POINTS = pd.DataFrame({"label": ["A", "B"], "rank": [1, 2], "control": [False, True], "x": [1e6, 3e8], "y": [0.9, 0.8]})
 CURVE = pd.DataFrame({"iteration": [100.0, 200.0, 300.0], "value": [0.1, 0.5, 0.6]})
@@ -75,7 +81,9 @@ def test_svg_has_the_words_and_follows_the_page(name: str) -> None:
     assert "http" not in element and "font-family" not in element and "DejaVu" not in element
     identifiers = re.findall(r'\bid="([^"]*)"', element)
     assert all(i.startswith("f7-") for i in identifiers) and len(set(identifiers)) == len(identifiers)
-    assert set(re.findall(r"url\(#([^)]*)\)", element)) | set(re.findall(r'href="#([^"]*)"', element)) <= set(identifiers)
+    assert set(re.findall(r"url\(#([^)]*)\)", element)) | set(re.findall(r'href="#([^"]*)"', element)) <= set(
+        identifiers
+    )
     assert len(element) < 60_000
 
 
@@ -128,7 +136,9 @@ def test_mean_curve_is_where_all_trainings_are() -> None:
 
 def test_many_points_are_named_by_rank() -> None:
     count = 40
-    points = pd.DataFrame({"label": [f"model {i}" for i in range(count)], "rank": range(1, count + 1), "control": False})
+    points = pd.DataFrame(
+        {"label": [f"model {i}" for i in range(count)], "rank": range(1, count + 1), "control": False}
+    )
     points = points.assign(x=np.geomspace(1e6, 1e9, count), y=np.linspace(0.9, 0.1, count))
     found = set(words(svg(scatter_figure([("parameters", points)], "Dice"), "x", "a")))
     assert {"1", "40"} <= found and "model 3" not in found
