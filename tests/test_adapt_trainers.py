@@ -25,7 +25,7 @@ from nnunet_fm.plans.adapt import AdaptOptions, plan_adaptation
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.plans.preprocessor import FMPreprocessor
 from nnunet_fm.weights.slim import bases_of
-from tests.datasets import nnunet_folders, write_fingerprint
+from tests.datasets import nnunet_folders, write_dataset, write_fingerprint
 from tests.official_files import write_official
 
 CPU = torch.device("cpu")
@@ -399,7 +399,93 @@ def test_the_published_procedure_learns_from_its_own_pass(kind: str) -> None:
     torch.testing.assert_close(value, expected)
 
 
+# Labels of every kind
+
+KINDS: dict[str, dict[str, Any]] = {
+    "ignore": {"labels": {"background": 0, "one": 1, "ignore": 2}},
+    "regions": {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]},
+    "regions_ignore": {
+        "labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3},
+        "regions_class_order": [1, 2],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("regions_ignore", "selftraining"),
+        pytest.param("regions_ignore", "entropymin", marks=pytest.mark.slow),
+        pytest.param("regions", "selftraining", marks=pytest.mark.slow),
+        pytest.param("ignore", "selftraining", marks=pytest.mark.slow),
+    ],
+)
+def test_regions_and_ignored_voxels(kind: str, method: Any, folders: Path) -> None:
+    """In 3D with deep supervision: targets have channels for regions, for voxels without label and for ignored ones."""
+    numbers = [910 + 2 * list(KINDS).index(kind) + i for i in range(2)]
+    for number in numbers:
+        if not list((folders / "nnUNet_raw").glob(f"Dataset{number}_*")):
+            folder = write_dataset(folders / "nnUNet_raw", number, shape=(18, 20, 22), cases=CASES, **KINDS[kind])
+            write_fingerprint(folder, [(18, 20, 22)] * CASES, [(1.0, 1.0, 1.0)] * CASES)
+    made = Options(iterations=1, recipe=TINY, **PLANS_3D)
+    plans = planner_class("FMPlanner_stunet_s")(numbers[0], 40, options=made).plan_experiment()
+    preprocess(plans)
+    trained = make(plans, "fm_trainer_scratch")
+    trained.run_training()
+    given = AdaptOptions(method, iterations=2, confidence=0.5, recipe=TINY)
+    plans = plan_adaptation(Path(trained.output_folder_base), numbers[1], given).plans
+    preprocess(plans)
+    trainer = make(plans, f"fm_trainer_{method}")
+    trainer.initialize()
+    assert isinstance(trainer.network(torch.rand(1, 1, 16, 32, 16)), list)
+    training, validation = trainer.get_dataloaders()
+    trainer.network.train()
+    trainer.iteration = 1
+    for _ in range(3):
+        assert np.isfinite(trainer.train_step(next(training))["loss"])
+    with torch.no_grad():
+        assert np.isfinite(trainer.validation_step(next(validation))["loss"])
+    if method == "selftraining":
+        batch = next(training)
+        regions = 2 if kind.startswith("regions") else 0
+        full = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
+        assert full.shape[1] == (regions + 1 + kind.endswith("ignore") if regions else 1)
+
+
 # Through nnU-Net's own loop
+
+
+@pytest.mark.slow
+def test_continuing_gives_the_losses_of_an_uninterrupted_adaptation() -> None:
+    options = {"update_every": 2, "teacher_momentum": 0.5, "confidence": 0.35, "recipe": {"save_every": 1}}
+
+    def losses(trainer: Any, until: int | None = None) -> list[float]:
+        taken: list[float] = []
+        step, end = trainer.train_step, trainer.on_epoch_end
+
+        def train_step(batch: Any) -> Any:
+            taken.append(float((output := step(batch))["loss"]))
+            return output
+
+        def on_epoch_end() -> None:
+            end()
+            if trainer.iteration == until:
+                raise KeyboardInterrupt
+
+        trainer.train_step, trainer.on_epoch_end = train_step, on_epoch_end
+        try:
+            trainer.run_training()
+        except KeyboardInterrupt:
+            assert until is not None
+        return taken
+
+    expected = losses(adapted("linear", iterations=6, **options))
+    first = adapted("linear", iterations=6, **options)
+    before = losses(first, until=2)
+    second = make(first.plans_manager.plans, "fm_trainer_selftraining")
+    second.load_checkpoint(str(Path(first.output_folder, "checkpoint_latest.pth")))
+    assert len(expected) == 6 and np.array_equal(before + losses(second), expected, equal_nan=True)
+    assert np.isfinite(expected).sum() > 2
 
 
 @pytest.mark.slow
