@@ -138,7 +138,10 @@ class StockKey(BaseModel):
         """
         name = plans.get("plans_name", "?")
         if STOCK_KEY not in plans:
-            raise PlanError(f"plans '{name}' have no '{STOCK_KEY}' entry, from which fm_trainer_stock takes its budget")
+            raise PlanError(
+                f"plans '{name}' have no '{STOCK_KEY}' entry, from which fm_trainer_stock takes its budget: make plans "
+                f"that have with `nnunet-fm plan -d ID --control stock`"
+            )
         try:
             return cls(**plans[STOCK_KEY])
         except ValidationError as error:
