@@ -1,25 +1,44 @@
-"""Dice against nnU-Net's own, the log reader, overlays and the page."""
+"""Folders of predictions against nnU-Net's own scores, size groups, files; the log reader, overlays and the page."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
-from nnunetv2.evaluation.evaluate_predictions import compute_metrics, region_or_label_to_mask
+from nnunetv2.evaluation import evaluate_predictions
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from scipy import ndimage
+from skimage.io import imsave
 
-from nnunet_fm.evaluation.dice import dice_scores, foreground, mean_foreground, mean_per_class
+from nnunet_fm.dataset_conversion.demo import unpack
+from nnunet_fm.evaluation.case import default_slice_axis
+from nnunet_fm.evaluation.folder import evaluate_folder
+from nnunet_fm.evaluation.frame import COLUMNS, SLICE, read_scores, write_scores
+from nnunet_fm.evaluation.label_map import read_label_map
+from nnunet_fm.evaluation.labels import foreground, read_dataset_json
 from nnunet_fm.evaluation.overlay import overlay_figure
 from nnunet_fm.evaluation.page import learning_curve, write_page
+from nnunet_fm.evaluation.size_groups import size_group, size_shares
+from nnunet_fm.evaluation.summary import (
+    class_groups,
+    mean_foreground,
+    mean_per_class,
+    per_case,
+    summarise,
+    volume_scores,
+)
 from nnunet_fm.evaluation.training_log import newest_log, parse_log
 
-LABELS = {"background": 0, "organ": [1, 2, 3], "tumour": 2, "never": 7, "ignore": 9}
 LOG = """
 2026-11-22 04:09:02.598007: Epoch {epoch}
 2026-11-22 04:09:02.598007: Current learning rate: 0.001
@@ -40,59 +59,341 @@ def write(path: Path, array: np.ndarray, spacing: tuple[float, float, float] = (
     return path
 
 
-@pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Predictions and references of three cases; the last has no foreground at all."""
+@pytest.fixture(scope="module")
+def hippocampus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Real references, predictions made of them, and the dataset: one is moved, one worn, one perfect, one empty."""
+    folder = tmp_path_factory.mktemp("hippocampus")
+    dataset = unpack(folder, 904)
+    references, predictions = folder / "references", folder / "predictions"
+    files = sorted((dataset / "labelsTs").iterdir())[:4]
+    distortions: list[Callable[[np.ndarray], np.ndarray]] = [
+        lambda a: np.roll(a, 2, axis=2),
+        lambda a: np.where(ndimage.binary_erosion(a > 0), 3 - a, 0) * (a > 0),
+        lambda a: a,
+        lambda a: a * 0,
+    ]
     generator = np.random.default_rng(0)
-    for case in ("a", "b"):
-        for folder in ("predictions", "references"):
-            labels = generator.choice([0, 0, 1, 2, 3] + [9] * (folder == "references"), size=(6, 7, 8))
-            write(tmp_path / folder / f"{case}.nii.gz", labels.astype(np.uint8))
-    for folder in ("predictions", "references"):
-        write(tmp_path / folder / "empty.nii.gz", np.zeros((6, 7, 8), np.uint8))
-    return tmp_path / "predictions", tmp_path / "references"
+    for file, distort in zip(files, distortions, strict=True):
+        image = sitk.ReadImage(str(file))
+        array = sitk.GetArrayFromImage(image)
+        predicted = distort(array).astype(np.uint8)
+        array[generator.random(array.shape) < 0.1] = 3  # the ignore label of some of the tests below
+        write(references / file.name, array)
+        write(predictions / file.name, predicted)
+    return predictions, references, dataset
 
 
-def test_dice_is_nnunets(folders: tuple[Path, Path]) -> None:
-    predictions, references = folders
-    scores = dice_scores(predictions, references, LABELS)
-    assert list(scores.columns) == ["case", "class", "metric", "value"] and len(scores) == 9
-    regions = {"organ": (1, 2, 3), "tumour": (2,), "never": (7,)}
-    for (case, name), value in scores.set_index(["case", "class"])["value"].items():
-        files = (str(folder / f"{case}.nii.gz") for folder in (references, predictions))
-        stock = compute_metrics(*files, SimpleITKIO(), list(regions.values()), ignore_label=9)
-        expected = stock["metrics"][regions[name]]["Dice"]
-        assert value == pytest.approx(expected, abs=1e-6, nan_ok=True)
-    assert np.isnan(scores.loc[scores["case"] == "empty", "value"]).all()
-    assert 0 < scores["value"].min() < scores["value"].max() < 1
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"background": 0, "anterior": 1, "posterior": 2},
+        {"background": 0, "anterior": 1, "posterior": 2, "never": 7, "ignore": 3},
+        {"background": 0, "both": [1, 2], "posterior": 2, "ignore": 3},
+        {"background": 0, "all": [1, 2, 3], "back": [2, 3], "last": 3},
+    ],
+    ids=["labels", "ignore", "regions-ignore", "regions"],
+)
+@pytest.mark.filterwarnings("ignore:labels .3. are no class")
+def test_overlap_is_nnunets(hippocampus: tuple[Path, Path, Path], labels: dict[str, int | list[int]]) -> None:
+    """Of every case and class, and their means, to 1e-6."""
+    predictions, references, _ = hippocampus
+    scores = evaluate_folder(predictions, references, labels, metrics=["Dice", "Jaccard"])
+    assert list(scores.columns) == COLUMNS
+    classes, ignore = foreground(labels)
+    stock = _stock(predictions, references, list(classes.values()), ignore)
+    for name, values in classes.items():
+        for metric, theirs in (("Dice", "Dice"), ("Jaccard", "IoU")):
+            mine = scores[(scores["class"] == name) & (scores["metric"] == metric)].set_index("case")["value"]
+            for case in stock["metric_per_case"]:
+                expected = case["metrics"][values][theirs]
+                value = mine[Path(case["reference_file"]).name.removesuffix(".nii.gz")]
+                assert value == pytest.approx(expected, abs=1e-6, nan_ok=True)
+            mean = mean_per_class(scores, metric)[name]
+            assert mean == pytest.approx(stock["mean"][values][theirs], abs=1e-6, nan_ok=True)
+    for metric, theirs in (("Dice", "Dice"), ("Jaccard", "IoU")):
+        if not math.isnan(stock["foreground_mean"][theirs]):
+            assert mean_foreground(scores, metric) == pytest.approx(stock["foreground_mean"][theirs], abs=1e-6)
+    assert 0 < scores["value"].mean() < 1
 
 
-def test_means_leave_out_what_has_no_dice(folders: tuple[Path, Path]) -> None:
-    scores = dice_scores(*folders, LABELS)
+def _stock(predictions: Path, references: Path, classes: list[tuple[int, ...]], ignore: int | None) -> dict[str, Any]:
+    """What ``nnUNetv2_evaluate_folder`` computes, in this process: it would start others for every test."""
+
+    class Pool:
+        def __init__(self, processes: int) -> None:
+            pass
+
+        __enter__ = lambda self: self  # noqa: E731
+        __exit__ = lambda *_: None  # noqa: E731
+        starmap = staticmethod(lambda function, tasks: [function(*task) for task in tasks])
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of a class that no case has
+        patch.setattr(evaluate_predictions.multiprocessing, "get_context", lambda kind: SimpleNamespace(Pool=Pool))
+        return evaluate_predictions.compute_metrics_on_folder(
+            str(references), str(predictions), None, SimpleITKIO(), ".nii.gz", classes, ignore, 1
+        )
+
+
+def test_background_and_smoothed(hippocampus: tuple[Path, Path, Path]) -> None:
+    predictions, references, _ = hippocampus
+    labels = {"background": 0, "anterior": 1, "posterior": 2, "never": 7, "ignore": 3}
+    scores = evaluate_folder(
+        predictions, references, labels, metrics=["Dice"], include_background=True, empty="smoothed"
+    )
+    table = per_case(scores)
+    assert list(table.columns) == ["background", "anterior", "posterior", "never"] and (table["never"] == 1).all()
+    for case, row in table.iterrows():
+        arrays = [sitk.GetArrayFromImage(sitk.ReadImage(str(f / f"{case}.nii.gz"))) for f in (references, predictions)]
+        here, there = (np.where(arrays[0] == 3, 99, array) for array in arrays)
+        for name, value in (("background", 0), ("anterior", 1)):
+            both = np.count_nonzero((here == value) & (there == value))
+            sizes = np.count_nonzero(here == value) + np.count_nonzero(there == value)
+            assert row[name] == pytest.approx((2 * both + 1) / (sizes + 1), abs=1e-12)
+    assert mean_foreground(scores) == pytest.approx(table.drop(columns="background").mean().mean())
+    assert set(scores.loc[scores["class"] == "background", "size_group"]) == {""}
+
+
+def test_slices_add_up_to_the_volume(hippocampus: tuple[Path, Path, Path]) -> None:
+    predictions, references, _ = hippocampus
+    labels = {"background": 0, "anterior": 1, "posterior": 2, "ignore": 3}
+    metrics = ["Dice", "Jaccard", "HD95", "volume_reference"]
+    scores = evaluate_folder(predictions, references, labels, metrics=metrics, per_slice=True, slice_axis=2)
+    whole = evaluate_folder(predictions, references, labels, metrics=metrics)
+    assert list(scores.columns) == [*COLUMNS, SLICE]
+    pd.testing.assert_frame_equal(volume_scores(scores)[COLUMNS].reset_index(drop=True), whole)
+    assert mean_foreground(scores) == mean_foreground(whole)
+    slices = scores[scores[SLICE].notna()]
+    assert set(slices["metric"]) == {"Dice", "Jaccard"}
+    for case in slices["case"].unique():
+        arrays = [sitk.GetArrayFromImage(sitk.ReadImage(str(f / f"{case}.nii.gz"))) for f in (references, predictions)]
+        counted = arrays[0] != 3
+        here, there = ((array == 1) & counted for array in arrays)
+        mine = slices[(slices["case"] == case) & (slices["class"] == "anterior") & (slices["metric"] == "Dice")]
+        assert mine[SLICE].tolist() == list(range(here.shape[2]))
+        sizes = (here.sum((0, 1)) + there.sum((0, 1))).astype(float)
+        expected = 2 * (here & there).sum((0, 1)) / np.where(sizes, sizes, np.nan)
+        np.testing.assert_allclose(mine["value"], expected)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "axis"),
+    [((1, 1, 1), 0), ((0.5, 0.5, 3), 2), ((1, 3, 1), 1), ((1, 2, 2), 0), ((1.001, 1, 1.002), 0), ((1, 1), 0)],
+)
+def test_slices_lie_across_the_largest_spacing(spacing: tuple[float, ...], axis: int) -> None:
+    assert default_slice_axis(spacing) == axis
+
+
+def test_processes_change_nothing(hippocampus: tuple[Path, Path, Path]) -> None:
+    predictions, references, _ = hippocampus
+    labels = {"background": 0, "anterior": 1, "posterior": 2, "ignore": 3}
+    seen: list[tuple[int, int]] = []
+    scores = evaluate_folder(
+        predictions,
+        references,
+        labels,
+        metrics=["Dice"],
+        processes=2,
+        progress=lambda done, of: seen.append((done, of)),
+    )
+    pd.testing.assert_frame_equal(scores, evaluate_folder(predictions, references, labels, metrics=["Dice"]))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    (damaged := references.parent / "damaged").mkdir(exist_ok=True)
+    for file in references.iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes()[:-300])
+    with pytest.raises(ValueError, match=r"damaged.*nii\.gz cannot be read"):
+        evaluate_folder(predictions, damaged, labels, processes=2)
+
+
+@pytest.mark.parametrize(
+    ("share", "group"),
+    [
+        (0, "<1 %"),
+        (0.0099, "<1 %"),
+        (0.01, "1–5 %"),
+        (0.05, "5–15 %"),
+        (0.1499, "5–15 %"),
+        (0.15, "≥15 %"),
+        (1, "≥15 %"),
+    ],
+)
+def test_size_groups_begin_at_their_edge(share: float, group: str) -> None:
+    assert size_group(share) == group
+
+
+def test_sizes_come_from_the_training_cases_or_the_case(tmp_path: Path) -> None:
+    """Shares of 3000 labelled voxels; the second case has one class alone, the third nothing."""
+    arrays = [np.zeros(4000, np.uint8) for _ in range(3)]
+    arrays[0][:3000] = np.repeat([1, 2, 3, 4], [2700, 250, 40, 10])
+    arrays[0][-7:] = 9
+    arrays[1][:100] = 1
+    for name, array in zip("abc", arrays, strict=True):
+        write(tmp_path / "labels" / f"{name}.nii.gz", array.reshape(10, 20, 20))
+    labels = {"background": 0, "organ": 1, "vessels": [2, 3], "tumour": 3, "cyst": 4, "ignore": 9}
+    shares = size_shares(tmp_path / "labels", labels)
+    assert shares == pytest.approx(
+        {"organ": (0.9 + 1) / 2, "vessels": 0.29 / 6, "tumour": 0.04 / 6, "cyst": 0.01 / 6}, abs=1e-12
+    )
+    folder = tmp_path / "labels"
+    by_training = evaluate_folder(folder, folder, labels, metrics=["Dice"])
+    expected = {"organ": "≥15 %", "vessels": "1–5 %", "tumour": "<1 %", "cyst": "<1 %"}
+    assert class_groups(by_training) == expected
+    given = evaluate_folder(folder, folder, labels, metrics=["Dice"], shares={"organ": 0.02, "vessels": 0.5})
+    assert class_groups(given) == {"organ": "1–5 %", "vessels": "≥15 %", "tumour": "<1 %", "cyst": "<1 %"}
+    by_case = evaluate_folder(folder, folder, labels, metrics=["Dice"], group_by="case", cases=["a"])
+    assert class_groups(by_case) == {"organ": "≥15 %", "vessels": "5–15 %", "tumour": "1–5 %", "cyst": "<1 %"}
+    with pytest.raises(FileNotFoundError, match="no label maps"):
+        size_shares(tmp_path, labels)
+
+
+def test_means_leave_out_what_is_undefined() -> None:
+    nan = float("nan")
+    values = {"organ": [0.5, nan, 0.7], "tumour": [nan, nan, 0.2], "never": [nan, nan, nan], "background": [1, 1, 1]}
+    scores = pd.DataFrame(
+        [(f"{i}", c, "<1 %", "Dice", v) for c, column in values.items() for i, v in enumerate(column)], columns=COLUMNS
+    )
     means = mean_per_class(scores)
-    assert list(means.index) == ["organ", "tumour", "never"] and math.isnan(means["never"])
-    organ = scores[(scores["class"] == "organ") & (scores["case"] != "empty")]["value"]
-    assert means["organ"] == pytest.approx(organ.mean())
-    assert mean_foreground(scores) == pytest.approx((means["organ"] + means["tumour"]) / 2)
+    assert list(means.index) == list(values) and means["organ"] == pytest.approx(0.6) and math.isnan(means["never"])
+    assert mean_foreground(scores) == pytest.approx((0.6 + 0.2) / 2)
+    summary = summarise(scores).set_index("class")
+    assert summary.loc["organ", "sd"] == pytest.approx(math.sqrt(0.02)) and summary["n"].tolist() == [2, 1, 0, 3]
+    assert math.isnan(mean_foreground(scores, "HD95"))
+
+
+def test_bad_folders_are_named_before_anything_is_scored(tmp_path: Path) -> None:
+    labels = {"background": 0, "organ": 1}
+    for case in ("a", "ö", "c"):
+        for kind in ("p", "r"):
+            write(tmp_path / kind / f"{case}.nii.gz", np.ones((4, 5, 6), np.uint8))
+    folders = tmp_path / "p", tmp_path / "r"
+    assert set(evaluate_folder(*folders, labels, metrics=["Dice"])["case"]) == {"a", "ö", "c"}
+    (tmp_path / "p" / "ö.nii.gz").rename(tmp_path / "p" / "x.nii.gz")
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 cases have no prediction in .*: ö\.nii\.gz"):
+        evaluate_folder(*folders, labels)
+    assert set(evaluate_folder(*folders, labels, cases=["a"])["case"]) == {"a"}
+    with pytest.raises(FileNotFoundError, match=r"no reference in .*: x\.nii\.gz"):
+        evaluate_folder(*folders, labels, cases=["x"])
+    with pytest.raises(FileNotFoundError, match="no references"):
+        evaluate_folder(*folders, labels, file_ending=".png")
+    with pytest.raises(FileNotFoundError, match="not a folder"):
+        evaluate_folder(tmp_path / "q", tmp_path / "r", labels)
+    with pytest.raises(ValueError, match="'F1'.*Dice, Jaccard"):
+        evaluate_folder(*folders, labels, metrics=["F1"])
+    with pytest.raises(ValueError, match="no class"):
+        evaluate_folder(*folders, {"background": 0})
+
+
+@pytest.mark.parametrize(
+    ("array", "spacing", "message"),
+    [
+        (np.ones((4, 5, 7), np.uint8), (1, 1, 1), r"a\.nii\.gz has size \(4, 5, 7\), its reference \(4, 5, 6\)"),
+        (np.ones((4, 5, 6), np.uint8), (1, 1, 2), r"a\.nii\.gz has the spacing \(2\.0, 1\.0, 1\.0\) mm, its reference"),
+        (np.full((4, 5, 6), 0.5, np.float32), (1, 1, 1), r"a\.nii\.gz holds 0\.5"),
+        (np.full((4, 5, 6), np.nan), (1, 1, 1), r"a\.nii\.gz holds nan"),
+    ],
+    ids=["size", "spacing", "probabilities", "nan"],
+)
+def test_a_prediction_that_cannot_be_compared_is_named(
+    tmp_path: Path, array: np.ndarray, spacing: tuple[float, float, float], message: str
+) -> None:
+    write(tmp_path / "r" / "a.nii.gz", np.ones((4, 5, 6), np.uint8))
+    write(tmp_path / "p" / "a.nii.gz", array, spacing)
+    with pytest.raises(ValueError, match=message):
+        evaluate_folder(tmp_path / "p", tmp_path / "r", {"background": 0, "organ": 1})
+
+
+def test_warns_of_strange_labels_and_of_another_place(tmp_path: Path) -> None:
+    write(tmp_path / "r" / "a.nii.gz", np.ones((4, 5, 6), np.uint8))
+    predicted = np.ones((4, 5, 6), np.int16)
+    predicted[0, 0, 0], predicted[0, 0, 1] = 300, -2
+    image = sitk.GetImageFromArray(predicted)
+    image.SetOrigin((0, 5, 0))
+    (tmp_path / "p").mkdir()
+    sitk.WriteImage(image, str(tmp_path / "p" / "a.nii.gz"))
+    with pytest.warns(UserWarning) as caught:
+        scores = evaluate_folder(tmp_path / "p", tmp_path / "r", {"background": 0, "organ": 1}, metrics=["Dice"])
+    assert ["[-2, 300]" in str(w.message) or "origin" in str(w.message) for w in caught] == [True, True]
+    assert scores["value"].tolist() == [pytest.approx(2 * 118 / 238)]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.float32, np.float64])
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".gipl"])
+def test_every_format_is_read_as_nnunet_reads_it(tmp_path: Path, ending: str, kind: type) -> None:
+    array = np.random.default_rng(0).integers(0, 4, (4, 5, 6))
+    file = write(tmp_path / f"a{ending}", array.astype(kind), (0.5, 0.75, 3))
+    read = read_label_map(file)
+    stock, properties = SimpleITKIO().read_seg(str(file))
+    assert np.array_equal(read.array, stock[0]) and read.array.dtype.kind in "iu"
+    assert read.spacing == pytest.approx(properties["spacing"]) == (3, 0.75, 0.5)
+
+
+def test_pictures_and_tiff_are_read(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 4, (5, 6)).astype(np.uint8)
+    for ending in (".png", ".bmp", ".tif"):
+        imsave(tmp_path / f"a{ending}", array, check_contrast=False)
+        read = read_label_map(tmp_path / f"a{ending}")
+        assert np.array_equal(read.array, array) and read.spacing == (1, 1)
+    volume = np.stack([array, array + 1, array])
+    imsave(tmp_path / "b.tif", volume, check_contrast=False)
+    assert read_label_map(tmp_path / "b.tif").spacing == (1, 1, 1)
+    (tmp_path / "b.json").write_text('{"spacing": [3, 0.5, 0.5]}')
+    read = read_label_map(tmp_path / "b.tif")
+    assert np.array_equal(read.array, volume) and read.spacing == (3, 0.5, 0.5)
+    imsave(tmp_path / "c.png", np.zeros((5, 6, 3), np.uint8), check_contrast=False)
+    with pytest.raises(ValueError, match=r"c\.png cannot be read.*3 channels"):
+        read_label_map(tmp_path / "c.png")
+    (tmp_path / "d.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"d\.png cannot be read"):
+        read_label_map(tmp_path / "d.png")
+
+
+def test_2d_images_in_a_folder(tmp_path: Path) -> None:
+    """A PNG, and the same as NIfTI in 2D and as a volume of one slice: the same scores."""
+    array, predicted = np.zeros((2, 20, 30), np.uint8)
+    array[5:10, 5:15], predicted[5:10, 8:18] = 1, 1
+    tables = []
+    for ending, write_2d in (
+        (".png", lambda path, a: imsave(path, a, check_contrast=False)),
+        (".nii.gz", lambda path, a: sitk.WriteImage(sitk.GetImageFromArray(a), str(path))),
+        (".nii", lambda path, a: sitk.WriteImage(sitk.GetImageFromArray(a[None]), str(path))),
+    ):
+        for kind, labels in (("r", array), ("p", predicted)):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            write_2d(tmp_path / kind / f"a{ending}", labels)
+        found = evaluate_folder(
+            tmp_path / "p", tmp_path / "r", {"background": 0, "x": 1}, file_ending=ending, per_slice=True
+        )
+        tables.append(found)
+    pd.testing.assert_frame_equal(tables[0], tables[1])
+    pd.testing.assert_frame_equal(tables[0], tables[2])
+    values = volume_scores(tables[0]).set_index("metric")["value"]
+    assert (values["Dice"], values["HD95"], values["volume_reference"]) == (0.7, 3, 0.05)
+    assert tables[0].loc[tables[0][SLICE].notna(), "value"].tolist() == [0.7, 35 / 65]
+
+
+def test_scores_survive_their_file(tmp_path: Path) -> None:
+    scores = pd.DataFrame(
+        [("01", "NA", "<1 %", "Dice", 1 / 3), ("02", "NA", "", "HD95", float("nan"))], columns=COLUMNS
+    )
+    sliced = scores.assign(**{SLICE: pd.array([None, 3], dtype="Int64")})
+    for table in (scores, sliced):
+        write_scores(table, tmp_path / "scores.csv")
+        pd.testing.assert_frame_equal(read_scores(tmp_path / "scores.csv"), table)
 
 
 def test_foreground_reads_labels_as_nnunet() -> None:
-    classes, ignore = foreground(LABELS)
+    labels = {"background": 0, "organ": [1, 2, 3], "tumour": 2, "never": 7, "ignore": 9}
+    classes, ignore = foreground(labels)
     assert classes == {"organ": (1, 2, 3), "tumour": (2,), "never": (7,)} and ignore == 9
-    mask = region_or_label_to_mask(np.arange(10), classes["organ"])
+    mask = evaluate_predictions.region_or_label_to_mask(np.arange(10), classes["organ"])
     assert np.flatnonzero(mask).tolist() == [1, 2, 3]
 
 
-def test_bad_folders_are_named(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    predictions, references = folders
-    (predictions / "b.nii.gz").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 3 cases .*b\.nii\.gz"):
-        dice_scores(predictions, references, LABELS)
-    write(predictions / "b.nii.gz", np.zeros((5, 7, 8), np.uint8))
-    with pytest.raises(ValueError, match=r"b\.nii\.gz has size \(5, 7, 8\)"):
-        dice_scores(predictions, references, LABELS)
-    with pytest.raises(FileNotFoundError, match="no reference"):
-        dice_scores(predictions, tmp_path, LABELS)
+@pytest.mark.parametrize("text", ["[", "[]", "{}", '{"labels": {}}', '{"labels": {"0": "background"}}'])
+def test_a_dataset_json_without_usable_labels_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(ValueError, match=r"dataset\.json: 'labels' must map"):
+        read_dataset_json(tmp_path / "dataset.json")
 
 
 def test_log_is_read_back() -> None:

@@ -186,14 +186,17 @@ class _Run:
 
     def report(self, predictions: Path) -> dict[str, Any]:
         """Score the predictions, write the page, print the table; returns what --json prints."""
-        from nnunet_fm.evaluation.dice import dice_scores, foreground, mean_foreground, mean_per_class
+        from nnunet_fm.evaluation.folder import evaluate_folder
+        from nnunet_fm.evaluation.frame import DICE
+        from nnunet_fm.evaluation.labels import foreground
         from nnunet_fm.evaluation.overlay import overlay_figure
         from nnunet_fm.evaluation.page import write_page
+        from nnunet_fm.evaluation.summary import mean_foreground, mean_per_class
         from nnunet_fm.evaluation.training_log import newest_log, parse_log
 
         started = time.monotonic()
         labels = json.loads((self.dataset / "dataset.json").read_text(encoding="utf-8"))["labels"]
-        scores = dice_scores(predictions, self.dataset / "labelsTs", labels)
+        scores = evaluate_folder(predictions, self.dataset / "labelsTs", labels, metrics=[DICE])
         classes, _ = foreground(labels)
         figures = []
         pictures = []
@@ -243,9 +246,11 @@ class _Run:
     def _print_table(self, scores: pd.DataFrame, result: dict[str, Any]) -> None:
         from rich.table import Table
 
+        from nnunet_fm.evaluation.summary import per_case
+
         table = Table(title="Dice on unseen cases")
         table.add_column("case")
-        by_case = scores.pivot(index="case", columns="class", values="value")[list(result["dice_per_class"])]
+        by_case = per_case(scores)
         for name in by_case.columns:
             table.add_column(name, justify="right")
         for case, row in by_case.iterrows():

@@ -9,7 +9,7 @@ import pandas as pd
 CASE, CLASS, SIZE_GROUP, METRIC, VALUE, SLICE = "case", "class", "size_group", "metric", "value", "slice"
 
 COLUMNS = [CASE, CLASS, SIZE_GROUP, METRIC, VALUE]
-"""Columns of the scores of one folder of predictions; scores per slice have `SLICE`, too."""
+"""Columns of the scores of one folder of predictions; scores per slice have `SLICE`, too, missing in rows of cases."""
 
 DICE, JACCARD, HD95, NSD = "Dice", "Jaccard", "HD95", "NSD"
 VOLUME_REFERENCE, VOLUME_PREDICTION = "volume_reference", "volume_prediction"
@@ -17,7 +17,9 @@ METRICS = (DICE, JACCARD, HD95, NSD, VOLUME_REFERENCE, VOLUME_PREDICTION)
 """Dice, Jaccard and NSD lie in [0, 1], HD95 is in mm, the volumes are in ml. Undefined numbers are NaN."""
 
 SIZE_GROUPS = ("<1 %", "1–5 %", "5–15 %", "≥15 %")
-"""Groups of classes by their share of the labelled volume: [0, 1), [1, 5), [5, 15) and [15, ∞) %."""
+"""Groups of classes by their share of the labelled volume: [0, 1), [1, 5), [5, 15) and [15, ∞) %.
+
+The background has none; its rows hold an empty text."""
 
 
 def write_scores(scores: pd.DataFrame, path: Path) -> None:
@@ -28,7 +30,10 @@ def write_scores(scores: pd.DataFrame, path: Path) -> None:
 def read_scores(path: Path) -> pd.DataFrame:
     """Read scores that `write_scores` wrote; cases and classes stay text, whatever they look like."""
     scores = pd.read_csv(
-        path, dtype={CASE: str, CLASS: str, SIZE_GROUP: str}, keep_default_na=False, na_values={VALUE: [""]}
+        path,
+        dtype={CASE: "str", CLASS: "str", SIZE_GROUP: "str", SLICE: "Int64"},
+        keep_default_na=False,
+        na_values={VALUE: [""], SLICE: [""]},
     )
     scores[VALUE] = scores[VALUE].astype(float)
     return scores

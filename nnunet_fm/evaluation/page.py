@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunet_fm.evaluation.dice import mean_foreground, mean_per_class
+from nnunet_fm.evaluation.summary import mean_foreground, mean_per_class, per_case
 
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -89,7 +89,7 @@ def write_page(
     Args:
         path: the HTML file.
         title: heading.
-        scores: as of `nnunet_fm.evaluation.dice.dice_scores`.
+        scores: as of `nnunet_fm.evaluation.folder.evaluate_folder`; the Dice is shown.
         log: as of `nnunet_fm.evaluation.training_log.parse_log`.
         seconds: step -> seconds, in the order of the steps.
         commands: what was run, one shell line each.
@@ -150,7 +150,7 @@ def _number(value: float) -> str:
 def _scores_table(scores: pd.DataFrame) -> str:
     """Cases down, classes across, the classes' means at the bottom."""
     means = mean_per_class(scores)
-    table = scores.pivot(index="case", columns="class", values="value")[list(means.index)]
+    table = per_case(scores)
     head = "".join(f"<th>{escape(str(name))}</th>" for name in table.columns)
     rows = "".join(
         f"<tr><td>{escape(str(case))}</td>{''.join(f'<td>{_number(value)}</td>' for value in values)}</tr>"
