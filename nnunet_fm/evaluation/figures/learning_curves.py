@@ -56,7 +56,7 @@ def learning_curves_figure(
                     ax.plot(mean["iteration"], mean["value"], color=colour, linewidth=1.5, linestyle=(0, (1, 1.8)))
             ax.set_title(shortened(label, 40))
             ax.set_xlim(left=0)
-            ax.xaxis.set_major_locator(MaxNLocator(4))
+            ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             ax.xaxis.set_major_formatter(FuncFormatter(thousands))
             if number >= len(labels) - columns:
                 ax.set_xlabel("iteration")

@@ -143,8 +143,10 @@ def array_png(array: NDArray[Any]) -> bytes:
 def small_png(picture: Image.Image) -> bytes:
     """A picture as a PNG of at most 256 colours."""
     buffer = io.BytesIO()
-    # The better method knows no transparency.
-    method = Image.Quantize.FASTOCTREE if picture.mode == "RGBA" else Image.Quantize.MAXCOVERAGE
-    palette = picture.quantize(256, method=method, dither=Image.Dither.NONE)
-    palette.save(buffer, format="png", optimize=True)
+    if picture.mode == "RGBA":
+        small = picture.quantize(256, method=Image.Quantize.FASTOCTREE)
+    else:  # the better method, which knows no transparency; dithered, since bands in grey values look like anatomy
+        palette = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE)
+        small = picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+    small.save(buffer, format="png")
     return buffer.getvalue()

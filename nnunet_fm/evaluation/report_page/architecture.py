@@ -113,7 +113,7 @@ def _scatter(context: Context, section: Section, table: pd.DataFrame) -> None:
     for key, axis in (("parameters", "parameters"), ("samples/s", "training samples per second")):
         points = table[["label", key]].rename(columns={key: "x"}).merge(scored, on="label")
         points = points[points["x"] > 0]
-        if len(points):
+        if len(points) > 1:
             panels.append((axis, points))
     if not panels:
         return

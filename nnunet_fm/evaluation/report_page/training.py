@@ -32,10 +32,11 @@ def training_section(context: Context) -> Section:
     baseline = baseline_label(context, list(curves))
     axis = "Dice of whole cases" if volumes else "Dice of patches"
     dotted = f" Dotted: {baseline}, the baseline, on the same dataset." if baseline and len(curves) > 1 else ""
+    several = any(len(trainings) > 1 for by_dataset in curves.values() for trainings in by_dataset.values())
     section.figure(
         context.chart(learning_curves_figure(curves, baseline, axis), "learning curves, a panel per model"),
         f"{'Dice of whole validation cases' if volumes else 'Dice of random patches of validation cases'} during the "
-        f"training. Thin: single trainings, where there are several; thick: their mean.{dotted}",
+        f"training.{' Thin: single trainings; thick: their mean.' if several else ''}{dotted}",
     )
     section.heading("Iterations to convergence")
     table = convergence_frame(context)
