@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from nnunet_fm.evaluation.report_page import part
 from nnunet_fm.evaluation.summary import mean_foreground, mean_per_class, per_case
 
 _PAGE = Template("""<!DOCTYPE html>
@@ -22,34 +23,14 @@ _PAGE = Template("""<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
-:root { color-scheme: light dark; --text: #1c2330; --soft: #5b6675; --line: #dfe3e8; }
-:root { --page: #f6f7f9; --card: #fff; --bar: #2f6fb0; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e6e9ee; --soft: #9aa5b4; --line: #333b47; --page: #14181e; --card: #1c2129; --bar: #6aa9e9; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 2rem 1rem 4rem; }
-h1 { font-size: 1.5rem; margin: 0 0 1rem; }
-h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
-.card { padding: 1rem 1.2rem; overflow-x: auto; }
-.top { display: flex; flex-wrap: wrap; gap: .6rem 3rem; align-items: center; }
-.number { font-size: 3rem; font-weight: 650; line-height: 1.1; }
-.soft, dt, figcaption { color: var(--soft); font-size: .9rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: 0; }
-dd { margin: 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem .9rem; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-thead th { color: var(--soft); font-weight: 500; }
-tfoot td { font-weight: 650; border-bottom: 0; }
+$style
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 0 1.5rem; }
-.bar { display: inline-block; height: .6rem; background: var(--bar); border-radius: 2px; }
+.bar { display: inline-block; height: .6rem; background: var(--series-0); border-radius: 2px; }
+.columns > div { min-width: 0; }
 td.wide { width: 45%; text-align: left; }
-figure { margin: 0 0 1rem; }
-img { display: block; max-width: 100%; background: #fff; border-radius: 6px; }
-pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: .85rem/1.6 ui-monospace, monospace; }
+tfoot td { font-weight: 650; border-bottom: 0; }
+th:first-child, td:first-child { text-align: left; }
+img { background: #fff; border-radius: 6px; }
 </style>
 </head>
 <body>
@@ -58,8 +39,8 @@ pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: .85rem/1.
 <div class="card top"><div><div class="number">$dice</div><div class="soft">mean foreground Dice, $cases</div></div>
 <dl>$facts</dl></div>
 <div class="columns">
-<div><h2>Dice</h2><div class="card">$scores</div></div>
-<div><h2>Seconds</h2><div class="card">$seconds</div></div>
+<div><h2>Dice</h2><div class="card scroll">$scores</div></div>
+<div><h2>Seconds</h2><div class="card scroll">$seconds</div></div>
 </div>
 <h2>Learning curve</h2>
 <figure class="card">$curve<figcaption>$curve_caption</figcaption></figure>
@@ -103,6 +84,7 @@ def write_page(
     ]
     page = _PAGE.substitute(
         title=escape(title),
+        style=part("style.css"),
         dice=f"{mean_foreground(scores):.3f}",
         cases=f"{number} unseen case{'' if number == 1 else 's'}",
         facts="".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items()),

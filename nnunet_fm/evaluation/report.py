@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from importlib import resources
 from pathlib import Path
 from string import Template
 
 from nnunet_fm import __version__
 from nnunet_fm.evaluation.frame import DICE
 from nnunet_fm.evaluation.generalisation import Pool
+from nnunet_fm.evaluation.report_page import part
 from nnunet_fm.evaluation.report_page.adaptation import adaptation_section
 from nnunet_fm.evaluation.report_page.architecture import architecture_section
 from nnunet_fm.evaluation.report_page.cases import cases_section
@@ -92,16 +92,12 @@ def _page(context: Context, sections: list[Section], missing: list[str]) -> str:
         items = "".join(f"<li>{prose(sentence)}</li>" for sentence in missing)
         lacking = f'<section id="missing" class="missing"><h2>What is missing</h2><ul>{items}</ul></section>'
     names = [(section.name, section.title) for section in shown] + [("missing", "What is missing")] * bool(missing)
-    return Template(_part("page.html")).substitute(
+    return Template(part("page.html")).substitute(
         title=escape(context.results.title),
         version=__version__,
-        style=_part("style.css"),
-        script=_part("script.js"),
+        style=part("style.css"),
+        script=part("script.js"),
         summary=summary(context),
         contents="".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title in names),
         sections="\n".join(section.html() for section in shown) + lacking,
     )
-
-
-def _part(name: str) -> str:
-    return (resources.files("nnunet_fm.evaluation.report_page") / name).read_text(encoding="utf-8")
