@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_fm.inference.features import feature_pca, load_network, principal_colours
 from nnunet_fm.inference.inputs import PredictionInputError
-from nnunet_fm.plans.planner import planner_class
-from nnunet_fm.trainers import fm_trainer_scratch
-from tests.datasets import nnunet_folders, write_dataset, write_fingerprint, write_image
-from tests.tiny_models import write_model
+from tests.datasets import write_image
+from tests.tiny_models import write_fm_model, write_model
 
 SHAPE = (9, 34, 50)
 EMPTY = 2
@@ -37,29 +33,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["resnet18", "dinov2_s_linear_full"])
 def model(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Folder of a model with random weights, with a plan and a checkpoint of ours; the slices are axial."""
-    root = tmp_path_factory.mktemp("nnunet")
-    with pytest.MonkeyPatch.context() as patch:
-        folders = nnunet_folders(root, patch)
-        raw = write_dataset(folders["nnUNet_raw"], 720, cases=2, test_cases=0, shape=(4, 4, 4))
-        write_fingerprint(raw, [SHAPE] * 2, [(3.0, 1.0, 1.0)] * 2)
-        plans = planner_class(f"FMPlanner_{request.param}")(720, 40).plan_experiment()
-        dataset = json.loads((raw / "dataset.json").read_text())
-        folder = root / "model"
-        (folder / "fold_0").mkdir(parents=True)
-        (folder / "plans.json").write_text(json.dumps(plans))
-        (folder / "dataset.json").write_text(json.dumps(dataset))
-        manager = PlansManager(plans)
-        torch.manual_seed(0)
-        network = fm_trainer_scratch.build_network_architecture(manager, manager.get_configuration("2d"), 1, 3, False)
-        checkpoint = {
-            "network_weights": network.state_dict(),
-            "trainer_name": "fm_trainer_scratch",
-            "init_args": {"configuration": "2d"},
-            "inference_allowed_mirroring_axes": None,
-        }
-        torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
-        yield folder
+    folder = write_fm_model(tmp_path_factory.mktemp("nnunet"), f"FMPlanner_{request.param}", SHAPE, (3.0, 1.0, 1.0))
+    yield folder
     (folder / "fold_0" / "checkpoint_final.pth").unlink()
 
 

@@ -20,6 +20,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from skimage import io
 
 import nnunet_fm.inference.predict as predict_module
+import nnunet_fm.inference.predictor as predictor_module
 import nnunet_fm.inference.workers as workers_module
 from nnunet_fm.inference.inputs import PredictionInputError
 from nnunet_fm.inference.predict import PredictionError, default_processes, predict_folder
@@ -27,7 +28,8 @@ from nnunet_fm.inference.times import FILE, CaseTimes, PredictionTimes
 from nnunet_fm.inference.workers import Failure, check_whole
 from tests.datasets import write_dataset, write_image
 from tests.test_cli import command  # noqa: F401  (a fixture)
-from tests.tiny_models import write_model
+from tests.test_end_to_end import Venv
+from tests.tiny_models import write_fm_model, write_model
 
 CPU = torch.device("cpu")
 SHAPE = (10, 14, 12)
@@ -153,6 +155,20 @@ def test_worker_processes_change_nothing(model: Path, images: Path, broken: Path
     assert len(cases) == 2 and all(seconds > 0 for case in cases for seconds in case.model_dump().values())
 
 
+@pytest.mark.slow
+def test_the_commands_agree(fresh_venv: Venv, images: Path, tmp_path: Path) -> None:
+    """On a model of ours, whose preprocessing the worker processes of both must find."""
+    model = write_fm_model(tmp_path / "nnunet", "FMPlanner_resnet18", SHAPE, (1.0, 1.0, 1.0))
+    (tmp_path / "in").mkdir()
+    shutil.copy(images / "case_00_0000.nii.gz", tmp_path / "in")
+    options = ("-i", tmp_path / "in", "-m", model, "-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1")
+    options = (*options, "--save_probabilities", "--disable_tta")
+    fresh_venv.run("nnUNetv2_predict_from_modelfolder", *options, "-o", tmp_path / "theirs")
+    out = fresh_venv.run("nnunet-fm", "predict", *options, "-o", tmp_path / "ours", "--json").stdout
+    assert_same_files(tmp_path / "ours", tmp_path / "theirs", cases=1)
+    assert PredictionTimes.model_validate_json(out) == PredictionTimes.read(tmp_path / "ours")
+
+
 # Times
 
 
@@ -171,7 +187,7 @@ def test_every_step_is_timed_apart(model: Path, images: Path, tmp_path: Path, mo
 
         monkeypatch.setattr(owner, name, timed)
 
-    for clock in (predict_module, workers_module):
+    for clock in (predictor_module, workers_module):
         monkeypatch.setattr(clock, "perf_counter", lambda: now)
     takes_time(SimpleITKIO, "read_images", "reading")
     takes_time(DefaultPreprocessor, "_normalize", "preprocessing")

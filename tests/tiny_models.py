@@ -1,4 +1,4 @@
-"""Model folders as stock nnU-Net leaves them, with U-Nets of a few hundred random weights."""
+"""Model folders as trainings leave them, with random weights: U-Nets of a few hundred, and models of ours."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_fm.plans.planner import planner_class
+from nnunet_fm.trainers import fm_trainer_scratch
+from tests.datasets import nnunet_folders, write_dataset, write_fingerprint
 
 UNET = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
 RESAMPLING = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
@@ -112,4 +117,28 @@ def write_model(
             "inference_allowed_mirroring_axes": tuple(range(dimensions)),
         }
         torch.save(checkpoint, folder / f"fold_{fold}" / "checkpoint_final.pth")
+    return folder
+
+
+def write_fm_model(root: Path, planner: str, shape: Sequence[int], spacing: Sequence[float]) -> Path:
+    """The folder of a 2D model of ours, planned for images of one channel, such a shape (z, y, x) and spacing in mm."""
+    with pytest.MonkeyPatch.context() as patch:
+        folders = nnunet_folders(root, patch)
+        raw = write_dataset(folders["nnUNet_raw"], 720, cases=2, test_cases=0, shape=(4, 4, 4))
+        write_fingerprint(raw, [shape] * 2, [spacing] * 2)
+        plans = planner_class(planner)(720, 40).plan_experiment()
+    folder = root / "model"
+    (folder / "fold_0").mkdir(parents=True)
+    (folder / "plans.json").write_text(json.dumps(plans))
+    (folder / "dataset.json").write_bytes((raw / "dataset.json").read_bytes())
+    manager = PlansManager(plans)
+    torch.manual_seed(0)
+    network = fm_trainer_scratch.build_network_architecture(manager, manager.get_configuration("2d"), 1, 3, False)
+    checkpoint = {
+        "network_weights": network.state_dict(),
+        "trainer_name": "fm_trainer_scratch",
+        "init_args": {"configuration": "2d"},
+        "inference_allowed_mirroring_axes": (0, 1),
+    }
+    torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
     return folder

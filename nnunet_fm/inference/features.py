@@ -11,7 +11,7 @@ from skimage.filters import threshold_otsu
 from torch import nn
 
 from nnunet_fm.inference.inputs import PredictionInputError
-from nnunet_fm.inference.predict import load_predictor
+from nnunet_fm.inference.predictor import load_predictor
 from nnunet_fm.models.segmenter2d import FoundationSegmenter2D
 from nnunet_fm.networks.slices import to_rgb, to_square
 
