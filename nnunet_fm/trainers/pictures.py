@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd  # type: ignore[import-untyped]
 from matplotlib.colors import to_rgb
 from matplotlib.image import imsave
+from nnunetv2.training.dataloading.data_loader import crop_and_pad_nd
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from numpy.typing import NDArray
