@@ -129,8 +129,9 @@ def _rows(file: Path) -> list[dict[str, object]]:
 
 def _features(results: Results) -> tuple[dict[str, tuple[Picture, Picture]], list[str]]:
     """Label -> a slice and its features, of the first 2D foundation models; and why some are missing."""
-    files = results.files.merge(results.runs[results.runs["control"].isna()], on="run") if len(results.files) else None
-    if files is None or not len(files):
+    files = results.files.merge(results.runs[results.runs["control"].isna()], on="run")
+    files = files[files["configuration"].str.startswith("2d")] if len(files) else files
+    if not len(files):
         return {}, []
     from nnunet_fm.evaluation.figures.slices import array_png
     from nnunet_fm.evaluation.report_page.elements import Picture
@@ -138,7 +139,7 @@ def _features(results: Results) -> tuple[dict[str, tuple[Picture, Picture]], lis
 
     made: dict[str, tuple[Picture, Picture]] = {}
     problems = []
-    for label, rows in files[files["configuration"].str.startswith("2d")].groupby("label", sort=False):
+    for label, rows in files.groupby("label", sort=False):
         if len(made) == MOST_FEATURES:
             break
         row = rows.iloc[0]

@@ -36,8 +36,7 @@ def adaptation_section(context: Context) -> Section:
         Table(
             "adaptation",
             f"{style.axis} of models on the dataset of their training (DS), on another one before adaptation to it "
-            "(DG) and "
-            "after it. Loss: 100 · (adapted − DS) / DS.",
+            "(DG) and after it. Loss: 100 · (adapted − DS) / DS.",
             frame,
             columns,
         )

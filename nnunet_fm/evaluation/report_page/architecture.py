@@ -20,9 +20,9 @@ def architecture_section(context: Context) -> Section:
     table = architecture_frame(context)
     if not len(table):
         section.missing.append(
-            "Models and cost: no training left a record. Trainings with fm_trainer write training_record.json into the "
-            "fold's folder; stock nnU-Net is recorded when it is trained by fm_trainer_stock, as the controls of a "
-            "study are."
+            "Models and cost: no training left a record. Trainings with fm_trainer write training_record.json into "
+            "the fold's folder; stock nnU-Net is recorded when it is trained by fm_trainer_stock, as the controls of "
+            "a study are."
         )
         return section
     one_machine = table["hardware"].nunique() == 1
@@ -30,10 +30,8 @@ def architecture_section(context: Context) -> Section:
         Table(
             "models",
             "Networks as they were trained. Speed: training samples per second, mean ± standard deviation over "
-            "iterations, "
-            "the first 50 left out; waiting: share of that time spent waiting for data. Memory: the largest resident "
-            "memory "
-            "of the training process, and the largest allocated on the GPU."
+            "iterations, the first 50 left out; waiting: share of that time spent waiting for data. Memory: the "
+            "largest resident memory of the training process, and the largest allocated on the GPU."
             + (f" Hardware: {table['hardware'].iloc[0]}." if one_machine else ""),
             table,
             [

@@ -40,8 +40,7 @@ def cases_section(context: Context) -> Section:
     if not datasets:
         section.missing.append(
             "Pictures of cases: images, references or predictions were not found. Keep the predictions, and set "
-            "nnUNet_raw to "
-            "the folder of the images."
+            "nnUNet_raw to the folder of the images."
         )
     for target in datasets[:MOST_DATASETS]:
         context.progress(f"pictures of {target}")
@@ -71,7 +70,9 @@ def _dataset(context: Context, section: Section, target: str) -> None:
     )
     section.figure(
         class_legend(classes) + _montage(context, target, ranked, opened, _leading),
-        f"{ranks[0].upper()}{ranks[1:]} by {context.metric.name}, the mean over the models under study: {shown}, with "
+        f"{ranks[0].upper()}{ranks[1:]}"
+        + (f" by {context.metric.name}, the mean over the models under study" if len(ranked) > 1 else "")
+        + f": {shown}, with "
         "predictions of models that were trained on this dataset.",
     )
     across = _montage(context, target, ranked, opened, _across)
@@ -187,7 +188,6 @@ def _features(context: Context, section: Section) -> None:
     rows = [(label, list(pair)) for label, pair in context.features.items()]
     section.figure(
         picture_grid(["input", "features"], rows),
-        "The first three principal components of the backbone's last feature map of a slice, as red, green and blue: "
-        "places of "
-        "one colour look alike to the network.",
+        "The first three principal components of the backbone's last feature map, as red, green and blue, of a slice "
+        "as the network gets it: places of one colour look alike to the network.",
     )

@@ -36,8 +36,7 @@ def generalisation_section(context: Context) -> Section:
         Table(
             "generalisation",
             f"{style.axis}. DS: mean over tests on the dataset of the training; DG: over tests on other datasets of "
-            "the "
-            f"anatomy; OV: over all. {_pooled(context)}",
+            f"the anatomy; OV: over all. {_pooled(context)}",
             table,
             columns,
             context.controls,
@@ -61,9 +60,8 @@ def generalisation_section(context: Context) -> Section:
             context.chart(
                 heatmap_figure(matrices, style.text, higher=style.higher), f"{style.name} by source and target"
             ),
-            f"{str(anatomy).replace('_', ' ') + ': ' if several else ''}{caption}; framed: the training's own "
-            "dataset. The "
-            "stronger the colour, the better.",
+            f"{str(anatomy).replace('_', ' ') + ': ' if several else ''}{caption}; framed: the training's own dataset. "
+            "The stronger the colour, the better.",
         )
     section.tables.append(_cells_table(context))
     section.body.append(f"<details><summary>All tests</summary>{_cells_table(context).html()}</details>")

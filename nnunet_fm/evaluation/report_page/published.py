@@ -26,9 +26,8 @@ def published_section(context: Context) -> Section:
     table = beside(context.cells, name)
     if not len(table):
         section.missing.append(
-            f"Published numbers of '{study.title}': none is of a model and datasets of this report. Datasets are "
-            "known by "
-            "their names, such as Dataset521_HCP_T1."
+            f"Published numbers of '{study.title}': none is of a model and datasets of this report. Datasets are known "
+            "by their names, such as Dataset521_HCP_T1."
         )
         return section
     section.text(f"{study.title}. {study.citation}. {' '.join(study.notes)}")

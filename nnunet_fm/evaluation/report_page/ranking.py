@@ -21,8 +21,7 @@ def ranking_section(context: Context) -> Section:
     if not len(table):
         section.missing.append(
             f"Ranking: there are no scores of {context.metric.name}. Predict and score the trained models: a study "
-            "does so "
-            "as its next step, `nnunet-fm report -d DATASET` with the validation cases of the folds."
+            "does so as its next step, `nnunet-fm report -d DATASET` with the validation cases of the folds."
         )
         return section
     style = context.metric
@@ -31,15 +30,13 @@ def ranking_section(context: Context) -> Section:
     section.figure(
         context.chart(ranking_figure(table, dots, style.axis), f"{style.name} of each model with interval"),
         f"Mean {style.name} {context.domain}. Bar: 95 % bootstrap interval over cases; large dot: mean over cases, "
-        "hollow "
-        f"for controls{'; small dots: single trainings (fold and seed)' if several else ''}.",
+        f"hollow for controls{'; small dots: single trainings (fold and seed)' if several else ''}.",
     )
     section.table(ranking_table(context))
     if table["cases"].nunique() > 1:
         section.warn(
             "The models were not tested on the same cases, so that their means do not compare exactly; each p-value "
-            "is of "
-            "the cases that both models of a pair have."
+            "is of the cases that both models of a pair have."
         )
     if context.by_dataset["dataset"].nunique() > 1:
         section.heading("By dataset")
@@ -100,10 +97,8 @@ def ranking_table(context: Context) -> Table:
     return Table(
         "ranking",
         f"Mean {context.metric.name} over cases {context.domain}: of each case first the mean over its classes, then "
-        "over "
-        "folds and seeds. Bias-corrected bootstrap intervals over cases; p-values of paired Wilcoxon signed-rank "
-        "tests over "
-        "cases, Holm-corrected over all pairs of models.",
+        "over folds and seeds. Bias-corrected bootstrap intervals over cases; p-values of paired Wilcoxon signed-rank "
+        "tests over cases, Holm-corrected over all pairs of models.",
         table,
         columns,
         context.controls,
@@ -141,9 +136,8 @@ def _critical_difference(context: Context, section: Section) -> None:
     order = ranks(context.matrix, lower_is_better=not context.metric.higher)
     if len(order.average) < 3 or order.cases < FEWEST_CASES or order.average.isna().any():
         section.missing.append(
-            f"Critical-difference diagram: needs three models and {FEWEST_CASES} cases that all of them were tested "
-            "on; here "
-            f"{plural(len(order.average), 'model')} share {plural(order.cases, 'case')}."
+            f"Critical-difference diagram: needs three models and {FEWEST_CASES} cases that all of them have; here are "
+            f"{plural(len(order.average), 'model')} and {plural(order.cases, 'common case')}."
         )
         return
     friedman = (
@@ -156,8 +150,7 @@ def _critical_difference(context: Context, section: Section) -> None:
             "average rank of each model: " + ", ".join(f"{name} {rank:.2f}" for name, rank in order.average.items()),
         ),
         f"Average rank over {plural(order.cases, 'case')}, 1 is best. A bar joins models that do not differ (p ≥ "
-        f"{ALPHA}, "
-        f"Wilcoxon with Holm's correction).{friedman}",
+        f"{ALPHA}, Wilcoxon with Holm's correction).{friedman}",
     )
 
 

@@ -30,8 +30,8 @@ def structures_section(context: Context) -> Section:
                 size_groups_figure(sized, labels, context.controls, JACCARD), "box plots of Jaccard by size group"
             ),
             "One value per training, test case and class, on the dataset of the training. Size groups: mean share of "
-            "the "
-            "class in the labelled volume of the training cases. Box: quartiles; line: median; whiskers: 1.5 boxes.",
+            "the class in the labelled volume of the training cases. Box: quartiles; line: median; whiskers: 1.5 "
+            "boxes.",
         )
     elif len(scores):
         section.missing.append(

@@ -48,8 +48,7 @@ def training_section(context: Context) -> Section:
                 "iterations to convergence of each model",
             ),
             "First validation after which the Dice, averaged with 0.9 of its past, never leaves a band of 1 % below "
-            "its best; "
-            "mean over folds and seeds that converged.",
+            "its best; mean over folds and seeds that converged.",
         )
         columns = [Column("label", "Model", wrap=True), *(Column(name, name, ",.0f") for name in names)]
         section.tables.append(
