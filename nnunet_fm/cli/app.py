@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from nnunet_fm.cli import adapt, convert, demo, doctor, plan, predict, report, study, weights
+from nnunet_fm.cli import adapt, convert, demo, doctor, evaluate, plan, predict, report, study, weights
 from nnunet_fm.cli import list as listing
 from nnunet_fm.cli.variadic import VariadicCommand
 
@@ -28,6 +28,7 @@ app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 app.command("plan", epilog=plan.EPILOG, cls=VariadicCommand)(plan.plan)
 app.command("adapt", epilog=adapt.EPILOG, cls=VariadicCommand)(adapt.adapt)
 app.command("predict", epilog=predict.EPILOG, cls=VariadicCommand)(predict.predict)
+app.command("evaluate", epilog=evaluate.EPILOG, cls=VariadicCommand)(evaluate.evaluate)
 app.command("report", epilog=report.EPILOG, cls=VariadicCommand)(report.report)
 app.command("study", epilog=study.EPILOG, context_settings={"allow_extra_args": True})(study.study)
 app.command("demo", epilog=demo.EPILOG)(demo.demo)
