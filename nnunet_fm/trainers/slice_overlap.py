@@ -42,7 +42,7 @@ def _of_regions(logits: Tensor, target: Tensor, labels: LabelManager) -> tuple[T
 def _of_classes(logits: Tensor, target: Tensor, labels: LabelManager) -> tuple[Tensor, Tensor, Tensor]:
     """Voxels of intersection, prediction and target, ``(slices, K - 1)``: one histogram each, however many classes."""
     classes = logits.shape[1]
-    prediction, truth = logits.argmax(1).flatten(0, -3).flatten(1), target[:, 0].long().flatten(0, -3).flatten(1)
+    prediction, truth = _argmax(logits).flatten(0, -3).flatten(1), target[:, 0].long().flatten(0, -3).flatten(1)
     slices = len(truth)
     offset = classes * torch.arange(slices, device=truth.device)[:, None]
     prediction = prediction + offset
@@ -58,6 +58,17 @@ def _of_classes(logits: Tensor, target: Tensor, labels: LabelManager) -> tuple[T
         return counts.view(slices, classes)[:, 1:]
 
     return histogram(truth[prediction == truth]), histogram(prediction), histogram(truth)
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    """``logits.argmax(1)``; on a CPU a pass over each class, many times as fast as PyTorch across strided memory."""
+    if logits.device.type != "cpu":
+        return logits.argmax(1)
+    best, largest = logits[:, 0].clone(), torch.zeros_like(logits[:, 0], dtype=torch.long)
+    for label in range(1, logits.shape[1]):
+        largest.masked_fill_(logits[:, label] > best, label)
+        torch.maximum(best, logits[:, label], out=best)
+    return largest
 
 
 class SliceOverlap:
