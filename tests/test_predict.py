@@ -40,9 +40,12 @@ Command = Callable[..., tuple[int, str, str]]
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """One thread for both predictors: sums of several threads may differ in the last digit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predict_module, "_cores", lambda: 1)
+        patch.setenv("OMP_NUM_THREADS", "1")
         yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +75,14 @@ def stock(model: Path, images: Path, output: Path, folds: Sequence[int], **more:
     output.mkdir()
     predictor = nnUNetPredictor(device=CPU, use_mirroring=more.pop("use_mirroring", True), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(model), tuple(folds), "checkpoint_final.pth")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     files = sorted(str(file) for file in images.iterdir())  # a folder's name would start twelve processes
     cases = [list(case) for _, case in groupby(files, key=lambda file: file[: file.rindex("_")])]
     predictor.predict_from_files_sequential(cases, str(output), **more)
-    torch.set_num_threads(threads)
     return output
 
 
-def assert_same_files(ours: Path, theirs: Path, cases: int) -> None:
-    """Equal names and bytes, the record of the call and the times left out; label maps that say something."""
+def assert_same_files(ours: Path, theirs: Path, cases: int, *, labels: int = 2) -> None:
+    """Equal names and bytes, the record of the call and the times left out; label maps of several labels at least."""
     record = "predict_from_raw_data_args.json"
     expected = {path.name for path in theirs.iterdir()} - {record}
     assert {path.name for path in ours.iterdir() if path.name[0] != "."} - {record, FILE} == expected
@@ -94,7 +94,7 @@ def assert_same_files(ours: Path, theirs: Path, cases: int) -> None:
         else:
             assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
         if name.endswith(".nii.gz"):
-            assert len(np.unique(sitk.GetArrayFromImage(sitk.ReadImage(ours / name)))) > 1
+            assert len(np.unique(sitk.GetArrayFromImage(sitk.ReadImage(ours / name)))) >= labels
 
 
 REGIONS = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
@@ -163,9 +163,11 @@ def test_the_commands_agree(fresh_venv: Venv, images: Path, tmp_path: Path) -> N
     shutil.copy(images / "case_00_0000.nii.gz", tmp_path / "in")
     options = ("-i", tmp_path / "in", "-m", model, "-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1")
     options = (*options, "--save_probabilities", "--disable_tta")
-    fresh_venv.run("nnUNetv2_predict_from_modelfolder", *options, "-o", tmp_path / "theirs")
-    out = fresh_venv.run("nnunet-fm", "predict", *options, "-o", tmp_path / "ours", "--json").stdout
-    assert_same_files(tmp_path / "ours", tmp_path / "theirs", cases=1)
+    env = {"nnUNet_def_n_proc": "1"}  # as many threads at most, in both
+    fresh_venv.run("nnUNetv2_predict_from_modelfolder", *options, "-o", tmp_path / "theirs", env=env)
+    out = fresh_venv.run("nnunet-fm", "predict", *options, "-o", tmp_path / "ours", "--json", env=env).stdout
+    assert_same_files(tmp_path / "ours", tmp_path / "theirs", cases=1, labels=1)
+    assert np.load(tmp_path / "ours" / "case_00.npz")["probabilities"].std() > 0
     assert PredictionTimes.model_validate_json(out) == PredictionTimes.read(tmp_path / "ours")
 
 
@@ -401,6 +403,20 @@ def test_processes_follow_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         assert default_processes(10) == processes and default_processes(1) == (0, 0)
     monkeypatch.setenv("nnUNet_npp", "5")
     assert default_processes(10) == (5, 3)
+
+
+def test_threads_are_all_cores_unless_the_user_says(
+    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(predict_module, "_cores", lambda: 3)
+    used: list[int] = []
+    predict_folder(
+        model, images, tmp_path / "out", folds=[0], cases=["case_00"], **HERE,
+        on_progress=lambda *_: used.append(torch.get_num_threads()),
+    )  # fmt: skip
+    times = PredictionTimes.read(tmp_path / "out")
+    assert set(used) == {3} and times is not None and times.threads == 3 and torch.get_num_threads() == 1
 
 
 # The command

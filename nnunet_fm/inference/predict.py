@@ -173,10 +173,16 @@ def _cores() -> int:
 
 @contextmanager
 def _threads(device: torch.device) -> Iterator[None]:
-    """PyTorch's threads as nnU-Net's command sets them: all cores for a CPU, one beside a GPU."""
+    """PyTorch's threads as nnU-Net's command sets them: all cores for a CPU, one beside a GPU.
+
+    ``OMP_NUM_THREADS`` is respected, though: whoever sets it shares the cores with others, and threads that wait for a
+    core are slower than fewer threads.
+    """
     before = torch.get_num_threads()
-    if device.type != "mps":
-        torch.set_num_threads(1 if device.type == "cuda" else _cores())
+    if device.type == "cuda":
+        torch.set_num_threads(1)
+    elif device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(_cores())
     try:
         yield
     finally:
