@@ -6,6 +6,7 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 from datasets import nnunet_folders, write_dataset, write_image
 
+from nnunet_fm.evaluation import folder
 from nnunet_fm.evaluation.frame import COLUMNS, read_scores, write_scores
 from nnunet_fm.evaluation.results import Run
 from nnunet_fm.studies import data, gpus, steps, testing, training
@@ -333,25 +335,25 @@ def write_run(folder: Path, name: str, **changes: Any) -> Run:
 
 
 def test_collect_takes_the_current_runs_and_what_they_have(folders: Path) -> None:
-    folder = folders / "study"
+    study = folders / "study"
     raw = blobs(folders)
     with pytest.raises(FileNotFoundError, match="no study's folder"):
-        collect(folder)
+        collect(study)
     for name in ("scored", "waiting", "removed"):
-        write_run(folder, name)
-    target = folder / "runs" / "scored" / DATASET
+        write_run(study, name)
+    target = study / "runs" / "scored" / DATASET
     (target / "predictions").mkdir(parents=True)
     values = pd.DataFrame([["case_00", "one", "≥15 %", "Dice", 0.5]], columns=COLUMNS)
     write_scores(values, target / "scores.csv")
     os.link(raw / "labelsTr" / "case_00.nii.gz", target / "predictions" / "case_00.nii.gz")
     times = {"processor": "P", "device": "cpu", "threads": 1, "cases": {"case_00": {"reading": 1.0, "export": 2.0}}}
     (target / "predictions" / "prediction_times.json").write_text(json.dumps(times))
-    (folder / "study.yaml").write_text("name: s\ntitle: A title\npublished: thesis_a\n")
-    results = collect(folder)
+    (study / "study.yaml").write_text("name: s\ntitle: A title\npublished: thesis_a\n")
+    results = collect(study)
     assert set(results.runs["run"]) == {"scored", "waiting", "removed"}, "a folder without a list of jobs has all runs"
     content = {"runs": {"scored": [DATASET], "waiting": [DATASET]}, "raw": str(raw.parent)}
-    (folder / "jobs.json").write_text(json.dumps(content))
-    results = collect(folder)
+    (study / "jobs.json").write_text(json.dumps(content))
+    results = collect(study)
     assert (results.title, results.published, list(results.runs["run"])) == (
         "A title",
         "thesis_a",
@@ -375,7 +377,8 @@ def write_model(folders: Path, name: str, plans: dict[str, Any], fold: str = "0"
     os.link(raw / "labelsTr" / "case_01.nii.gz", model / f"fold_{fold}" / "validation" / "case_01.nii.gz")
 
 
-def test_collect_models_trained_by_hand(folders: Path) -> None:
+def test_collect_models_trained_by_hand(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "evaluate_folder", partial(folder.evaluate_folder, metrics=["Dice"]))  # faster
     raw = blobs(folders)
     preprocessed = folders / "nnUNet_preprocessed" / DATASET
     preprocessed.mkdir()

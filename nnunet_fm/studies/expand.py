@@ -85,8 +85,10 @@ def expand(study: Study, raw: Path, results: Path) -> Expansion:
 class _Expander:
     def __init__(self, study: Study, raw: Path, results: Path) -> None:
         self.study, self.results = study, results
-        self.groups = {anatomy: [find_dataset(d, raw) for d in given] for anatomy, given in study.groups.items()}
-        names = [dataset.name for group in self.groups.values() for dataset in group]
+        groups = {anatomy: [find_dataset(d, raw) for d in given] for anatomy, given in study.groups.items()}
+        # Without anatomies, each dataset is one, by whatever name the study calls it.
+        self.groups = groups if study.anatomies else {group[0].name: group for group in groups.values()}
+        names = [dataset.name for group in groups.values() for dataset in group]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise StudyError(f"datasets that stand in the study twice: {', '.join(twice)}")
         self.datasets = {dataset.name: dataset for group in self.groups.values() for dataset in group}

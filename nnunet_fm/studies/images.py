@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from nnunet_fm.studies.cases import image_names, label_names
 from nnunet_fm.studies.datasets import Dataset
+from nnunet_fm.studies.marks import read_json
 
 LOOKED_AT = 5
 """Images whose headers are read; the others are taken to be like them."""
@@ -72,10 +72,8 @@ def look_at(dataset: Dataset, preprocessed: Path) -> Images:
 
 
 def _fingerprint(file: Path) -> list[tuple[list[int], list[float]]]:
-    if not file.is_file():
-        return []
-    content = json.loads(file.read_text(encoding="utf-8"))
-    return list(zip(content["shapes_after_crop"], content["spacings"], strict=True))
+    content = read_json(file) or {}
+    return list(zip(content.get("shapes_after_crop", []), content.get("spacings", []), strict=False))
 
 
 def _headers(files: list[Path]) -> list[tuple[list[int], list[float]]]:

@@ -6,9 +6,10 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nnunet_fm.studies.jobs import Job
+if TYPE_CHECKING:
+    from nnunet_fm.studies.jobs import Job
 
 
 class Marks:

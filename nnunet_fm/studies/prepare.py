@@ -168,7 +168,7 @@ def snakemake_arguments(prepared: Prepared, profile: str | None, further: Sequen
     """Arguments of Snakemake for a study, besides the folder."""
     machine = prepared.machine
     arguments = ["--snakefile", str(Path(__file__).with_name("Snakefile")), "--nocolor", "--keep-going"]
-    # Marks are named after what was done: times of files say nothing, and may be off after a copy.
+    # Marks are named after what was done, so that nothing but a missing one is a reason to do it.
     arguments += ["--rerun-incomplete", "--rerun-triggers", "params"]
     if profile is not None:
         arguments += ["--profile", profile]
