@@ -162,7 +162,7 @@ def preprocess(setting: Setting, case: Case) -> Preprocessed | Failure:
     """Read and preprocess one case as nnU-Net does."""
     preprocessor = setting.configuration.preprocessor_class(verbose=setting.verbose)
     stock = preprocessor.run_case_npy
-    was_read = 0.0
+    was_read = math.inf
 
     def run_case_npy(*args: Any, **kwargs: Any) -> Any:
         # nnU-Net calls this with what it has just read: all before is reading, all after is preprocessing.
@@ -184,6 +184,7 @@ def preprocess(setting: Setting, case: Case) -> Preprocessed | Failure:
             item = next(adapter)
             data = np.ascontiguousarray(item["data"].numpy(), dtype=np.float32)
             end = perf_counter()
+            was_read = min(was_read, end)
     except Exception as error:
         return failure(error, setting, printed.getvalue())
     print(printed.getvalue(), end="", file=sys.stderr)
