@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -144,9 +145,9 @@ def test_a_3d_plan(raw: Path) -> None:
     plans = adapt(folder, iterations=None)
     key = PlanKey.read(plans)
     assert key is not None
-    # patches that cover 30 x 40 x 36 and 33 x 44 x 36 voxels
-    samples = 2 * 3 * 2 + 3 * 3 * 2
-    assert key.slices is None and key.iterations == 20 * samples / 2
+    # patches of 16 x 16 x 32 voxels that hold volumes of 30 x 40 x 36 and 33 x 44 x 36
+    samples = math.ceil((30 * 40 * 36 + 33 * 44 * 36) / (16 * 16 * 32))
+    assert key.slices is None and key.iterations == 20 * math.ceil(samples / 2)
     assert key.recipe.learning_rate == pytest.approx(1e-4) and plans["transpose_forward"] == [0, 1, 2]
 
 

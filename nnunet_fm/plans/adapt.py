@@ -1,7 +1,7 @@
 """Plans that adapt a trained model to another dataset: geometry, intensities and network of the source.
 
-An epoch is a pass over the target: over all its slices for a 2D model, over as many patches as cover its volumes for a
-3D one.
+An epoch is a pass over the target: over all its slices for a 2D model, over as many patches as hold the voxels of its
+volumes for a 3D one.
 """
 
 from __future__ import annotations
@@ -311,7 +311,7 @@ def _plans(
     iterations = options.iterations if epochs is None else epochs * one_pass
     assert iterations is not None
     if epochs is not None:
-        what = "slices" if slices else "patches, as many as cover the volumes,"
+        what = "slices" if slices else "patches, which hold the voxels of all volumes,"
         reasons["iterations"] = f"{epochs} epochs over {samples:,} {what} in batches of {batch}"
     if "iterations_per_epoch" not in options.recipe:
         recipe = recipe.model_copy(update={"iterations_per_epoch": one_pass})
@@ -368,6 +368,6 @@ def _transpose(source: Source, target: _Target, reasons: dict[str, str]) -> list
 
 
 def _patches(shapes: list[list[int]], spacings: list[list[float]], spacing: list[float], patch: list[int]) -> int:
-    """Patches that cover all volumes once, side by side; shapes in voxels, spacings in mm."""
+    """Patches that hold as many voxels as all volumes, one for each at least; shapes in voxels, spacings in mm."""
     resampled = [compute_new_shape(shape, own, spacing) for shape, own in zip(shapes, spacings, strict=True)]
-    return sum(math.prod(math.ceil(e / p) for e, p in zip(edges, patch, strict=True)) for edges in resampled)
+    return math.ceil(sum(max(1.0, math.prod(map(int, edges)) / math.prod(patch)) for edges in resampled))
