@@ -20,8 +20,9 @@ else:
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "nnunet_fm"
 MISSION = ("torch", "nnunetv2", "SimpleITK", "dynamic_network_architectures", "numpy", "pandas")
-INDIRECT = {"setuptools", "nnunet-fm"}
-"""Declared, though nothing of ours imports it: nnU-Net's use of distutils needs setuptools on Python 3.12."""
+INDIRECT = {"setuptools", "jinja2", "nnunet-fm"}
+"""Declared, though nothing of ours imports it: nnU-Net's use of distutils needs setuptools on Python 3.12, pandas' LaTeX
+needs Jinja."""
 
 
 def imported_modules() -> dict[str, set[str]]:
