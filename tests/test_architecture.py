@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "nnunet_fm"
 MISSION = ("torch", "nnunetv2", "SimpleITK", "dynamic_network_architectures", "numpy", "pandas")
 INDIRECT = {"setuptools", "jinja2", "nnunet-fm"}
-"""Declared, though nothing of ours imports it: nnU-Net's distutils need setuptools on Python 3.12, pandas' LaTeX Jinja."""
+"""Declared, though nothing of ours imports it: nnU-Net's distutils need setuptools, pandas' LaTeX Jinja."""
 
 
 def imported_modules() -> dict[str, set[str]]:
