@@ -9,6 +9,9 @@ from typing import Any
 
 import nnunetv2
 import numpy as np
+import SimpleITK as sitk
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import ImageNormalization
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
@@ -18,7 +21,6 @@ from numpy.typing import NDArray
 
 from nnunet_fm.data.class_locations import sample_locations
 from nnunet_fm.data.cropping import nonzero_region
-from nnunet_fm.models.plan_key import PlanError
 
 Case = tuple[NDArray[np.float32], NDArray[np.integer], dict[str, Any]]
 
@@ -112,11 +114,9 @@ class CasePreprocessor(DefaultPreprocessor):
         """
         reader = plans_manager.image_reader_writer_class()
         data, properties = reader.read_images(image_files)
-        seg = None if seg_file is None else _integers(reader.read_seg(seg_file)[0])
+        seg = None if seg_file is None else _read_labels(reader, seg_file)
         try:
             return self.run_case_npy(data, seg, properties, plans_manager, configuration_manager, dataset_json)
-        except PlanError:
-            raise
         except ValueError as error:
             files = [*image_files, *([] if seg_file is None else [seg_file])]
             raise ValueError(f"{', '.join(map(str, files))}: {error}") from error
@@ -128,7 +128,7 @@ def _normaliser(
     """The plan's normalisation of a channel.
 
     Raises:
-        PlanError: if its scheme is unknown.
+        ValueError: if its scheme is unknown.
     """
     scheme = configuration_manager.normalization_schemes[channel]
     module = "preprocessing.normalization"
@@ -136,17 +136,27 @@ def _normaliser(
         str(Path(nnunetv2.__path__[0], *module.split("."))), scheme, f"nnunetv2.{module}"
     )
     if found is None:
-        raise PlanError(f"the plan's normalization scheme '{scheme}' is known neither to nnU-Net nor to nnunet-fm")
+        raise ValueError(f"the plan's normalization scheme '{scheme}' is known neither to nnU-Net nor to nnunet-fm")
     return found(
         use_mask_for_norm=configuration_manager.use_mask_for_norm[channel],
         intensityproperties=plans_manager.foreground_intensity_properties_per_channel[str(channel)],
     )
 
 
+def _read_labels(reader: BaseReaderWriter, file: str) -> NDArray[np.number]:
+    """The label map ``(1, Z, Y, X)`` in a file, as integers; nnU-Net's reader makes float32 of it."""
+    if type(reader) is not SimpleITKIO:
+        return _integers(reader.read_seg(file)[0])
+    image = sitk.ReadImage(file)
+    labels = sitk.GetArrayViewFromImage(image)
+    return _integers(labels.reshape((1,) * (4 - labels.ndim) + labels.shape))
+
+
 def _integers(labels: NDArray[np.number]) -> NDArray[np.number]:
     """A copy as int16, in C order; in the type it has if int16 cannot hold its values."""
     integers = labels.astype(np.int16, order="C")
-    return integers if np.array_equal(integers, labels) else labels.copy(order="C")
+    fits = np.can_cast(labels.dtype, np.int16) or np.array_equal(integers, labels)
+    return integers if fits else labels.copy(order="C")
 
 
 def _classes(plans_manager: PlansManager, dataset_json: dict[str, Any] | str) -> list[int | tuple[int, ...]]:

@@ -6,9 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import TimeoutError, active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +119,7 @@ class FMPreprocessor(CasePreprocessor):
         cases = [(str(partial / name), files["images"], files["label"], *shared) for name, files in dataset.items()]
         workers = min(num_processes, len(cases))
         try:
-            done = self._in_processes(cases, workers) if workers > 1 else (self.run_case_save(*case) for case in cases)
+            done = self._in_processes(cases, workers) if workers > 1 else map(self._save, cases)
             console, hidden = Console(stderr=True), not self.show_progress_bar
             for _ in track(done, "Preprocessing cases", len(cases), console=console, disable=hidden):
                 pass
@@ -136,15 +134,21 @@ class FMPreprocessor(CasePreprocessor):
         Raises:
             PreprocessingError: if the system killed a process.
         """
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            try:
-                for case in as_completed([pool.submit(self.run_case_save, *case) for case in cases]):
-                    yield case.result()
-            except BrokenProcessPool:
-                raise PreprocessingError(
-                    f"one of {workers} preprocessing processes was killed, most likely because the memory did not "
-                    f"suffice: give nnU-Net fewer of them (-np {workers // 2})"
-                ) from None
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        others = active_children()
+        with get_context("spawn").Pool(workers) as pool:  # ends by stopping its processes, which saves their clean-up
+            ours = [process for process in active_children() if process not in others]
+            results = pool.imap_unordered(self._save, cases)
+            for _ in cases:
+                while True:
+                    try:
+                        yield results.next(timeout=1)
+                        break
+                    except TimeoutError:
+                        if not all(process.is_alive() for process in ours):
+                            raise PreprocessingError(
+                                f"one of {workers} preprocessing processes was killed, most likely because the memory "
+                                f"did not suffice: give nnU-Net fewer of them (-np {workers // 2})"
+                            ) from None
+
+    def _save(self, case: tuple[Any, ...]) -> None:
+        self.run_case_save(*case)
