@@ -174,6 +174,7 @@ def test_plan_makes_what_it_needs_once(folders: Path) -> None:
         ["nnUNetv2_plan_experiment", "-d", "7", "-pl", "ExperimentPlanner"],
     ]
     assert step.commands == [*first, plan, plan]
+    assert step.variables["nnUNet_n_proc_DA"] != "0", "nnU-Net's planner fails without loader processes"
     splits = json.loads((preprocessed / "splits_final.json").read_text())
     assert len(splits) == 5 and sorted(case for fold in splits for case in fold["val"]) == [
         f"case_{i:02d}" for i in range(6)

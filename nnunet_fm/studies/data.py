@@ -18,6 +18,7 @@ def plan(place: Workplace) -> None:
     what, dataset = place.what, place.what["dataset"]
     preprocessed = place.preprocessed(dataset)
     number = int(dataset[len("Dataset") :].split("_")[0])
+    place.variables["nnUNet_n_proc_DA"] = "1"  # nnU-Net's planner sets its threads by this number, and 0 are refused
     if not (preprocessed / "dataset_fingerprint.json").is_file():
         place.run("nnUNetv2_extract_fingerprint", "-d", number, "-np", place.threads)
     if "base" in what and not (preprocessed / f"{what['base']}.json").is_file():
