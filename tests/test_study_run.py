@@ -319,6 +319,21 @@ def test_a_killed_study_goes_on_and_waits_for_its_orphans(place: Place) -> None:
 
 
 @pytest.mark.slow
+def test_snakemake_alone_is_killed(place: Place) -> None:
+    place.close()
+    first = place.start()
+    place.wait_for("train 0 new", "train 1 new")
+    (snakemake,) = [child for child in psutil.Process(first.pid).children() if "snakemake" in child.cmdline()]
+    snakemake.kill()
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 1 and "Snakemake was ended by SIGKILL" in err
+    place.open()
+    code, _, err = place.run()
+    assert code == 0, err
+    assert place.calls.count("train 0 new") == place.calls.count("train 1 new") == 1
+
+
+@pytest.mark.slow
 def test_everything_killed_is_continued(place: Place) -> None:
     place.close()
     first = place.start()

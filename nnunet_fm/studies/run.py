@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,14 +107,18 @@ def run(
         marks.clear_failed()
         if lock.left_behind is not None and _is_locked(folder):
             tell(f"The last run was killed ({lock.left_behind}); going on from where it was.")
-            subprocess.run(
-                [*_snakemake("--directory", str(folder), "--unlock"), *snakemake_arguments(prepared, profile, further)],
-                capture_output=True,
-                check=True,
-            )
+            _unlock(prepared, profile, further)
+        since = time.time()
         words = _snakemake("--directory", str(folder)) + snakemake_arguments(prepared, profile, further)
         code, interrupted = _supervise(words, lock, marks, prepared.jobs, on_done, tell)
-        outcome = _outcome(prepared, marks, interrupted)
+        if code < 0:
+            _unlock(prepared, profile, further)  # it was killed, and could not
+        if code < 0 and not interrupted:
+            ended = signal.Signals(-code).name
+            raise StudyError(
+                f"Snakemake was ended by {ended}. Jobs that it had started go on alone; the same command waits for them"
+            )
+        outcome = _outcome(prepared, marks, interrupted, since)
         if code != 0 and not interrupted and not outcome.failures:
             raise StudyError(
                 f"Snakemake ended with exit code {code}: {_last_words((folder / LOG).read_text(errors='replace'))} "
@@ -137,6 +142,12 @@ def _take(lock: Lock, folder: Path, tell: Callable[[str], None]) -> None:
         holder = lock.take()
     if holder is not None:
         raise StudyError(f"{folder} is in use: the study is running already, as {holder}")
+
+
+def _unlock(prepared: Prepared, profile: str | None, further: Sequence[str]) -> None:
+    """Remove the locks of a Snakemake that is known to be gone."""
+    words = _snakemake("--directory", str(prepared.study.folder), "--unlock")
+    subprocess.run([*words, *snakemake_arguments(prepared, profile, further)], capture_output=True, check=True)
 
 
 def _is_locked(folder: Path) -> bool:
@@ -226,7 +237,8 @@ def _children(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _outcome(prepared: Prepared, marks: Marks, interrupted: bool) -> Outcome:
+def _outcome(prepared: Prepared, marks: Marks, interrupted: bool, since: float) -> Outcome:
+    """What came of a run that began at ``since`` (s since 1970)."""
     jobs = prepared.jobs
     done = marks.finished(jobs.values())
     open_jobs = [job for job in jobs.values() if job.id not in done]
@@ -236,7 +248,7 @@ def _outcome(prepared: Prepared, marks: Marks, interrupted: bool) -> Outcome:
         mark = read_json(marks.failed(job.rule, job.id))
         if mark is not None:
             failures.append(Failure(job, mark["reason"], log))
-        elif set(job.needs) <= done and not interrupted and log.is_file():
+        elif set(job.needs) <= done and not interrupted and log.is_file() and log.stat().st_mtime >= since:
             failures.append(Failure(job, "ended without a word, as when it is killed for its memory or time", log))
         else:
             waiting.append(job)
