@@ -264,6 +264,19 @@ def test_sources_that_cannot_be_adapted(raw: Path, tmp_path: Path) -> None:
     assert written() == []
 
 
+def test_targets_that_are_not_there(raw: Path) -> None:
+    folder = train("FMPlanner_dinov2_s_linear")
+    with pytest.raises(PlanError, match="--target: Could not find a dataset with the ID 799"):
+        plan_adaptation(folder, 799, AdaptOptions("entropymin"))
+    for image in (raw / "Dataset802_Zïel" / "imagesTr").iterdir():
+        image.unlink()
+    with pytest.raises(PlanError, match="has no training images"):
+        adapt(folder)
+    shutil.rmtree(raw / "Dataset802_Zïel" / "labelsTr")
+    with pytest.raises(PlanError, match="has no labelsTr"):
+        adapt(folder)
+
+
 def test_norms_must_be_there_to_be_trained(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = train("FMPlanner_dinov2_s_linear")
 

@@ -69,8 +69,8 @@ class PlanKey(BaseModel):
     """Content of the extra key.
 
     ``origin`` says for each planned quantity where its value comes from: ``mission``, ``official``, ``thesis``,
-    ``nnunet``, ``source`` (of an adapted model), ``data`` (fitted to the data), ``memory`` (fitted to the memory target)
-    or ``user``.
+    ``nnunet``, ``source`` (of an adapted model), ``data`` (fitted to the data), ``memory`` (fitted to the memory
+    target) or ``user``.
     ``reasons`` holds a sentence for each value that is not simply the card's.
     ``epochs`` are passes over the ``slices`` of all training images where a 2D plan counts its iterations so.
     ``train_cases`` restricts the training cases of a fold to so many, the first ones of an order that the recipe's seed

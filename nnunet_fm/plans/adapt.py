@@ -132,7 +132,7 @@ def plan_adaptation(model_folder: Path, target: str | int, options: AdaptOptions
     """
     _check_options(options)
     source = read_source(model_folder, options.fold, options.checkpoint)
-    there = _Target(maybe_convert_to_dataset_name(target))
+    there = _find(target)
     check_domains(source.dataset_json, there.dataset_json, (source.dataset, there.name))
     if unknown := sorted(set(options.labelled_cases) - set(there.cases)):
         raise PlanError(f"{there.name} has no training case {', '.join(unknown)}; it has {', '.join(there.cases)}")
@@ -147,6 +147,20 @@ def plan_adaptation(model_folder: Path, target: str | int, options: AdaptOptions
         if (there.raw / name).is_file() and (name == "dataset.json" or not path.with_name(name).is_file()):
             shutil.copy(there.raw / name, path.with_name(name))
     return Adapted(path, plans, f"{TRAINER_PREFIX}_{options.method}", source.configuration)
+
+
+def _find(target: str | int) -> _Target:
+    """The dataset of this name or number in ``nnUNet_raw``, with training images."""
+    try:
+        found = _Target(maybe_convert_to_dataset_name(target))
+    except (RuntimeError, ValueError) as error:
+        raise PlanError(f"--target: {str(error).split('. ')[0]}") from None  # nnU-Net goes on for many lines
+    for needed in ("dataset.json", "imagesTr", "labelsTr"):
+        if not (found.raw / needed).exists() and (needed == "dataset.json" or "dataset" not in found.dataset_json):
+            raise PlanError(f"--target: {found.raw} has no {needed}")
+    if not found.cases:
+        raise PlanError(f"--target: {found.raw} has no training images")
+    return found
 
 
 def check_domains(here: Mapping[str, Any], there: Mapping[str, Any], names: tuple[str, str]) -> None:
