@@ -19,6 +19,7 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.utilities.helpers import empty_cache
 
 from nnunet_fm.inference import inputs
+from nnunet_fm.inference.sliding_window import Sums, Window, mirrored_mean, predictions
 from nnunet_fm.inference.times import CaseTimes
 from nnunet_fm.inference.workers import (
     Case,
@@ -53,7 +54,7 @@ class FMPredictor(nnUNetPredictor):
     """An nnUNetPredictor whose `predict_from_files` times each case, and goes on when one fails.
 
     Takes the arguments of nnUNetPredictor. The steps of a case are `workers.preprocess`,
-    `predict_logits_from_preprocessed_data` and what it calls, which are nnU-Net's own, and `workers.export`.
+    `predict_logits_from_preprocessed_data`, nnU-Net's own but for the sliding window, and `workers.export`.
     """
 
     on_case: OnCase | None = None
@@ -153,19 +154,40 @@ class FMPredictor(nnUNetPredictor):
         if self.on_case is not None:
             self.on_case(case.name, result)
 
-    # Progress within a case
+    # Windows
 
     def _internal_get_sliding_window_slicers(self, image_size: tuple[int, ...]) -> Any:
         slicers = super()._internal_get_sliding_window_slicers(image_size)
         self._windows = len(slicers) * len(self.list_of_parameters)
         return slicers
 
+    @torch.inference_mode()
+    def _internal_predict_sliding_window_return_logits(
+        self, data: torch.Tensor, slicers: Sequence[Window], do_on_device: bool = True
+    ) -> torch.Tensor:
+        """Logits ``(K, Z, Y, X)`` of padded data, in half precision and window by window as nnU-Net adds them up."""
+        empty_cache(self.device)
+        sums = Sums(
+            self.label_manager.num_segmentation_heads, data.shape[1:], self.configuration_manager.patch_size,
+            self.device if do_on_device else torch.device("cpu"), gaussian=self.use_gaussian,
+        )  # fmt: skip
+        data = data.to(sums.device)
+        for window, prediction in zip(slicers, predictions(data, slicers, self._predict_windows), strict=True):
+            sums.add(window, prediction)
+            self._window += 1
+            if self.on_progress is not None and self._cases:
+                self.on_progress(self._predicted + min(self._window / self._windows, 1), self._cases)
+        return sums.mean()
+
+    def _predict_windows(self, x: torch.Tensor) -> torch.Tensor:
+        return self._internal_maybe_mirror_and_predict(x.to(self.device))
+
+    @torch.inference_mode()
     def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
-        prediction = super()._internal_maybe_mirror_and_predict(x)
-        self._window += 1
-        if self.on_progress is not None and self._cases:
-            self.on_progress(self._predicted + min(self._window / self._windows, 1), self._cases)
-        return prediction
+        """Mean over the mirrored versions of windows ``(B, C, …)``, several of them in one batch."""
+        if not self.use_mirroring or self.allowed_mirroring_axes is None:
+            return self.network(x)
+        return mirrored_mean(self.network, x, self.allowed_mirroring_axes)
 
     def _advance(self) -> None:
         self._predicted, self._window = self._predicted + 1, 0

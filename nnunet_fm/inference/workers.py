@@ -29,6 +29,7 @@ from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_fm.inference import inputs
+from nnunet_fm.inference.label_map import label_map
 
 T = TypeVar("T")
 
@@ -227,6 +228,7 @@ def export(
 ) -> float | Failure:
     """Write one case's result from its logits ``(K, Z, Y, X)`` as nnU-Net does; returns the seconds it took.
 
+    Label maps come from `label_map` where that knows the plan's resampling; probabilities always go nnU-Net's way.
     The files appear under their names when they are complete, the label map last.
     """
     start = perf_counter()
@@ -234,12 +236,19 @@ def export(
     shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
     try:
         partial.mkdir()
-        export_prediction_from_logits(
-            logits, properties, setting.configuration, setting.plans, setting.dataset_json, str(partial / case.name),
-            save_probabilities,
-        )  # fmt: skip
-        label_map = case.name + setting.dataset_json["file_ending"]
-        for file in sorted(partial.iterdir(), key=lambda file: file.name == label_map):
+        name = case.name + setting.dataset_json["file_ending"]
+        labels = setting.plans.get_label_manager(setting.dataset_json)
+        segmentation = (
+            None if save_probabilities else label_map(logits, properties, setting.configuration, setting.plans, labels)
+        )
+        if segmentation is None:
+            export_prediction_from_logits(
+                logits, properties, setting.configuration, setting.plans, setting.dataset_json,
+                str(partial / case.name), save_probabilities,
+            )  # fmt: skip
+        else:
+            setting.plans.image_reader_writer_class().write_seg(segmentation, str(partial / name), properties)
+        for file in sorted(partial.iterdir(), key=lambda file: file.name == name):
             os.replace(file, case.output.with_name(file.name))
         partial.rmdir()
     except Exception as error:
