@@ -185,6 +185,9 @@ def test_both_dimensions_have_controls_of_their_own(tmp_path: Path) -> None:
         "nnU-Net ResEnc M 2d",
         "nnU-Net ResEnc M 3d_fullres",
     ]
+    found = expanded(tmp_path, models=["stunet_s", "vanilla_unet2d"], controls={"configurations": ["2d"]})
+    assert labels(found)[3:] == ["nnU-Net", "nnU-Net ResEnc M"]
+    assert {t.run.configuration for t in found.trainings.values() if t.card is None} == {"2d"}
 
 
 def test_ids_are_unique_legal_and_stable(tmp_path: Path) -> None:

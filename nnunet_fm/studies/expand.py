@@ -152,8 +152,10 @@ class _Expander:
     def _stock(self, anatomy: str, source: Dataset) -> Iterator[Training]:
         """nnU-Net, and with a residual encoder, in the configurations that the models use on this dataset."""
         study = self.study
-        several = len({row.card.configuration for row in self.rows}) > 1
+        chosen = study.controls.configurations
+        several = len(chosen or {row.card.configuration for row in self.rows}) > 1
         here = {row.card.configuration for row in self.rows if source.name not in self.skipped[row.label]}
+        here = set(chosen) if chosen and here else here
         sizes = [None] * study.controls.stock + [size for size in [study.controls.resenc] if size]
         limit = study.controls.iterations or study.budget.iterations
         plain_nnunet = limit is None and study.seeds == [DEFAULT_SEED] and study.train_cases == [None]

@@ -134,12 +134,14 @@ class Controls(_Strict):
         resenc: nnU-Net with a residual encoder of this size.
         scratch: every pre-trained model of the study from random weights, once for all of its adapters.
         iterations: of the first two, instead of the budget's; without either, nnU-Net's own 1,000 epochs.
+        configurations: of the first two; unset, those that the models use.
     """
 
     stock: bool = True
     resenc: ResEnc = "M"
     scratch: bool = True
     iterations: PositiveInt | None = None
+    configurations: Annotated[list[Literal["2d", "3d_fullres"]], Field(min_length=1)] | None = None
 
 
 class Adapt(_Strict):
