@@ -1,0 +1,122 @@
+"""The benchmarks run in their small form, and their table says what was measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import dataset, measure
+from benchmarks.__main__ import selected
+from benchmarks.harness import missed, ratio, table
+
+ROOT = Path(__file__).parents[1]
+
+
+def pairs(ours: list[float], opponent: list[float]) -> list[dict[str, Any]]:
+    return [
+        {side: {"wall": wall, "cpu": 2 * wall, "memory": 1e8} for side, wall in (("ours", o), ("opponent", t))}
+        for o, t in zip(ours, opponent, strict=True)
+    ]
+
+
+def result(at_least: float) -> dict[str, Any]:
+    measured = pairs([1, 2, 1], [4, 4, 6])
+    return {
+        "title": "what",
+        "goals": {"wall": {"at_least": at_least, "aim": 9.0}},
+        "ratios": {quantity: ratio(measured, quantity) for quantity in ("wall", "cpu", "memory")},
+        "differences": {"voxels that differ": 3.0},
+        "pairs": measured,
+    }
+
+
+def test_a_ratio_is_that_of_medians_with_the_spread_of_pairs() -> None:
+    measured = pairs([1, 2, 1], [4, 4, 6])
+    assert ratio(measured, "wall") == ratio(measured, "cpu") == {"median": 4, "min": 2, "max": 6}
+    assert ratio([{s: {"memory": 0} for s in ("ours", "opponent")}], "memory")["median"] == 1
+
+
+def test_the_table_marks_what_is_missed() -> None:
+    assert missed(result(4)) == [] and missed(result(4.1)) == ["wall"]
+    lines = table([result(4.1)]).splitlines()
+    assert lines[1].split() == [
+        "what",
+        "time",
+        "1",
+        "s",
+        "4",
+        "s",
+        "4.00",
+        "!",
+        "2.00",
+        "to",
+        "6.00",
+        "4.00",
+        "4.1",
+        "9",
+    ]
+    assert "voxels that differ: 3" in lines[-1]
+
+
+def test_names_choose_benchmarks() -> None:
+    everything = selected(["*"])
+    names = [benchmark.name for _, benchmark in everything]
+    assert len(set(names)) == len(names)
+    judged = {benchmark.name for _, benchmark in everything if benchmark.goals}
+    assert judged >= {"preprocess", "export", "encoder-224", "encoder-1024", "swinunetr", "training", "prediction-2d"}
+    assert [b.name for _, b in selected(["encoder-2*"])] == ["encoder-224", "encoder-224-training"]
+    assert selected(["nothing"]) == []
+
+
+def test_a_command_is_measured_with_the_processes_it_starts() -> None:
+    inner = "x = bytearray(b'x') * 300_000_000; sum(range(10**7))"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    found = measure.run_command([Path(sys.executable).name, "-c", code])
+    assert found.memory > 300_000_000 and found.cpu > 0.05
+    with pytest.raises(RuntimeError, match="exit with this"):
+        measure.run_command([Path(sys.executable).name, "-c", "import sys; sys.exit('exit with this')"])
+
+
+def test_made_up_cases_have_all_organs_and_air() -> None:
+    image, labels = dataset.body((40, 60, 56), seed=0)
+    assert image.min() == -1024 and image.max() < 3000 and len(set(labels.ravel().tolist())) > dataset.ORGANS // 2
+    assert (dataset.body((40, 60, 56), seed=0)[0] == image).all()
+
+
+def run_small(name: str, tmp_path: Path) -> dict[str, Any]:
+    """Run one benchmark in its small form as a user does; returns what it wrote about it."""
+    command = [sys.executable, "-m", "benchmarks", "--small", "--threads", "1", "--only", name]
+    done = subprocess.run([*command, "-o", tmp_path / "out.json"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["threads"] == 1 and written["small"] and {"torch", "nnunetv2", "scipy"} <= set(written["versions"])
+    (benchmark,) = written["benchmarks"]
+    (pair,) = benchmark["pairs"]
+    assert benchmark["title"] in done.stdout
+    assert all(pair[side][quantity] > 0 for side in ("ours", "opponent") for quantity in ("wall", "cpu"))
+    return benchmark
+
+
+def test_a_benchmark_runs_from_the_command_line(tmp_path: Path) -> None:
+    (difference,) = run_small("encoder-224", tmp_path)["differences"].values()
+    assert difference < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "differences"),
+    [
+        ("preprocess", [1e-4, 0, 0]),
+        ("export", [1e-3]),
+        ("swinunetr-forward", []),
+        ("training", []),
+    ],
+)
+def test_every_subject_runs(name: str, differences: list[float], tmp_path: Path) -> None:
+    found = list(run_small(name, tmp_path)["differences"].values())
+    assert len(found) == len(differences) and all(f <= d for f, d in zip(found, differences, strict=True))
