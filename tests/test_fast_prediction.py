@@ -17,12 +17,15 @@ from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_forn
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 import nnunet_fm.inference.label_map as label_map_module
+import nnunet_fm.inference.predictor as predictor_module
 import nnunet_fm.inference.sliding_window as sliding_window
 from nnunet_fm.data.resampling import fm_resample_data_to_shape
 from nnunet_fm.inference.inputs import read_json
 from nnunet_fm.inference.label_map import label_map, linear_resampling
+from nnunet_fm.inference.predict import predict_folder
 from nnunet_fm.inference.predictor import FMPredictor
 from nnunet_fm.inference.sliding_window import mirrored_mean, predictions
+from tests.datasets import write_dataset
 from tests.tiny_models import LABELS, write_model
 
 CPU = torch.device("cpu")
@@ -138,7 +141,7 @@ FUNCTIONS = {function.func.__name__: function for function in (DEFAULT, OURS, TO
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_labels_by_blocks(grid: Sequence[Any], name: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of few rows and columns; labels may differ only where two logits are equal but for rounding."""
-    monkeypatch.setattr(label_map_module, "BLOCK", 100)
+    monkeypatch.setattr(label_map_module, "BLOCK", 400)
     monkeypatch.setattr(label_map_module, "COLUMNS", 8)
     old, new, *spacings = grid
     logits = np.random.default_rng(0).standard_normal((4, *old)).astype(dtype)
@@ -203,3 +206,15 @@ def test_label_maps_are_those_of_nnunet(
 )
 def test_other_resampling_is_left_to_nnunet(function: Any) -> None:
     assert linear_resampling(function, (4, 4, 4), (8, 8, 8), (2, 2, 2), (1, 1, 1)) is None
+
+
+def test_large_logits_are_not_sent_to_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_dataset(tmp_path, 713, shape=(10, 12, 14), cases=0, test_cases=2) / "imagesTs"
+    model = write_model(tmp_path / "model")
+    here: list[int] = []
+    monkeypatch.setattr(predictor_module, "SENT_BYTES", 0)
+    monkeypatch.setattr(predictor_module, "export", lambda *arguments: here.append(len(arguments)) or 1.0)
+    predict_folder(
+        model, folder, tmp_path / "out", folds=[0], device=CPU, processes_preprocessing=0, processes_export=1
+    )
+    assert len(here) == 2

@@ -24,6 +24,7 @@ from nnunet_fm.inference.times import CaseTimes
 from nnunet_fm.inference.workers import (
     Case,
     Failure,
+    InThisProcess,
     Preprocessed,
     PreprocessedCases,
     Setting,
@@ -35,6 +36,9 @@ from nnunet_fm.inference.workers import (
 CUDA = torch.device("cuda")
 QUEUED = 2
 """Results that may wait for a process to export them, as many as nnU-Net lets wait."""
+
+SENT_BYTES = 2**30
+"""Logits beyond this are exported in this process: on their way to another they would be in memory four times."""
 
 OnCase = Callable[[str, CaseTimes | Failure], None]
 OnProgress = Callable[[float, int], None]
@@ -120,7 +124,8 @@ class FMPredictor(nnUNetPredictor):
                     continue
                 self._collect(exports, at_most=processes + QUEUED - 1)
                 arguments = (self.setting, case, result.logits, result.properties, save_probabilities)
-                exports[pool.submit(export, *arguments)] = case, result.seconds
+                executor = pool if result.logits.nbytes <= SENT_BYTES else InThisProcess()
+                exports[executor.submit(export, *arguments)] = case, result.seconds
                 del preprocessed, result, arguments  # volumes: the next one comes before these names are used again
             self._collect(exports, at_most=0)
         compute_gaussian.cache_clear()

@@ -24,6 +24,8 @@ from typing import Any, TypeVar, cast
 
 import nibabel as nib
 import numpy as np
+import torch
+from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.data_iterators import PreprocessAdapter
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -32,6 +34,9 @@ from nnunet_fm.inference import inputs
 from nnunet_fm.inference.label_map import label_map
 
 T = TypeVar("T")
+
+THREADS = min(torch.get_num_threads(), default_num_processes)
+"""Threads of an export: as many as nnU-Net's, but no more than cores, or than ``OMP_NUM_THREADS`` allows."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ class PreprocessedCases:
                 del result  # a volume that the next one need not lie beside
 
 
-class _InThisProcess(Executor):
+class InThisProcess(Executor):
     """Runs what it is given at once."""
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
@@ -134,7 +139,7 @@ def workers(processes: int, setting: Setting, flag: str) -> Iterator[Executor]:
     """
     if processes == 0:
         _prepare(setting)
-        yield _InThisProcess()
+        yield InThisProcess()
         return
     pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start, initargs=(setting,))
     try:
@@ -238,9 +243,10 @@ def export(
         partial.mkdir()
         name = case.name + setting.dataset_json["file_ending"]
         labels = setting.plans.get_label_manager(setting.dataset_json)
-        segmentation = (
-            None if save_probabilities else label_map(logits, properties, setting.configuration, setting.plans, labels)
-        )
+        segmentation = None
+        if not save_probabilities:
+            with _all_threads():
+                segmentation = label_map(logits, properties, setting.configuration, setting.plans, labels)
         if segmentation is None:
             export_prediction_from_logits(
                 logits, properties, setting.configuration, setting.plans, setting.dataset_json,
@@ -255,6 +261,17 @@ def export(
         shutil.rmtree(partial, ignore_errors=True)
         return failure(error, setting)
     return perf_counter() - start
+
+
+@contextmanager
+def _all_threads() -> Iterator[None]:
+    """The threads that PyTorch started with: beside a GPU, prediction leaves it a single one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(before, THREADS))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def failure(error: Exception, setting: Setting, printed: str = "") -> Failure:
