@@ -258,11 +258,12 @@ def test_adaptation(two: Results, report: tuple[Page, Path]) -> None:
         ds = of(label, lambda entry, target: entry["dataset"] == target)
         dg = of(label, lambda entry, target: entry["dataset"] != target)
         shift = of(f"{label}, selftraining", lambda entry, target: True)
-        assert table.loc[label, "method"] == "self-training"
-        assert table.loc[label, ["DS", "DG", "shift"]].tolist() == pytest.approx([ds, dg, shift])
-        assert table.loc[label, "loss %"] == pytest.approx(100 * (shift - ds) / ds)
-        assert rows[label]["Target, adapted"] == f"{shift:.3f}"
-        assert rows[label]["Loss [%]"] == signed(100 * (shift - ds) / ds)
+        adapted = f"{label}, selftraining"
+        assert table.loc[adapted, "method"] == "self-training"
+        assert table.loc[adapted, ["DS", "DG", "shift"]].tolist() == pytest.approx([ds, dg, shift])
+        assert table.loc[adapted, "loss %"] == pytest.approx(100 * (shift - ds) / ds)
+        assert rows[adapted]["Target, adapted"] == f"{shift:.3f}"
+        assert rows[adapted]["Loss [%]"] == signed(100 * (shift - ds) / ds)
 
 
 def test_classes_and_metrics(two: Results, report: tuple[Page, Path]) -> None:

@@ -29,7 +29,9 @@ from nnunet_fm.models.build import build_network
 from nnunet_fm.models.card import Recipe
 from nnunet_fm.models.names import PLANS_PREFIX, TRAINER_PREFIX
 from nnunet_fm.models.plan_key import KEY, Adaptation, PlanError, PlanKey
+from nnunet_fm.plans.domains import differences
 from nnunet_fm.plans.files import save_plans
+from nnunet_fm.plans.intensity import channel_names
 from nnunet_fm.plans.orientation import dataset_orientations
 from nnunet_fm.plans.preprocessor import data_identifier
 from nnunet_fm.plans.raw import training_cases
@@ -169,31 +171,11 @@ def check_domains(here: Mapping[str, Any], there: Mapping[str, Any], names: tupl
     Raises:
         PlanError: that lists the differences.
     """
-    faults = []
-    mine, theirs = (json.loads(json.dumps(content["labels"])) for content in (here, there))
-    for label in dict.fromkeys((*mine, *theirs)):
-        if label not in theirs:
-            faults.append(f"only {names[0]} has '{label}' ({mine[label]})")
-        elif label not in mine:
-            faults.append(f"only {names[1]} has '{label}' ({theirs[label]})")
-        elif mine[label] != theirs[label]:
-            faults.append(f"'{label}' is {mine[label]} in {names[0]} and {theirs[label]} in {names[1]}")
-    orders = [content.get("regions_class_order") for content in (here, there)]
-    if orders[0] != orders[1]:
-        faults.append(f"regions_class_order is {orders[0]} in {names[0]} and {orders[1]} in {names[1]}")
-    channels = [_channels(content) for content in (here, there)]
-    if len(channels[0]) != len(channels[1]):
-        faults.append(f"{names[0]} has the channels {', '.join(channels[0])}, {names[1]} has {', '.join(channels[1])}")
-    if faults:
+    if faults := differences(here, there, names):
         raise PlanError(
             f"a model of {names[0]} cannot be adapted to {names[1]}: {'; '.join(faults)}. Labels must have the same "
             f"names and values in both dataset.json, and channels the same number and order"
         )
-
-
-def _channels(dataset_json: Mapping[str, Any]) -> list[str]:
-    names = dataset_json.get("channel_names") or dataset_json["modality"]
-    return [str(name) for name in names.values()]
 
 
 def _check_options(options: AdaptOptions) -> None:
@@ -241,7 +223,7 @@ def _check_trained(
 
     setting = source.setting
     with torch.device("meta"):
-        network = build_network(entry["architecture"], len(_channels(dataset_json)), 2, adapter=setting.adapter)
+        network = build_network(entry["architecture"], len(channel_names(dataset_json)), 2, adapter=setting.adapter)
     try:
         train_only(network, adaptation.train, norms_only=adaptation.faithful and adaptation.method == "entropymin")
     except ValueError as error:
@@ -313,7 +295,7 @@ def _plans(
     spacings = [[float(spacing[a]) for a in transpose] for spacing in fingerprint["spacings"]]
     if entry["preprocessor_name"] != "FMPreprocessor" and source.key is None:
         entry["preprocessor_name"] = "FMPreprocessor"  # the stock one would share a folder with the target's own plans
-    names = [_channels(content) for content in (source.dataset_json, target.dataset_json)]
+    names = [channel_names(content) for content in (source.dataset_json, target.dataset_json)]
     if names[0] != names[1]:
         reasons["intensities"] = f"as for {', '.join(names[0])}, while the target's channels are {', '.join(names[1])}"
 

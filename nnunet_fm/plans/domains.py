@@ -12,6 +12,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_fm.models.plan_key import KEY, PlanError
 from nnunet_fm.plans.files import write_json
+from nnunet_fm.plans.intensity import channel_names
 
 FOLDS = 5
 """Folds of the split that nnU-Net makes where a dataset has none."""
@@ -56,16 +57,28 @@ def check_same_labels(here: Mapping[str, Any], there: Mapping[str, Any], names: 
     Raises:
         PlanError: naming what differs.
     """
-    faults = [
-        f"{what} is {here.get(what)} in {names[0]} and {there.get(what)} in {names[1]}"
-        for what in ("labels", "regions_class_order")
-        if here.get(what) != there.get(what)
-    ]
-    channels = [len(content.get("channel_names") or content["modality"]) for content in (here, there)]
-    if channels[0] != channels[1]:
-        faults.append(f"{names[0]} has {channels[0]} channels and {names[1]} has {channels[1]}")
-    if faults:
+    if faults := differences(here, there, names):
         raise PlanError(f"a model of {names[0]} cannot be evaluated on {names[1]}: {'; '.join(faults)}")
+
+
+def differences(here: Mapping[str, Any], there: Mapping[str, Any], names: tuple[str, str]) -> list[str]:
+    """What keeps a model of one ``dataset.json`` from another: labels, order of regions, number of channels."""
+    faults = []
+    mine, theirs = (json.loads(json.dumps(content["labels"])) for content in (here, there))
+    for label in dict.fromkeys((*mine, *theirs)):
+        if label not in theirs:
+            faults.append(f"only {names[0]} has '{label}' ({mine[label]})")
+        elif label not in mine:
+            faults.append(f"only {names[1]} has '{label}' ({theirs[label]})")
+        elif mine[label] != theirs[label]:
+            faults.append(f"'{label}' is {mine[label]} in {names[0]} and {theirs[label]} in {names[1]}")
+    orders = [content.get("regions_class_order") for content in (here, there)]
+    if orders[0] != orders[1]:
+        faults.append(f"regions_class_order is {orders[0]} in {names[0]} and {orders[1]} in {names[1]}")
+    channels = [channel_names(content) for content in (here, there)]
+    if len(channels[0]) != len(channels[1]):
+        faults.append(f"{names[0]} has the channels {', '.join(channels[0])}, {names[1]} has {', '.join(channels[1])}")
+    return faults
 
 
 def preprocessed_cases(

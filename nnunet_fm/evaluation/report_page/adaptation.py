@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from nnunet_fm.evaluation.generalisation import DG, DS, LOSS, MODEL, SHIFT, adaptation
+from nnunet_fm.evaluation.generalisation import DG, DS, LOSS, SHIFT, adaptation
 from nnunet_fm.evaluation.report_page.context import Context
 from nnunet_fm.evaluation.report_page.elements import Column, Section, Table
 from nnunet_fm.evaluation.report_page.numbers import signed
@@ -45,13 +45,6 @@ def adaptation_section(context: Context) -> Section:
 
 
 def adaptation_frame(context: Context) -> pd.DataFrame:
-    """Rows of `nnunet_fm.evaluation.generalisation.adaptation` by anatomy, models under one name."""
-    table = adaptation(context.cells, (*MODEL, "anatomy"), context.pool)
-    plain = context.cells[context.cells["method"] == ""].drop_duplicates(MODEL).set_index(MODEL)["label"]
-    names = [
-        plain.get(key, " ".join(part for part in key if part))
-        for key in table[MODEL].itertuples(index=False, name=None)
-    ]
-    table.insert(0, "name", names)
-    table = table.drop(columns=MODEL).rename(columns={"name": "model"})
+    """Rows of `nnunet_fm.evaluation.generalisation.adaptation` by anatomy."""
+    table = adaptation(context.cells, ("label", "anatomy"), context.pool).rename(columns={"label": "model"})
     return table.assign(method=table["method"].replace(METHODS))
