@@ -22,7 +22,9 @@ window.addEventListener("load", function () {
     }).filter(function (text) { return text.words.trim() && text.box.width; });
     texts.forEach(function (one, index) {
       var a = one.box;
-      if (a.left < frame.left - 2 || a.right > frame.right + 2 || a.top < frame.top - 2 || a.bottom > frame.bottom + 2) {
+      if (
+        a.left < frame.left - 2 || a.right > frame.right + 2 || a.top < frame.top - 2 || a.bottom > frame.bottom + 2
+      ) {
         outside.push(one.words);
       }
       texts.slice(index + 1).forEach(function (two) {
