@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from nnunet_fm.models.names import VARIANTS, Grammar, Parts, Spec, UnknownNameError, plans_name, trainer_name
+from nnunet_fm.models.names import METHODS, VARIANTS, Grammar, Parts, Spec, UnknownNameError, plans_name, trainer_name
 from nnunet_fm.models.registry import cards, get_card, grammar
 
 HEADS = (
@@ -52,6 +52,9 @@ def test_every_name_of_the_whole_product_parses_one_way_only() -> None:
     for head, adapter, scratch in product((None, *HEADS), (None, *ADAPTERS), (False, True)):
         name = "_".join(p for p in ("fm_trainer", head, adapter, "scratch" if scratch else None) if p)
         assert whole.trainer(name) == Spec(None, head, adapter, scratch)
+        seen += 1
+    for method in METHODS:
+        assert whole.trainer(f"fm_trainer_{method}") == Spec(method=method)
         seen += 1
     assert seen == len(whole.trainers) > 3000
 

@@ -29,8 +29,8 @@ from torch.nn import functional as F
 
 from nnunet_fm.data.resampling import fm_resample_data_to_shape
 
-BLOCK = 2**21
-"""Values of a block, in rows of one plane of all classes: 8 MB, which stay in the processor's cache."""
+BLOCK = 2**20
+"""Values of a block, in rows of one plane of all classes: 4 MB, which stay in the processor's cache."""
 COLUMNS = 48
 """Columns computed by one product; few enough to skip most of the zeros, enough for an efficient product."""
 
@@ -182,7 +182,9 @@ def _in_plane(plane: Tensor, block: slice, down: Neighbours | None, along: Tenso
     first, second, share = (side[block] for side in down)
     top, bottom = int(first.min()), int(second.max()) + 1
     values = _along(plane[:, top:bottom].float(), along)
-    return torch.lerp(values[:, first - top], values[:, second - top], share[:, None])
+    # Several times as fast as ``values[:, first - top]``.
+    upper, lower = values.index_select(1, first - top), values.index_select(1, second - top)
+    return torch.lerp(upper, lower, share[:, None])
 
 
 def _along(values: Tensor, matrix: Tensor | None) -> Tensor:
