@@ -109,7 +109,7 @@ def test_from_official_weights_on_ct_with_ignore_label(
     assert sitk.GetArrayFromImage(predicted).max() < IGNORE
 
 
-@pytest.mark.parametrize("model", [model for model in MODELS if model != "dae"])  # SuPreM's network
+@pytest.mark.parametrize("model", ["stunet_s", "suprem", "misfm"])  # a U-Net, a transformer, and both in one
 def test_three_channels_and_regions_of_mr_with_lora(
     fresh_venv: Venv, nnunet: dict[str, str], tmp_path: Path, model: str
 ) -> None:
