@@ -102,10 +102,11 @@ class Study:
         assert close or (math.isnan(ours) and pd.isna(report)), f"{what}: {ours} here, {report} in the report"
         self.compared += 1
 
-    def labels(self) -> dict[str, list[str]]:
+    def labels(self, *, adapted: bool = False) -> dict[str, list[str]]:
+        """Label -> its runs; those of adapted models only where they are asked for."""
         found = defaultdict(list)
         for name, run in self.runs.items():
-            if run["method"] is None:
+            if adapted or run["method"] is None:
                 found[run["label"]].append(name)
         return found
 
@@ -171,7 +172,7 @@ def check_classes(study: Study) -> None:
 
 
 def check_cost(study: Study) -> None:
-    labels = study.labels()
+    labels = study.labels(adapted=True)
     for row in study.table("models"):
         folder = Path(study.runs[labels[row["label"]][0]]["model_folder"])
         (checkpoint,) = list(folder.glob("fold_*/checkpoint_final.pth"))[:1]
