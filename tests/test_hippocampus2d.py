@@ -71,7 +71,7 @@ def dice_of_folder(nnunet: dict[str, str], predicted: Path) -> float:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("head", "iterations"), [("linear", 320), ("hqhsam", 140)])
+@pytest.mark.parametrize(("head", "iterations"), [("hqhsam", 140)])  # linear: 320
 def test_a_transformer_learns_from_random_weights(
     fresh_venv: Venv, nnunet: dict[str, str], tmp_path: Path, head: str, iterations: int
 ) -> None:
