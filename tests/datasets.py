@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 
 def nnunet_folders(root: Path, monkeypatch: pytest.MonkeyPatch | None = None) -> dict[str, str]:
@@ -22,6 +26,24 @@ def nnunet_folders(root: Path, monkeypatch: pytest.MonkeyPatch | None = None) ->
         if monkeypatch is not None:
             monkeypatch.setenv(name, folder)
     return variables
+
+
+@contextmanager
+def training_folders(root: Path) -> Iterator[dict[str, str]]:
+    """nnU-Net's folders for trainings in this process: one thread, no worker processes, no plot of every epoch.
+
+    Gives the variables; what was written goes at the end.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        variables = nnunet_folders(root, patch)
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        patch.setattr("multiprocessing.get_context", lambda _: SimpleNamespace(Pool=ThreadPool))
+        patch.setattr("nnunetv2.training.logging.nnunet_logger.MetaLogger.plot_progress_png", lambda *_: None)
+        yield variables
+    torch.set_num_threads(threads)
+    shutil.rmtree(root)
 
 
 def write_image(path: Path, array: np.ndarray, spacing: Sequence[float]) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +28,7 @@ from nnunet_fm.trainers import tensorboard
 from nnunet_fm.trainers.recorder import Recorder
 from nnunet_fm.trainers.slice_overlap import SliceOverlap, slice_overlap
 from nnunet_fm.trainers.volume_dice import volume_overlap
-from tests.datasets import nnunet_folders, write_dataset, write_fingerprint
+from tests.datasets import training_folders, write_dataset, write_fingerprint
 
 CPU = torch.device("cpu")
 SHAPE = (4, 20, 22)
@@ -42,13 +40,7 @@ AWAY_NAME = "Dataset661_Ärzte"
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """nnU-Net's folders with two datasets of the same labels, which differ in size, and one of other labels."""
     root = tmp_path_factory.mktemp("records")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        variables = nnunet_folders(root, patch)
-        patch.setenv("nnUNet_n_proc_DA", "0")
-        patch.setattr("multiprocessing.get_context", lambda _: SimpleNamespace(Pool=ThreadPool))
-        patch.setattr("nnunetv2.training.logging.nnunet_logger.MetaLogger.plot_progress_png", lambda *_: None)
+    with training_folders(root) as variables:
         raw = variables["nnUNet_raw"]
         for number, name, shape, more in (
             (HOME, "home", SHAPE, {}),
@@ -58,8 +50,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             folder = write_dataset(raw, number, name=name, shape=shape, cases=5, test_cases=0, **more)
             write_fingerprint(folder, [shape] * 5, [(2.0, 1.0, 1.0)] * 5)
         yield root
-    torch.set_num_threads(threads)
-    shutil.rmtree(root)
 
 
 def make_plans(*, iterations: int = 10, name: str | None = None, **options: Any) -> dict[str, Any]:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +24,7 @@ from nnunet_fm.models.plan_key import STOCK_KEY, PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.plans.stock import write_stock_plans
 from nnunet_fm.trainers.split import first_cases
-from tests.datasets import nnunet_folders, write_dataset
+from tests.datasets import training_folders, write_dataset
 
 CPU = torch.device("cpu")
 SHAPE = (6, 20, 22)
@@ -40,13 +37,7 @@ SMALL = {"n_stages": 3, "features_per_stage": [4, 4, 4], "n_conv_per_stage": [1]
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """nnU-Net's folders with a dataset that stock nnU-Net has planned and preprocessed, its network made small."""
     root = tmp_path_factory.mktemp("stock")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        variables = nnunet_folders(root, patch)
-        patch.setenv("nnUNet_n_proc_DA", "0")
-        patch.setattr("multiprocessing.get_context", lambda _: SimpleNamespace(Pool=ThreadPool))
-        patch.setattr("nnunetv2.training.logging.nnunet_logger.MetaLogger.plot_progress_png", lambda *_: None)
+    with training_folders(root) as variables:
         write_dataset(variables["nnUNet_raw"], NUMBER, shape=SHAPE, spacing=(2, 1, 1), cases=6)
         extract_fingerprint_dataset(NUMBER, num_processes=1)
         with pytest.MonkeyPatch.context() as planning:
@@ -59,8 +50,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         file.write_text(json.dumps(plans))
         preprocess_dataset(NUMBER, "nnUNetPlans", ["2d"], [1], show_progress_bar=False)
         yield root
-    torch.set_num_threads(threads)
-    shutil.rmtree(root)
 
 
 def preprocessed() -> Path:

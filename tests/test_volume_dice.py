@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +18,7 @@ import nnunet_fm.trainers
 from nnunet_fm.evaluation.record import Overlap
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.trainers.volume_dice import VolumeDice, volume_overlap
-from tests.datasets import empty, nnunet_folders, write_dataset, write_fingerprint
+from tests.datasets import empty, training_folders, write_dataset, write_fingerprint
 
 CPU = torch.device("cpu")
 SHAPE = (4, 20, 22)
@@ -50,13 +47,7 @@ VALIDATION = ["case_03", "case_04"]
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """nnU-Net's folders with a small dataset per kind of labels: five cases of four slices, two for validation."""
     root = tmp_path_factory.mktemp("volumes")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        variables = nnunet_folders(root, patch)
-        patch.setenv("nnUNet_n_proc_DA", "0")
-        patch.setattr("multiprocessing.get_context", lambda _: SimpleNamespace(Pool=ThreadPool))
-        patch.setattr("nnunetv2.training.logging.nnunet_logger.MetaLogger.plot_progress_png", lambda *_: None)
+    with training_folders(root) as variables:
         for kind, arguments in DATASETS.items():
             raw = variables["nnUNet_raw"]
             folder = write_dataset(raw, NUMBERS[kind], name=kind, shape=SHAPE, cases=5, test_cases=0, **arguments)
@@ -65,8 +56,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             preprocessed = Path(variables["nnUNet_preprocessed"], folder.name)
             (preprocessed / "splits_final.json").write_text(json.dumps([split]))
         yield root
-    torch.set_num_threads(threads)
-    shutil.rmtree(root)
 
 
 @pytest.fixture(autouse=True)
