@@ -205,8 +205,8 @@ def test_large_volumes_need_little_memory(tmp_path: Path) -> None:
     write(tmp_path / "p" / "a.nii.gz", prediction)
     (tmp_path / "d.json").write_text(json.dumps({"labels": {str(i): i for i in range(25)}, "file_ending": ".nii.gz"}))
     code = (
-        "import resource, sys; from nnunet_fm.cli.app import app; app(standalone_mode=False);"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
+        "from nnunet_fm.cli.app import app; from nnunet_fm.evaluation.machine import peak_memory;"
+        "app(standalone_mode=False); print(peak_memory() / 2**30)"
     )
     arguments = ["evaluate", tmp_path / "p", tmp_path / "r", "-djfile", tmp_path / "d.json", "-np", "1"]
     done = subprocess.run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,9 @@ def processor_name() -> str:
 
 def peak_memory() -> int | None:
     """Largest resident memory of this process so far in bytes, None on systems that do not tell."""
+    with suppress(OSError, StopIteration):  # Linux: getrusage's maximum may be that of the process that started this
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
     try:
         import resource
     except ImportError:  # Windows
