@@ -6,12 +6,17 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 FILE = "training_record.json"
 BURN_IN = 50
 """Iterations left out of the speed: the first ones allocate, compile and fill caches."""
+
+
+End = Literal["iterations", "max_minutes", "patience"]
+"""What ends a training."""
 
 
 class _Strict(BaseModel):
@@ -71,7 +76,8 @@ class TrainingRecord(_Strict):
     ``seconds`` are training time over all interruptions. Memory is in bytes: ``peak_memory`` the largest resident
     memory of the training process (loader processes have their own), ``device_memory`` the largest that was allocated
     on a CUDA device, None elsewhere. ``model`` is None for stock nnU-Net. ``convergence_iteration``: see the function
-    of that name. In a training on several devices, numbers of a process are those of the first.
+    of that name. ``ended_by`` is None for a training that has not ended. In a training on several devices, numbers of a
+    process are those of the first.
     """
 
     version: int = 1
@@ -97,6 +103,7 @@ class TrainingRecord(_Strict):
     peak_memory: int | None = None
     device_memory: int | None = None
     convergence_iteration: int | None = None
+    ended_by: End | None = None
     validations: list[Validation] = []
 
     def write(self, folder: Path) -> None:

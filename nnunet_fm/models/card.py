@@ -75,6 +75,11 @@ class Recipe(_Strict):
         False, description="sampling and rate as the code of the 2D thesis has them, where its text says otherwise"
     )
     max_minutes: PositiveFloat | None = Field(None, description="stop here; the learning rate reaches zero then")
+    patience: PositiveInt | None = Field(
+        None,
+        description="end after so many epochs in a row without a new best of nnU-Net's moving average of the Dice; "
+        "the schedule of the learning rate stays that of the full budget",
+    )
     seed: int = 42
 
 

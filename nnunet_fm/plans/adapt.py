@@ -255,6 +255,7 @@ def _recipe(source: Source, dataset: str, options: AdaptOptions) -> Recipe:
         "sampling": "nnunet",
         "oversample_foreground": 0.0,
         "max_minutes": None,
+        "patience": None,
         "volume_dice_every": 1,
         "save_every": min(setting.recipe.save_every, 5),
         "faithful": options.faithful,

@@ -78,6 +78,7 @@ class fm_trainer(BudgetTrainer):
                 seed=self.recipe.seed,
                 train_cases=setting.train_cases,
                 max_minutes=self.recipe.max_minutes,
+                patience=self.recipe.patience,
                 save_every=self.recipe.save_every,
             )
         )
@@ -402,4 +403,6 @@ class fm_trainer(BudgetTrainer):
 
 def _distributed(network: FoundationNetwork, **arguments: Any) -> DistributedDataParallel:
     """nnU-Net's wrapper, told to put up with trained parameters that get no gradient where a network has such."""
+    if next(network.parameters()).device.type == "cpu":
+        arguments.pop("device_ids", None)  # an index is a GPU's
     return DistributedDataParallel(network, find_unused_parameters=network.idle_parameters, **arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,14 @@ from time import monotonic, perf_counter
 from typing import IO, Any, cast
 
 import torch
+import torch.distributed as dist
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_fm.data.sharing import lease
-from nnunet_fm.evaluation.record import Overlap
+from nnunet_fm.evaluation.record import End, Overlap
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.trainers.random_state import random_state, seed_everything, set_random_state
 from nnunet_fm.trainers.recorder import Recorder
@@ -37,6 +39,7 @@ class Budget:
         seed: of the training and of the order that ``train_cases`` are the first ones of.
         train_cases: so many training cases of the fold; None for all.
         max_minutes: the training ends here if that is earlier.
+        patience: it ends after so many epochs in a row without a new best of nnU-Net's moving average of the Dice.
         save_every: epochs between two writings of ``checkpoint_latest``.
     """
 
@@ -46,6 +49,7 @@ class Budget:
     seed: int
     train_cases: int | None = None
     max_minutes: float | None = None
+    patience: int | None = None
     save_every: int = 50
 
 
@@ -68,6 +72,8 @@ class BudgetTrainer(nnUNetTrainer):
         with_tensorboard = tensorboard_enabled()  # refused before nnU-Net creates folders and logs
         plans.setdefault("continue_training", False)
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_ddp and device.type == "cpu":  # nnU-Net takes several processes for as many GPUs
+            self.device, self.grad_scaler = device, None
         self.tensorboard: TensorBoardLogger | None = None
         if with_tensorboard and self.local_rank == 0:
             self.tensorboard = TensorBoardLogger(Path(self.output_folder))
@@ -76,6 +82,9 @@ class BudgetTrainer(nnUNetTrainer):
         self.iteration = 0
         """Optimiser steps taken so far."""
         self._seconds_before, self._started_at = 0.0, monotonic()
+        self._agreed_seconds = 0.0
+        """`seconds_spent` as `progress` counts it: the same in every process of a training."""
+        self._epochs_without_best = 0
         self._restored_random_state: dict[str, Any] | None = None
         self._restoring = False
         self._lease: IO[str] | None = None
@@ -95,9 +104,24 @@ class BudgetTrainer(nnUNetTrainer):
         return cast(nn.Module, module._orig_mod if isinstance(module, OptimizedModule) else module)
 
     def initialize(self) -> None:
-        """As nnU-Net's, from the seed."""
+        """As nnU-Net's, from the seed.
+
+        Raises:
+            PlanError: for a batch that several processes cannot share, before anything is built.
+        """
+        self._check_shares()
         seed_everything(self.budget.seed + self.local_rank)
         super().initialize()
+
+    def _check_shares(self) -> None:
+        """A Dice over the batch is summed up over processes, for which each must have as many images."""
+        batch, batch_dice = self.configuration_manager.batch_size, self.configuration_manager.batch_dice
+        processes = dist.get_world_size() if self.is_ddp else 1
+        if batch < processes or (batch_dice and batch % processes):
+            raise PlanError(
+                f"{processes} processes cannot share the batch of {batch} that plans '{self.plans_manager.plans_name}' "
+                f"have: train with another number of them (-num_gpus)"
+            )
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's training and validation cases, the former restricted to ``train_cases``."""
@@ -128,19 +152,43 @@ class BudgetTrainer(nnUNetTrainer):
         """Share of the training that is done: of the iterations or, if that is more, of ``max_minutes``."""
         done = self.iteration / self.budget.iterations
         if self.budget.max_minutes is not None:
-            done = max(done, self.seconds_spent / (60 * self.budget.max_minutes))
+            done = max(done, self._agreed_seconds / (60 * self.budget.max_minutes))
         return min(done, 1.0)
+
+    @property
+    def ended_by(self) -> End | None:
+        """What ends the training, None while nothing does."""
+        if self.iteration >= self.budget.iterations or self.current_epoch >= self.num_epochs:
+            return "iterations"
+        if self.progress >= 1:
+            return "max_minutes"
+        if self.budget.patience is not None and self._epochs_without_best >= self.budget.patience:
+            return "patience"
+        return None
+
+    def _take_time(self) -> None:
+        """Let `progress` know the time, which is the first process's in all of them.
+
+        With times of their own, processes would step at different rates, and one would end its epoch alone.
+        """
+        seconds = torch.tensor(self.seconds_spent, dtype=torch.float64)
+        if self.is_ddp and self.budget.max_minutes is not None:
+            seconds = seconds.to(self.device)
+            dist.broadcast(seconds, src=0)
+        self._agreed_seconds = float(seconds)
 
     def run_training(self) -> None:
         """nnU-Net's loop, except that the last epoch ends with the budget, not with a full count of iterations."""
         self.on_train_start()
-        self.finished = self.current_epoch >= self.num_epochs or self.progress >= 1
+        self._take_time()
+        self.finished = self.ended_by is not None
         while not self.finished:
             self.on_epoch_start()
             self.on_train_epoch_start()
             outputs: list[dict[str, Any]] = []
             while len(outputs) < self.num_iterations_per_epoch and (not outputs or self.progress < 1):
                 outputs.append(self._timed_step())
+                self._take_time()
             self.on_train_epoch_end(outputs)
             with torch.no_grad():
                 self.on_validation_epoch_start()
@@ -167,7 +215,10 @@ class BudgetTrainer(nnUNetTrainer):
         self.recorder.start()
         if self._restored_random_state is not None:
             # Only now: starting the loaders draws a sample from each.
-            set_random_state(self._restored_random_state)
+            if self.local_rank == 0:
+                set_random_state(self._restored_random_state)
+            else:  # the state is the first process's, whose patches this one would draw, too
+                seed_everything(self.budget.seed + self.local_rank + self.iteration)
         self._started_at = monotonic()
 
     def on_train_end(self) -> None:
@@ -198,12 +249,20 @@ class BudgetTrainer(nnUNetTrainer):
         score = self.logger.get_value("ema_fg_dice", step=-1)
         if is_best := self._best_ema is None or score > self._best_ema:
             self._best_ema = score
+        # An average that is no number says nothing: no class was in the validation patches.
+        self._epochs_without_best = 0 if is_best or math.isnan(score) else self._epochs_without_best + 1
+        self._take_time()
         save_latest, self.save_every = self.save_every, self.num_epochs + 1
         try:
             super().on_epoch_end()  # prints and plots; its own saving is kept from running
         finally:
             self.save_every = save_latest
-        self.finished = self.current_epoch >= self.num_epochs or self.progress >= 1
+        self.finished = self.ended_by is not None
+        if self.ended_by == "patience":
+            self.print_to_log_file(
+                f"The moving average of the Dice has not risen above {self._best_ema:.4f} in {self.budget.patience} "
+                f"epochs (patience): the training ends here"
+            )
         self.current_epoch -= 1
         volumes, domains = self.measure_volumes()
         files = self.best_checkpoints(is_best, volumes)
@@ -241,6 +300,7 @@ class BudgetTrainer(nnUNetTrainer):
         return {
             "iteration": self.iteration,
             "seconds_spent": self.seconds_spent,
+            "epochs_without_best": self._epochs_without_best,
             "random_state": random_state(),
             "record": self.recorder.state(),
             **self.further_state(),
@@ -250,6 +310,7 @@ class BudgetTrainer(nnUNetTrainer):
         """Continue from what `state` returned."""
         self.iteration = state["iteration"]
         self._seconds_before = state["seconds_spent"]
+        self._epochs_without_best = state.get("epochs_without_best", 0)  # older checkpoints have none
         self._restored_random_state = state["random_state"]
         self.recorder.load_state(state["record"])
         self.restore_further_state(state)

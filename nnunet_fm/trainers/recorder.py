@@ -220,6 +220,7 @@ class Recorder:
                 "convergence_iteration": convergence_iteration(
                     [v.dice_ema for v in validations], [v.iteration for v in validations]
                 ),
+                "ended_by": self.trainer.ended_by,
                 "validations": validations,
             }
         )
