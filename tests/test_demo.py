@@ -58,7 +58,7 @@ def test_bundled_data_stay_small_and_carry_their_licence() -> None:
 
 
 def test_a_failed_step_shows_the_end_of_its_output(tmp_path: Path) -> None:
-    run = _Run(tmp_path, quiet=True)
+    run = _Run(tmp_path, as_json=True)
     program = Path(sys.executable).name
     run.nnunet("first", program, "-c", "import os; print(os.environ['nnUNet_raw'])")
     assert (tmp_path / "logs" / "first.txt").read_text().strip() == str(tmp_path / "nnUNet_raw")

@@ -9,6 +9,9 @@ from typing import Annotated
 
 import typer
 
+from nnunet_fm.cli.completion import complete_datasets
+from nnunet_fm.cli.console import Quiet, results_only, working
+
 EPILOG = """
 Examples:
 
@@ -41,12 +44,17 @@ def adapt(
     source: Annotated[
         Path, typer.Option("--source", help="Trained model: nnU-Net's folder <trainer>__<plans>__<configuration>.")
     ],
-    target: Annotated[str, typer.Option("--target", "-d", help="ID or name of the dataset to adapt to.")],
+    target: Annotated[
+        str,
+        typer.Option("--target", "-d", help="ID or name of the dataset to adapt to.", autocompletion=complete_datasets),
+    ],
     method: Annotated[Method, typer.Option("--method", help="How.")],
-    fold: Annotated[str, typer.Option("--source-fold", help="Fold of the trained model, or 'all'.")] = "0",
+    fold: Annotated[str, typer.Option("--source-fold", "-f", help="Fold of the trained model, or 'all'.")] = "0",
     checkpoint: Annotated[
         str | None,
-        typer.Option("-chk", help="Its checkpoint; without it checkpoint_best.pth, or checkpoint_final.pth."),
+        typer.Option(
+            "-chk", "--checkpoint", help="Its checkpoint; without it checkpoint_best.pth, or checkpoint_final.pth."
+        ),
     ] = None,
     labelled: Annotated[
         int | None,
@@ -73,21 +81,22 @@ def adapt(
         Part, typer.Option("--train", help="The head alone, what the source trained (adapter), or all.")
     ] = Part.head,
     faithful: Annotated[bool, typer.Option("--faithful", help="The procedure of the 2D thesis's code.")] = False,
-    name: Annotated[str | None, typer.Option("--name", help="Plans name instead of FMPlans_<model>…_from_…")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", "-p", "-overwrite_plans_name", help="Plans name instead of FMPlans_<model>…_from_…"),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed; without it the source's.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Change a recipe field, e.g. recipe.learning_rate=1e-5.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace plans that have trained models.")] = False,
     processes: Annotated[int, typer.Option("-npfp", min=1, help="Processes for a fingerprint that is missing.")] = 2,
+    quiet: Quiet = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print path, plan, trainer and configuration as JSON.")
     ] = False,
 ) -> None:
     """Write nnU-Net plans that adapt a trained model to another dataset of the same labels."""
-    import contextlib
-    import sys
-
     from nnunet_fm.cli.plan import _changed
     from nnunet_fm.plans.adapt import AdaptOptions, plan_adaptation
 
@@ -116,12 +125,12 @@ def adapt(
         force=force,
         processes=processes,
     )
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+    with results_only(as_json=as_json, quiet=quiet), working("reading source and target", quiet=quiet):
         adapted = plan_adaptation(source, int(target) if target.isdigit() else target, options)
     if as_json:
         answer = {"plans": adapted.plans, "trainer": adapted.trainer, "configuration": adapted.configuration}
         print(json.dumps({"path": str(adapted.path), **answer}))
-    else:
+    elif not quiet:
         print(f"Plans were saved to {adapted.path}")
         for subject, reason in adapted.plans["nnunet_fm"]["reasons"].items():
             print(f"  {subject}: {reason}")

@@ -9,7 +9,7 @@ import typer
 
 from nnunet_fm.cli import adapt, convert, demo, doctor, evaluate, plan, predict, report, study, weights
 from nnunet_fm.cli import list as listing
-from nnunet_fm.cli.variadic import VariadicCommand
+from nnunet_fm.cli.variadic import VariadicCommand, normalise
 
 DEBUG_SWITCH = "NNUNET_FM_DEBUG"
 
@@ -20,7 +20,7 @@ app = typer.Typer(
     add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": normalise},
 )
 app.command("list", epilog=listing.EPILOG)(listing.list_)
 app.command("convert", epilog=convert.EPILOG)(convert.convert)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nnunet_fm.cli.completion import complete_converters
+from nnunet_fm.cli.console import Quiet
 from nnunet_fm.cli.table import print_table
 from nnunet_fm.dataset_conversion import CONVERTERS, get_converter
 
@@ -33,7 +35,10 @@ Then: nnUNetv2_plan_and_preprocess -d 501 -pl FMPlanner_stunet_b --verify_datase
 
 
 def convert(
-    dataset: Annotated[str, typer.Argument(help=f"One of {', '.join(CONVERTERS)}.", show_default=False)],
+    dataset: Annotated[
+        str,
+        typer.Argument(help=f"One of {', '.join(CONVERTERS)}.", show_default=False, autocompletion=complete_converters),
+    ],
     source: Annotated[Path, typer.Argument(help="Folder, zip or tar as downloaded; only read.", show_default=False)],
     dataset_id: Annotated[int, typer.Option("-d", "--dataset-id", min=1, max=999, help="Dataset number, 1 to 999.")],
     domain: Annotated[str | None, typer.Option("--domain", help="Which of several domains, e.g. t1.")] = None,
@@ -47,10 +52,11 @@ def convert(
     outside: Annotated[
         str | None, typer.Option("--outside", help="What becomes of voxels that one channel does not show.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List all problems, write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="List all problems, write nothing.")] = False,
     skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Leave out what cannot be converted.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder of the same name.")] = False,
     processes: Annotated[int, typer.Option("-np", min=1, help="Cases at a time, each up to 4 GB.")] = 2,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Convert a downloaded dataset to nnUNet_raw/Dataset<ID>_<Name>, with labels, split and a record of what was done.
@@ -71,7 +77,7 @@ def convert(
     if raw is None and not dry_run:
         raise ConversionError("the variable nnUNet_raw is not set: it names the folder that datasets are written to")
     try:
-        with _removing_temporary_files(), _progress() as progress:
+        with _removing_temporary_files(), _progress(hidden=quiet) as progress:
             report = run(
                 converter,
                 source,
@@ -87,13 +93,13 @@ def convert(
     except ConversionError as error:
         if as_json:
             print(json.dumps({"status": "failed", "reason": str(error), "problems": _rows(error.problems)}, indent=2))
-        elif len(error.problems) > 1:
+        elif len(error.problems) > 1:  # faults, which are told to the quiet, too
             _print_problems(error.problems)
         raise
     if as_json:
         content = {**asdict(report), "folder": None if report.folder is None else str(report.folder)}
         print(json.dumps(content, indent=2))
-    else:
+    elif not quiet:
         _print(report)
     if dry_run and report.problems and not skip_invalid:
         raise ConversionError(f"{len(report.problems)} problems in {source}")
@@ -138,11 +144,11 @@ def _removing_temporary_files() -> Iterator[None]:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def _progress(*, hidden: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar over cases on standard error, if that is a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+    with Progress(console=Console(stderr=True), disable=hidden or not sys.stderr.isatty()) as bar:
         task = bar.add_task("cases", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nnunet_fm.cli.console import Quiet
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -23,6 +25,8 @@ Examples:
   nnunet-fm demo
 
   nnunet-fm demo --minutes 2 --output /data/demo --json
+
+  nnunet-fm demo --unpack 904
 """
 
 DATASET = 904
@@ -49,6 +53,17 @@ UNLIMITED = 1_000_000
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("nnunet_fm_demo"),
     minutes: Annotated[float, typer.Option("--minutes", min=0.05, help="Minutes of training.")] = 6.0,
+    unpack: Annotated[
+        int | None,
+        typer.Option(
+            "--unpack",
+            min=1,
+            max=999,
+            help="Only write the images, as this dataset number into nnUNet_raw.",
+            metavar="ID",
+        ),
+    ] = None,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")] = False,
 ) -> None:
     """Plan, preprocess, train and predict on real hippocampus MRI, with Dice and pictures, on a CPU.
@@ -56,10 +71,13 @@ def demo(
     Runs the stock nnU-Net commands and prints each, so that it can be repeated by hand. Trains a small STU-Net from
     random weights, and needs no network connection.
     """
+    if unpack is not None:
+        _unpack(unpack, quiet, as_json)
+        return
     output = output.resolve()
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty: choose another folder with --output, or remove it")
-    run = _Run(output, quiet=as_json)
+    run = _Run(output, as_json=as_json, quiet=quiet)
     run.unpack()
     run.nnunet("fingerprint", "nnUNetv2_extract_fingerprint", "-d", DATASET, "-np", run.processes)
     settings = [
@@ -86,6 +104,19 @@ def demo(
         print(json.dumps(result))
 
 
+def _unpack(dataset_id: int, quiet: bool, as_json: bool) -> None:
+    from nnunet_fm.dataset_conversion.demo import CREDIT, unpack
+
+    raw = os.environ.get("nnUNet_raw")
+    if raw is None:
+        raise FileNotFoundError("the variable nnUNet_raw is not set: it names the folder that datasets are written to")
+    folder = unpack(Path(raw), dataset_id)
+    if as_json:
+        print(json.dumps({"folder": str(folder), "credit": CREDIT}))
+    elif not quiet:
+        print(f"{folder}: {CREDIT}")
+
+
 def _recipe(minutes: float) -> dict[str, Any]:
     return {**RECIPE, "max_minutes": minutes}
 
@@ -93,12 +124,12 @@ def _recipe(minutes: float) -> dict[str, Any]:
 class _Run:
     """One run of the demo: its folders, the commands it printed and the seconds each step took."""
 
-    def __init__(self, output: Path, *, quiet: bool) -> None:
+    def __init__(self, output: Path, *, as_json: bool, quiet: bool = False) -> None:
         from rich.console import Console
 
         self.output = output
         # With --json, standard output belongs to the JSON object.
-        self.console = Console(stderr=quiet, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=as_json, highlight=False, soft_wrap=True, quiet=quiet)
         self.folders = {name: output / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         self.dataset = self.folders["nnUNet_raw"]
         self.processes = min(2, os.cpu_count() or 1)

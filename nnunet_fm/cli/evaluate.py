@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nnunet_fm.cli.console import Quiet
 from nnunet_fm.cli.table import print_table
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def evaluate(
     processes: Annotated[int, typer.Option("-np", min=1, help="Cases scored at the same time.")] = min(
         2, os.cpu_count() or 1
     ),
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Dice, Jaccard, HD95 (mm), normalised surface Dice (NSD) and volumes (ml), per case and class."""
@@ -137,7 +139,7 @@ def evaluate(
     ending = content.get("file_ending") or find_file_ending(references)
     cases = _cases(predictions, references, ending, chill)
     labels: Labels
-    with _progress() as progress, _said_warnings():
+    with _progress(hidden=quiet) as progress, _said_warnings():
         if described is None:
             labels = surroundings.find_labels(references, ending, processes=processes, progress=progress("labels"))
         else:
@@ -183,6 +185,8 @@ def evaluate(
         os.replace(partial, output)
     if as_json:
         print(json.dumps(_content(scores, settings)))
+        return
+    if quiet:
         return
     _print(scores)
     if output is not None:
@@ -288,13 +292,13 @@ def _said_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+def _progress(*, hidden: bool) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """Bars on standard error, if that is a terminal: name -> what is told the numbers done and of all."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=hidden or not sys.stderr.isatty()) as bar:
 
         def add(name: str) -> Callable[[int, int], None]:
             task = bar.add_task(name, total=None)

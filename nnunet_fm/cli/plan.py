@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from nnunet_fm.cli.completion import complete_adapters, complete_datasets, complete_heads, complete_models
+from nnunet_fm.cli.console import Quiet, results_only
+
 EPILOG = """
 Examples:
 
@@ -32,10 +35,17 @@ CONTROL_FIELDS = ("iterations_per_epoch", "validation_iterations")
 
 
 def plan(
-    dataset: Annotated[str, typer.Option("-d", "--dataset", help="Dataset ID or name.")],
-    model: Annotated[str | None, typer.Option("-m", "--model", help="Model; without it, chosen from the data.")] = None,
-    head: Annotated[str | None, typer.Option("--head", help="Decode head of a 2D model.")] = None,
-    adapter: Annotated[str | None, typer.Option("--adapter", help="Adapter.")] = None,
+    dataset: Annotated[
+        str, typer.Option("-d", "--dataset", help="Dataset ID or name.", autocompletion=complete_datasets)
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option("-m", "--model", help="Model; without it, chosen from the data.", autocompletion=complete_models),
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option("--head", help="Decode head of a 2D model.", autocompletion=complete_heads)
+    ] = None,
+    adapter: Annotated[str | None, typer.Option("--adapter", help="Adapter.", autocompletion=complete_adapters)] = None,
     variant: Annotated[str, typer.Option("--variant", help="mission, official, thesis or nnunet.")] = "mission",
     iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="Optimiser steps, met exactly.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over all slices (2D models).")] = None,
@@ -78,15 +88,17 @@ def plan(
         str | None,
         typer.Option("--control", help="Instead of a model, stock nnU-Net: stock, resenc_m, resenc_l or resenc_xl."),
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Plans name instead of FMPlans_<model>…")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", "-p", "-overwrite_plans_name", help="Plans name instead of FMPlans_<model>…"),
+    ] = None,
     portable: Annotated[bool, typer.Option("--portable", help="Plans that nnU-Net can use without our hook.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace plans that have trained models.")] = False,
     processes: Annotated[int, typer.Option("-npfp", min=1, help="Processes for a fingerprint that is missing.")] = 2,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the path and the plan as JSON.")] = False,
 ) -> None:
     """Write nnU-Net plans for one model from the dataset's fingerprint and the model's card."""
-    import contextlib
-    import sys
     from pathlib import Path
 
     if control is not None:
@@ -99,7 +111,9 @@ def plan(
         given = [flag for flag, value in unfit.items() if value]
         if given:
             raise typer.BadParameter(f"stock nnU-Net has no {', '.join(given)}", param_hint="--control")
-        _control(control, dataset, iterations, seed, train_cases, settings or [], name, force, as_json)
+        _control(
+            control, gpu_memory_target, dataset, iterations, seed, train_cases, settings or [], name, force, as_json, quiet
+        )  # fmt: skip
         return
 
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
@@ -138,7 +152,7 @@ def plan(
         portable=portable,
         force=force,
     )
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+    with results_only(as_json=as_json, quiet=quiet):
         dataset_name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
         folder = Path(nnUNet_preprocessed, dataset_name)
         if not (folder / "dataset_fingerprint.json").is_file():
@@ -151,6 +165,7 @@ def plan(
 
 def _control(
     control: str,
+    gpu_memory_target: float | None,
     dataset: str,
     iterations: int | None,
     seed: int | None,
@@ -159,11 +174,12 @@ def _control(
     name: str | None,
     force: bool,
     as_json: bool,
+    quiet: bool,
 ) -> None:
     """Write the plans of a control row; what is not given is as in stock nnU-Net."""
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
-    from nnunet_fm.plans.stock import BASES, write_stock_plans
+    from nnunet_fm.plans.stock import BASES, base_plans, write_stock_plans
 
     if control not in BASES:
         raise typer.BadParameter(f"'{control}' is not one of {', '.join(BASES)}", param_hint="--control")
@@ -175,7 +191,7 @@ def _control(
         raise typer.BadParameter(f"of stock nnU-Net only {legal} can be set", param_hint="--set")
     file = write_stock_plans(
         maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset),
-        BASES[control],
+        base_plans(control, gpu_memory_target),
         name,
         train_cases=train_cases,
         force=force,
@@ -185,7 +201,7 @@ def _control(
     )
     if as_json:
         print(json.dumps({"path": str(file), "plans": json.loads(file.read_text(encoding="utf-8"))}))
-    else:
+    elif not quiet:
         print(f"Plans were saved to {file}; train them with -tr fm_trainer_stock -p {file.stem}")
 
 

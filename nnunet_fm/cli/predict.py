@@ -10,6 +10,14 @@ from typing import Annotated
 
 import typer
 
+from nnunet_fm.cli.completion import (
+    complete_configurations,
+    complete_datasets,
+    complete_plans,
+    complete_trainers,
+)
+from nnunet_fm.cli.console import Quiet, results_only
+
 EPILOG = """
 Examples:
 
@@ -24,17 +32,30 @@ OUT/prediction_times.json has the seconds of each case; -npp 0 -nps 0 times them
 
 
 def predict(
-    images: Annotated[Path, typer.Option("-i", help="Input folder; files are named CASE_0000.nii.gz.")],
-    output: Annotated[Path, typer.Option("-o", help="Output folder; made if it is missing.")],
-    dataset: Annotated[str | None, typer.Option("-d", help="Dataset ID or name of the model.")] = None,
-    plans: Annotated[str, typer.Option("-p", help="Plans of the model.")] = "nnUNetPlans",
-    trainer: Annotated[str, typer.Option("-tr", help="Trainer of the model.")] = "nnUNetTrainer",
-    configuration: Annotated[str | None, typer.Option("-c", help="Configuration of the model.")] = None,
+    images: Annotated[Path, typer.Option("-i", "--input", help="Input folder; files are named CASE_0000.nii.gz.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Output folder; made if it is missing.")],
+    dataset: Annotated[
+        str | None,
+        typer.Option("-d", "--dataset", help="Dataset ID or name of the model.", autocompletion=complete_datasets),
+    ] = None,
+    plans: Annotated[
+        str, typer.Option("-p", "--plans", help="Plans of the model.", autocompletion=complete_plans)
+    ] = "nnUNetPlans",
+    trainer: Annotated[
+        str, typer.Option("-tr", "--trainer", help="Trainer of the model.", autocompletion=complete_trainers)
+    ] = "nnUNetTrainer",
+    configuration: Annotated[
+        str | None,
+        typer.Option(
+            "-c", "--configuration", help="Configuration of the model.", autocompletion=complete_configurations
+        ),
+    ] = None,
     model: Annotated[
         Path | None, typer.Option("-m", help="Folder of the model, in place of -d, -p, -tr and -c.")
     ] = None,
     folds: Annotated[
-        list[str] | None, typer.Option("-f", help="Folds to average over.  [default: 0 1 2 3 4]", metavar="FOLD …")
+        list[str] | None,
+        typer.Option("-f", "--folds", help="Folds to average over.  [default: 0 1 2 3 4]", metavar="FOLD …"),
     ] = None,
     step_size: Annotated[
         float, typer.Option("-step_size", help="Distance of windows as a share of the patch, at most 1.")
@@ -47,7 +68,9 @@ def predict(
     continue_prediction: Annotated[
         bool, typer.Option("--continue_prediction", "--c", help="Leave cases alone that have results already.")
     ] = False,
-    checkpoint: Annotated[str, typer.Option("-chk", help="Name of the checkpoint.")] = "checkpoint_final.pth",
+    checkpoint: Annotated[
+        str, typer.Option("-chk", "--checkpoint", help="Name of the checkpoint.")
+    ] = "checkpoint_final.pth",
     preprocessing: Annotated[
         int | None,
         typer.Option("-npp", min=0, help="Processes that preprocess; 0: none but this one.  [default: by cores, ≤ 3]"),
@@ -70,6 +93,7 @@ def predict(
         list[str] | None,
         typer.Option("--cases", help="Predict only these cases of the input folder.", metavar="NAME …"),
     ] = None,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the times as JSON.")] = False,
 ) -> None:
     """Predict as nnUNetv2_predict does, record the seconds of each case, and go on when one fails."""
@@ -90,7 +114,7 @@ def predict(
             f"{part_id} is too large: parts count from 0 to {num_parts - 1}", param_hint="-part_id"
         )
 
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+    with results_only(as_json=as_json, quiet=quiet):
         import torch
 
         from nnunet_fm.inference.inputs import find_model_folder
@@ -107,7 +131,7 @@ def predict(
             assert dataset is not None and configuration is not None
             model = find_model_folder(dataset, trainer, plans, configuration)
         failure = None
-        with _progress(hidden=disable_progress_bar) as progress:
+        with _progress(hidden=disable_progress_bar or quiet) as progress:
             try:
                 times = predict_folder(
                     model,
@@ -133,7 +157,10 @@ def predict(
                 )
             except PredictionError as error:
                 failure, times = error, error.times
-    print(times.model_dump_json(indent=1) if as_json else times.summary())
+    if as_json:
+        print(times.model_dump_json(indent=1))
+    elif not quiet:
+        print(times.summary())
     if failure is not None:
         raise failure
 

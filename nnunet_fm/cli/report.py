@@ -9,6 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nnunet_fm.cli.completion import (
+    complete_configurations,
+    complete_datasets,
+    complete_plans,
+    complete_trainers,
+)
+from nnunet_fm.cli.console import Quiet
+
 if TYPE_CHECKING:
     from nnunet_fm.evaluation.report_page.elements import Picture
     from nnunet_fm.evaluation.results import Results
@@ -33,14 +41,38 @@ MOST_FEATURES = 4
 def report(
     folder: Annotated[Path | None, typer.Argument(help="Folder of a study.", show_default=False)] = None,
     datasets: Annotated[
-        list[str] | None, typer.Option("-d", help="IDs or names: report all their trained models.", metavar="DATASET …")
+        list[str] | None,
+        typer.Option(
+            "-d",
+            "--dataset",
+            help="IDs or names: report all their trained models.",
+            metavar="DATASET …",
+            autocompletion=complete_datasets,
+        ),
     ] = None,
-    trainers: Annotated[list[str] | None, typer.Option("-tr", help="Only these trainers.", metavar="NAME …")] = None,
-    plans: Annotated[list[str] | None, typer.Option("-p", help="Only these plans.", metavar="NAME …")] = None,
+    trainers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-tr", "--trainer", help="Only these trainers.", metavar="NAME …", autocompletion=complete_trainers
+        ),
+    ] = None,
+    plans: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--plans", help="Only these plans.", metavar="NAME …", autocompletion=complete_plans),
+    ] = None,
     configurations: Annotated[
-        list[str] | None, typer.Option("-c", help="Only these configurations.", metavar="NAME …")
+        list[str] | None,
+        typer.Option(
+            "-c",
+            "--configuration",
+            help="Only these configurations.",
+            metavar="NAME …",
+            autocompletion=complete_configurations,
+        ),
     ] = None,
-    folds: Annotated[list[str] | None, typer.Option("-f", help="Only these folds.", metavar="FOLD …")] = None,
+    folds: Annotated[
+        list[str] | None, typer.Option("-f", "--folds", help="Only these folds.", metavar="FOLD …")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder to write to.  [default: FOLDER/report, or report]")
     ] = None,
@@ -51,6 +83,7 @@ def report(
     ] = "anatomies",
     no_pictures: Annotated[bool, typer.Option("--no-pictures", help="No pictures of cases: faster.")] = False,
     processes: Annotated[int, typer.Option("-np", min=1, help="Processes that score cases without scores.")] = 2,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print paths and the ranking as JSON.")] = False,
 ) -> None:
     """Write one self-contained HTML page with tables and figures."""
@@ -67,7 +100,7 @@ def report(
 
     if metric not in (DICE, JACCARD, HD95, NSD):
         raise typer.BadParameter(f"'{metric}' is not one of {DICE}, {JACCARD}, {HD95}, {NSD}", param_hint="--metric")
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, quiet=quiet)
     with console.status("gathering results") as status:
         from nnunet_fm.evaluation.report import write_report
         from nnunet_fm.studies.collect import collect, collect_results
@@ -115,7 +148,8 @@ def report(
         return
     for sentence in missing:
         console.print(f"Not in the report: {sentence}", markup=False)
-    print(page)
+    if not quiet:
+        print(page)
 
 
 def _rows(file: Path) -> list[dict[str, object]]:

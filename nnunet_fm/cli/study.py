@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from nnunet_fm.cli.console import Quiet, results_only, working
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,6 +45,7 @@ def study(
     cores: Annotated[int | None, typer.Option("--cores", min=1, help="Cores to use; without it, all.")] = None,
     profile: Annotated[str | None, typer.Option("--profile", help="Profile of Snakemake, to run on a cluster.")] = None,
     example: Annotated[bool, typer.Option("--example", help="Print a study file with comments.")] = False,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")] = False,
 ) -> None:
     """Train, test and report a whole comparison; finished work is never repeated."""
@@ -60,15 +64,16 @@ def study(
     from nnunet_fm.studies.prepare import prepare
     from nnunet_fm.studies.schema import read_study
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    prepared = prepare(read_study(file), cores, elsewhere=profile is not None)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+    with results_only(as_json=as_json, quiet=quiet), working("reading the study", quiet=quiet):
+        prepared = prepare(read_study(file), cores, elsewhere=profile is not None)
     if dry_run:
         from nnunet_fm.studies.run import check_with_snakemake
 
         check_with_snakemake(prepared, profile, context.args)
         if as_json:
             print(json.dumps(_summary(prepared)))
-        else:
+        elif not quiet:
             _print_summary(prepared)
         return
     if prepared.missing:
@@ -194,8 +199,8 @@ def _print_summary(prepared: Prepared) -> None:
 
 
 def _print_outcome(prepared: Prepared, outcome: Outcome, console: Console) -> None:
-    for failure in outcome.failures:
-        console.print(f"Failed: {failure.job.title}: {failure.reason} (see {failure.log})", markup=False)
+    for failure in outcome.failures:  # told to the quiet, too
+        print(f"Failed: {failure.job.title}: {failure.reason} (see {failure.log})", file=sys.stderr)
     if outcome.waiting and outcome.failures:
         console.print(f"{len(outcome.waiting)} jobs wait for these. The same command tries again.")
     if not outcome.failures and not outcome.interrupted:

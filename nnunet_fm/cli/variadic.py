@@ -7,17 +7,22 @@ from typing import Any
 from typer.core import TyperCommand
 
 
+def normalise(flag: str) -> str:
+    """Flags are the same with underscores, which nnU-Net likes, and with hyphens, which the shell's tools have."""
+    return flag.replace("_", "-")
+
+
 class VariadicCommand(TyperCommand):
     """For commands without positional arguments: repeats the name of a list option before each further value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        lists = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts}
+        lists = {normalise(name) for p in self.params if getattr(p, "multiple", False) for name in p.opts}
         expanded: list[str] = []
         current: str | None = None
         values = 0
         for word in args:
             if word.startswith("-") and not word[1:2].isdigit():
-                current, values = (word if word in lists else None), 0
+                current, values = (word if normalise(word) in lists else None), 0
             elif current is not None:
                 if values:
                     expanded.append(current)

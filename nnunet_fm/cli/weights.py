@@ -6,11 +6,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nnunet_fm.cli.completion import complete_models
+from nnunet_fm.cli.console import Quiet, working
 from nnunet_fm.cli.table import print_table
 
 if TYPE_CHECKING:
@@ -62,8 +65,14 @@ Examples:
   nnunet-fm weights bundle fm_trainer__FMPlans_suprem_freeze__3d_fullres/fold_0
 """
 
-Names = Annotated[list[str], typer.Argument(metavar="NAME|MODEL...", help="Weights, or models.")]
-AnyNames = Annotated[list[str] | None, typer.Argument(metavar="[NAME|MODEL...]", help="Weights, or models; all.")]
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="NAME|MODEL...", help="Weights, or models.", autocompletion=complete_models),
+]
+AnyNames = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[NAME|MODEL...]", help="Weights, or models; all.", autocompletion=complete_models),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, epilog=EPILOG)
@@ -88,11 +97,11 @@ def list_(as_json: AsJson = False) -> None:
 
 
 @app.command(epilog=PULL_EPILOG)
-def pull(names: Names, as_json: AsJson = False) -> None:
+def pull(names: Names, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Download weights into the weights folder; for files on drives, print where a person gets them."""
     from nnunet_fm.models.official import get_official
 
-    _each([get_official(name) for name in names], _pull, as_json)
+    _each([get_official(name) for name in names], partial(_pull, quiet=quiet), as_json, quiet)
 
 
 @app.command(epilog=ADD_EPILOG)
@@ -102,6 +111,7 @@ def add(
         str | None, typer.Option("--as", help="Name of the weights, if the file alone is ambiguous.")
     ] = None,
     link: Annotated[bool, typer.Option("--link", help="Link to the file instead of copying it.")] = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Put a downloaded file into the weights folder, after a check of every name and shape in it."""
@@ -111,7 +121,8 @@ def add(
     from nnunet_fm.weights.files import WeightsFileError
 
     known = [get_official(name)] if name else officials()
-    with opened(file, {n for official in known for n in official.checkpoint.files}) as (checkpoint, offered_as):
+    names = {n for official in known for n in official.checkpoint.files}
+    with working(f"checking {file.name}", quiet=quiet), opened(file, names) as (checkpoint, offered_as):
         if link and checkpoint != file:
             raise WeightsFileError(f"{file} is not the checkpoint itself: unpack it, or add it without --link")
         official = known[0] if name else _which(checkpoint, offered_as, known)
@@ -126,18 +137,19 @@ def add(
     counts = report.sections[0].counts
     if as_json:
         print(json.dumps({**_row(official), "sha256": sha256(path), "counts": counts}, indent=2))
-    else:
+    elif not quiet:
         found = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         print(f"{official.checkpoint.name}: {path} (tensors: {found}; SHA-256 {sha256(path)} is pinned)")
 
 
 @app.command(epilog=VERIFY_EPILOG)
-def verify(names: AnyNames = None, as_json: AsJson = False) -> None:
+def verify(names: AnyNames = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Check the files at hand: hash against the published or pinned one, names and shapes against the network."""
     from nnunet_fm.models.official import get_official, officials
 
     wanted = [get_official(name) for name in names] if names else [o for o in officials() if _at_hand(o)]
-    _each(wanted, _verify, as_json)
+    with working("checking files", quiet=quiet) as tell:
+        _each(wanted, partial(_verify, tell=tell), as_json, quiet)
     if not wanted and not as_json:
         from nnunet_fm.weights.cache import cache_folder
 
@@ -147,26 +159,28 @@ def verify(names: AnyNames = None, as_json: AsJson = False) -> None:
 @app.command(epilog=BUNDLE_EPILOG)
 def bundle(
     folder: Annotated[Path, typer.Argument(help="A trained folder: fm_trainer__PLANS__CONFIGURATION, or one fold_X.")],
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Rewrite a trained folder's slim checkpoints as full ones, which need no official file to predict."""
     from nnunet_fm.weights.bundle import bundle as rewrite
 
     rows = []
-    for done in rewrite(folder):
-        rows.append(
-            {
-                "path": str(done.path),
-                "bundled": bool(done.bases),
-                "from": list(done.bases),
-                "bytes before": done.bytes_before,
-                "bytes": done.bytes_after,
-            }
-        )
-        if not as_json:
-            sizes = f"{_size(done.bytes_before)} -> {_size(done.bytes_after)}"
-            with_what = f"with {', '.join(done.bases)}, {sizes}" if done.bases else "was full already"
-            print(f"{done.path}: {with_what}")
+    with working(f"rewriting {folder.name}", quiet=quiet):
+        for done in rewrite(folder):
+            rows.append(
+                {
+                    "path": str(done.path),
+                    "bundled": bool(done.bases),
+                    "from": list(done.bases),
+                    "bytes before": done.bytes_before,
+                    "bytes": done.bytes_after,
+                }
+            )
+            if not (as_json or quiet):
+                sizes = f"{_size(done.bytes_before)} -> {_size(done.bytes_after)}"
+                with_what = f"with {', '.join(done.bases)}, {sizes}" if done.bases else "was full already"
+                print(f"{done.path}: {with_what}")
     if as_json:
         print(json.dumps(rows, indent=2))
 
@@ -174,7 +188,7 @@ def bundle(
 # What a command does with one official file
 
 
-def _pull(official: Official) -> dict[str, Any]:
+def _pull(official: Official, quiet: bool) -> dict[str, Any]:
     from nnunet_fm.models.official import check
     from nnunet_fm.weights.cache import cache_folder
     from nnunet_fm.weights.download import DownloadError, download
@@ -188,7 +202,7 @@ def _pull(official: Official) -> dict[str, Any]:
     if checkpoint.url is None:
         raise DownloadError(f"no program can download this file; {by_hand}, which puts it into {cache_folder()}")
     try:
-        with _progress(file) as progress:
+        with _progress(file, hidden=quiet) as progress:
             digest = download(
                 checkpoint.url,
                 cache_folder() / file,
@@ -202,13 +216,14 @@ def _pull(official: Official) -> dict[str, Any]:
     return {"status": "pulled", "path": str(cache_folder() / file), "sha256": digest}
 
 
-def _verify(official: Official) -> dict[str, Any]:
+def _verify(official: Official, tell: Callable[[str], None]) -> dict[str, Any]:
     from nnunet_fm.models.official import check
     from nnunet_fm.weights.cache import cache_folder, check_hash, pin, pinned, sha256
 
     path = _at_hand(official)
     if path is None:
         raise FileNotFoundError(f"{' or '.join(official.checkpoint.files)} is not in {cache_folder()}")
+    tell(f"checking {path.name}")
     check_hash(path, {"from its publisher": official.checkpoint.sha256})
     check(official, path)
     if pinned(path) is None:
@@ -217,7 +232,7 @@ def _verify(official: Official) -> dict[str, Any]:
     return {"status": "good", "path": str(path), "sha256": sha256(path)}
 
 
-def _each(wanted: Sequence[Official], act: Callable[[Official], dict[str, Any]], as_json: bool) -> None:
+def _each(wanted: Sequence[Official], act: Callable[[Official], dict[str, Any]], as_json: bool, quiet: bool) -> None:
     """Do the same with each file, faults notwithstanding; the first fault is the command's reason to fail."""
     rows, faults = [], []
     for official in wanted:
@@ -229,7 +244,7 @@ def _each(wanted: Sequence[Official], act: Callable[[Official], dict[str, Any]],
             row = {"name": name, "status": "failed", "reason": reason}
             faults.append(f"{name}: {reason}")
         rows.append(row)
-        if not as_json and "reason" not in row:
+        if not (as_json or quiet) and "reason" not in row:
             print(f"{name}: {row['status']}, {row['path']}")
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -303,12 +318,12 @@ def _size(count: int) -> str:
 
 
 @contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int | None], None]]:
+def _progress(title: str, *, hidden: bool) -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar on standard error, told by bytes."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=hidden) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

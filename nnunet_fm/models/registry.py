@@ -1,17 +1,31 @@
-"""The registry: every card of ``plans/cards`` by name, and the grammar of names that follows from them."""
+"""The registry: every card of ``plans/cards`` and of a folder of the user's, and the grammar of names that follows."""
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from importlib import resources
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic import ValidationError
 
 from nnunet_fm.models.card import ModelCard
 from nnunet_fm.models.names import Grammar, UnknownNameError
 
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
+
 CARDS_PACKAGE = "nnunet_fm.plans.cards"
+CARDS_VARIABLE = "NNUNET_FM_CARDS"
+"""Environment variable that names a folder with cards of models that are not part of this package."""
+_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Every command reads the cards: libyaml, where PyYAML has it, does so many times as fast."""
+
+
+class CardError(ValueError):
+    """A card that cannot be read; the message names the file and what is wrong in it."""
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -23,17 +37,37 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _read(stem: str) -> dict[str, Any]:
-    """A card file as a mapping, with the file that it ``extends`` underneath."""
-    text = resources.files(CARDS_PACKAGE).joinpath(f"{stem}.yaml").read_text(encoding="utf-8")
-    content: dict[str, Any] = yaml.safe_load(text)
+def _folders() -> list[Traversable]:
+    """Where cards are: a folder of the user's, if there is one, and this package."""
+    package = resources.files(CARDS_PACKAGE)
+    own = os.environ.get(CARDS_VARIABLE)
+    if not own:
+        return [package]
+    if not Path(own).is_dir():
+        raise CardError(f"{CARDS_VARIABLE} names {own}, which is not a folder: correct or unset it")
+    return [Path(own), package]
+
+
+def _read(stem: str, folders: list[Traversable]) -> dict[str, Any]:
+    """A card file of the first folder that has it as a mapping, with the file that it ``extends`` underneath."""
+    files = [file for folder in folders if (file := folder.joinpath(f"{stem}.yaml")).is_file()]
+    if not files:
+        raise CardError(f"there is no card file {stem}.yaml for another card to extend")
+    try:
+        content = yaml.load(files[0].read_text(encoding="utf-8"), _SafeLoader)
+    except yaml.YAMLError as error:
+        raise CardError(f"{files[0]} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise CardError(f"{files[0]} holds no mapping of a card's fields to values")
     parent = content.pop("extends", None)
-    return merge(_read(parent), content) if parent else content
+    return merge(_read(parent, folders), content) if parent else content
 
 
 def _variants_complete(content: dict[str, Any]) -> dict[str, Any]:
     """A variant holds only what differs from ``mission``; fill in the rest."""
-    mission = content["variants"]["mission"]
+    mission = content.get("variants", {}).get("mission")
+    if not isinstance(mission, dict):
+        raise CardError(f"card '{content.get('name', '?')}' lacks variants.mission, which the other variants change")
     content["variants"] = {name: merge(mission, change or {}) for name, change in content["variants"].items()}
     return content
 
@@ -42,15 +76,34 @@ def _variants_complete(content: dict[str, Any]) -> dict[str, Any]:
 def cards() -> dict[str, ModelCard]:
     """All model cards by canonical name: 3D first, then by family and size.
 
-    Files that start with ``_`` hold parts that several cards share.
+    Files that start with ``_`` hold parts that several cards share. Cards of one's own are read from the folder that
+    ``NNUNET_FM_CARDS`` names; they may extend those of this package.
+
+    Raises:
+        CardError: for a card that is not legal, or two cards of one name.
     """
-    files = [entry.name for entry in resources.files(CARDS_PACKAGE).iterdir()]
-    stems = sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
-    found = {stem: ModelCard(**_variants_complete(_read(stem))) for stem in stems if not stem.startswith("_")}
-    for stem, card in found.items():
-        if card.name != stem:
-            raise ValueError(f"card file {stem}.yaml describes a model called '{card.name}'")
+    found: dict[str, ModelCard] = {}
+    folders = _folders()
+    for number, folder in enumerate(folders):
+        stems = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+        for stem in stems:
+            if stem.startswith("_"):
+                continue
+            if stem in found:
+                raise CardError(f"{CARDS_VARIABLE} holds {stem}.yaml, the name of a model of nnunet-fm: rename yours")
+            found[stem] = _card(stem, folders[number:])  # a card of ours extends none of the user's
     return dict(sorted(found.items(), key=lambda item: (-item[1].dim, item[1].family, *item[1].parameters.values())))
+
+
+def _card(stem: str, folders: list[Traversable]) -> ModelCard:
+    try:
+        card = ModelCard(**_variants_complete(_read(stem, folders)))
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise CardError(f"card file {stem}.yaml: {faults}") from None
+    if card.name != stem:
+        raise CardError(f"card file {stem}.yaml describes a model called '{card.name}'")
+    return card
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,91 @@
+"""Values that the shell completes: read from names of files and folders only, so that a TAB costs nothing.
+
+Each function takes the beginning that was typed and returns the words that go on from there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+
+HEADS = (
+    "linear", "resdec", "unetdec", "unetdec_small", "da", "da_small", "segformer", "samdec", "samdec_frozen_pe",
+    "hqsam", "hsam", "hqhsam",
+)  # fmt: skip
+"""Names in `nnunet_fm.heads`, whose import takes PyTorch's seconds."""
+ADAPTERS = ("freeze", "full", "lora", "rein", "rein_lora", "ladder")
+"""Names in `nnunet_fm.adapters`."""
+
+
+def complete_models(incomplete: str) -> list[str]:
+    """Names of cards, those of the user's own folder too."""
+    folders = [resources.files("nnunet_fm.plans").joinpath("cards")]
+    if (own := os.environ.get("NNUNET_FM_CARDS")) and os.path.isdir(own):
+        folders.append(Path(own))
+    names = (file.name for folder in folders for file in folder.iterdir())
+    return _begin(incomplete, (n.removesuffix(".yaml") for n in names if n.endswith(".yaml") and not n.startswith("_")))
+
+
+def complete_heads(incomplete: str) -> list[str]:
+    """Decode heads."""
+    return _begin(incomplete, HEADS)
+
+
+def complete_adapters(incomplete: str) -> list[str]:
+    """Adapters."""
+    return _begin(incomplete, ADAPTERS)
+
+
+def complete_converters(incomplete: str) -> list[str]:
+    """Datasets that can be converted."""
+    from nnunet_fm.dataset_conversion import CONVERTERS
+
+    return _begin(incomplete, CONVERTERS)
+
+
+def complete_datasets(incomplete: str) -> list[str]:
+    """IDs, or names where a name was begun, of what is in nnU-Net's three folders."""
+    names = {path.name for folder in ("raw", "preprocessed", "results") for path in _children(f"nnUNet_{folder}")}
+    datasets = [name for name in names if name.startswith("Dataset")]
+    if not incomplete.startswith("D"):
+        datasets = [number.lstrip("0") for name in datasets if (number := name[len("Dataset") :].split("_")[0])]
+    return _begin(incomplete, datasets)
+
+
+def complete_trainers(incomplete: str) -> list[str]:
+    """Trainers of what was trained."""
+    return _begin(incomplete, _trained(0))
+
+
+def complete_plans(incomplete: str) -> list[str]:
+    """Plans of what was trained."""
+    return _begin(incomplete, _trained(1))
+
+
+def complete_configurations(incomplete: str) -> list[str]:
+    """Configurations of what was trained."""
+    return _begin(incomplete, _trained(2))
+
+
+def _trained(part: int) -> list[str]:
+    """One part of all ``<trainer>__<plans>__<configuration>`` in nnUNet_results."""
+    models = (model.name.split("__") for dataset in _children("nnUNet_results") for model in _inside(dataset))
+    return [parts[part] for parts in models if len(parts) == 3]
+
+
+def _children(variable: str) -> list[Path]:
+    folder = os.environ.get(variable)
+    return _inside(Path(folder)) if folder else []
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if path.is_dir()]
+    except OSError:
+        return []
+
+
+def _begin(incomplete: str, words: Iterable[str]) -> list[str]:
+    return sorted({word for word in words if word.startswith(incomplete)})
