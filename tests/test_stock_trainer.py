@@ -118,6 +118,10 @@ def test_missing_stock_plans_name_their_command() -> None:
     assert isinstance(done.exception, PlanError)
     assert "nnUNetv2_plan_experiment -d 670 -pl nnUNetPlannerResEncL`" in str(done.exception)
     assert not list(preprocessed().glob("*ResEnc*"))
+    fitted = ["--control", "resenc_l", "--gpu-memory-target", "12.5"]
+    done = CliRunner().invoke(app, ["plan", "-d", str(NUMBER), *fitted])
+    wanted = "-pl nnUNetPlannerResEncL -gpu_memory_target 12.5 -overwrite_plans_name nnUNetResEncUNetLPlans_12.5GB"
+    assert wanted in str(done.exception)
 
 
 def test_seed_and_cases_of_our_own_plans() -> None:

@@ -175,6 +175,8 @@ def test_stock_controls_are_the_real_trainer_unless_something_is_changed(tmp_pat
     for changes in changed:
         found = stock(**changes)
         assert {trainer for trainer, *_ in found} == {"fm_trainer_stock"} and None not in {s for *_, s in found}
+    fitted = {(plans, seed) for _, plans, seed in stock(gpu_memory_target=4)}
+    assert fitted == {("nnUNetPlans_4GB", None), ("nnUNetResEncUNetMPlans_4GB", None)}
 
 
 def test_both_dimensions_have_controls_of_their_own(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_plan_makes_what_it_needs_once(folders: Path) -> None:
     preprocessed = folders / "nnUNet_preprocessed" / DATASET
     what = {
         "dataset": DATASET, "name": "StudyPlans_x", "base": "nnUNetPlans", "planner": "ExperimentPlanner",
-        "options": {"--control": "stock", "--seed": 3}, "set": {"recipe.iterations_per_epoch": 5},
+        "gpu_memory_target": None, "options": {"--control": "stock", "--seed": 3}, "set": {"recipe.iterations_per_epoch": 5},
     }  # fmt: skip
 
     class Planner(Recorder):
@@ -174,6 +174,11 @@ def test_plan_makes_what_it_needs_once(folders: Path) -> None:
         ["nnUNetv2_plan_experiment", "-d", "7", "-pl", "ExperimentPlanner"],
     ]
     assert step.commands == [*first, plan, plan]
+    fitted = place(folders, {**what, "base": "nnUNetPlans_2.5GB", "gpu_memory_target": 2.5})
+    data.plan(fitted)
+    assert fitted.commands[0][4:] == [
+        "ExperimentPlanner", "-gpu_memory_target", "2.5", "-overwrite_plans_name", "nnUNetPlans_2.5GB"
+    ]  # fmt: skip
     assert step.variables["nnUNet_n_proc_DA"] != "0", "nnU-Net's planner fails without loader processes"
     splits = json.loads((preprocessed / "splits_final.json").read_text())
     assert len(splits) == 5 and sorted(case for fold in splits for case in fold["val"]) == [

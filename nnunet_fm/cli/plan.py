@@ -59,9 +59,11 @@ def plan(
         typer.Option("--slice-axis", help="Axis across 2D slices: z, y or x; axial, coronal or sagittal slices."),
     ] = None,
     gpu_memory_target: Annotated[
-        float,
-        typer.Option("--gpu-memory-target", "-gpu_memory_target", min=0.1, help="GB to fit patch and batch into."),
-    ] = 8.0,
+        float | None,
+        typer.Option(
+            "--gpu-memory-target", "-gpu_memory_target", min=0.1, help="GB to fit patch and batch into; 8.0 by default."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change a recipe field or a network argument, e.g. recipe.loss=ce; repeatable."),
@@ -158,7 +160,7 @@ def plan(
         if not (folder / "dataset_fingerprint.json").is_file():
             number = int(dataset_name[len("Dataset") :].split("_")[0])
             extract_fingerprint_dataset(number, num_processes=processes)
-        plans = planner(dataset_name, gpu_memory_target, plans_name=name, options=options).plan_experiment()
+        plans = planner(dataset_name, gpu_memory_target or 8.0, plans_name=name, options=options).plan_experiment()
     if as_json:
         print(json.dumps({"path": str(folder / f"{plans['plans_name']}.json"), "plans": plans}))
 

@@ -29,6 +29,16 @@ BASES = dict(zip(("stock", "resenc_m", "resenc_l", "resenc_xl"), PLANNERS, stric
 """Name of a control -> the stock plans it copies."""
 
 
+def base_plans(control: str, gpu_memory_target: float | None = None) -> str:
+    """Name of the stock plans that a control copies.
+
+    Args:
+        control: a key of `BASES`.
+        gpu_memory_target: GB that patch and batch are fitted into; None for nnU-Net's own target.
+    """
+    return BASES[control] if gpu_memory_target is None else f"{BASES[control]}_{gpu_memory_target:g}GB"
+
+
 def write_stock_plans(
     dataset_name: str,
     base: str = "nnUNetPlans",
@@ -62,7 +72,10 @@ def write_stock_plans(
     file = Path(nnUNet_preprocessed, dataset_name, f"{base}.json")
     if not file.is_file():
         number = int(dataset_name[len("Dataset") :].split("_")[0])
-        planner = f" -pl {PLANNERS[base]}" if PLANNERS.get(base) else ""
+        default, _, target = base.removesuffix("GB").partition("_") if base.endswith("GB") else (base, "", "")
+        planner = f" -pl {PLANNERS[default]}" if PLANNERS.get(default) else ""
+        if target:
+            planner += f" -gpu_memory_target {target} -overwrite_plans_name {base}"
         raise PlanError(
             f"{file} does not exist. Make it with `nnUNetv2_extract_fingerprint -d {number}` and "
             f"`nnUNetv2_plan_experiment -d {number}{planner}`, or both and the preprocessing with "

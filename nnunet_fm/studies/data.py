@@ -22,7 +22,9 @@ def plan(place: Workplace) -> None:
     if not (preprocessed / "dataset_fingerprint.json").is_file():
         place.run("nnUNetv2_extract_fingerprint", "-d", number, "-np", place.threads)
     if "base" in what and not (preprocessed / f"{what['base']}.json").is_file():
-        place.run("nnUNetv2_plan_experiment", "-d", number, "-pl", what["planner"])
+        target = what["gpu_memory_target"]
+        fitted = [] if target is None else ["-gpu_memory_target", target, "-overwrite_plans_name", what["base"]]
+        place.run("nnUNetv2_plan_experiment", "-d", number, "-pl", what["planner"], *fitted)
     if "options" in what:
         place.run("nnunet-fm", "plan", "-d", dataset, "--name", what["name"], *_words(what))
     _keep_split(place.raw(dataset), preprocessed)

@@ -12,6 +12,7 @@ from typing import Any
 
 from nnunet_fm.evaluation.results import Run
 from nnunet_fm.plans.slices import on_dataset
+from nnunet_fm.plans.stock import base_plans
 from nnunet_fm.studies.datasets import Dataset
 from nnunet_fm.studies.naming import digest, join
 from nnunet_fm.studies.rows import Row
@@ -73,22 +74,27 @@ def stock_plan(
     study: Study, source: Dataset, size: str | None, configuration: str, seed: int | None, cases: int | None
 ) -> Plan:
     """nnU-Net's own plan or, with a seed, a copy of it that carries seed, budget and training cases."""
-    base = f"nnUNetResEncUNet{size}Plans" if size else "nnUNetPlans"
+    target = study.gpu_memory_target
+    control = f"resenc_{size.lower()}" if size else "stock"
+    base = base_plans(control, target)
     planner = f"nnUNetPlannerResEnc{size}" if size else "ExperimentPlanner"
-    data = ("stock", configuration)
-    what: dict[str, Any] = {"dataset": source.name, "name": base, "base": base, "planner": planner}
+    data = ("stock", configuration) if target is None else ("stock", f"{target:g}GB", configuration)
+    what: dict[str, Any] = {
+        "dataset": source.name, "name": base, "base": base, "planner": planner, "gpu_memory_target": target
+    }  # fmt: skip
     if seed is None:
         return Plan(source.name, base, configuration, data, what)
     options = _given(
         {
-            "--control": "stock" if size is None else f"resenc_{size.lower()}",
+            "--control": control,
             "--iterations": study.controls.iterations or study.budget.iterations or FULL_STOCK,
             "--seed": seed,
             "--train-cases": cases,
+            "--gpu-memory-target": target,
         }
     )
     settings = _epochs(study)
-    name = join(PLANS, "stock" if size is None else f"resenc_{size.lower()}", digest([options, settings], 8))
+    name = join(PLANS, control, digest([options, settings], 8))
     return Plan(source.name, name, configuration, data, {**what, "name": name, "options": options, "set": settings})
 
 

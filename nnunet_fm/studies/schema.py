@@ -225,7 +225,7 @@ class Study(_Strict):
         seeds: one training for each.
         train_cases: few-shot: the numbers of training cases, or all.
         variant, set, weights: as of ``nnunet-fm plan``.
-        gpu_memory_target: GB that patch and batch are fitted into.
+        gpu_memory_target: GB that patch and batch are fitted into, those of the stock controls, too.
         checkpoint: which one is tested.
         generalise: test on the other domains of the anatomy, too.
         adapt: adapt the models of every other domain of the anatomy.
