@@ -29,6 +29,8 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTransform
 from torch import Tensor
 
+from nnunet_fm.data.affine import AffineTransform
+from nnunet_fm.data.blur import BlurTransform
 from nnunet_fm.data.slice_augmentation import (
     Chance,
     ElasticTransform,
@@ -340,6 +342,19 @@ def without_timing(transform: BasicTransform) -> BasicTransform:
     for part in _walk(transform):
         if isinstance(part, GaussianBlurTransform):
             part.benchmark = False
+    return transform
+
+
+def accelerated(transform: BasicTransform) -> BasicTransform:
+    """Put our rotation, scaling and blur in place of batchgeneratorsv2's: same draws, equal results, less time."""
+    if type(transform) is SpatialTransform:
+        return AffineTransform.like(transform)
+    if type(transform) is GaussianBlurTransform:
+        return BlurTransform.like(transform)
+    if isinstance(transform, ComposeTransforms):
+        transform.transforms = [accelerated(part) for part in transform.transforms]
+    elif isinstance(transform, RandomTransform):
+        transform.transform = accelerated(transform.transform)
     return transform
 
 

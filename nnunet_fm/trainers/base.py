@@ -23,7 +23,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, autocast, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_fm.data.augmentation import initial_patch_size, with_preset, without_timing
+from nnunet_fm.data.augmentation import accelerated, initial_patch_size, with_preset
 from nnunet_fm.data.rare_class import RareClassDataLoader
 from nnunet_fm.data.sampling import FMDataLoader
 from nnunet_fm.evaluation.record import Overlap
@@ -210,7 +210,7 @@ class fm_trainer(BudgetTrainer):
             self.configuration_manager.normalization_schemes,
             self.plans_manager.foreground_intensity_properties_per_channel,
         )
-        return without_timing(with_preset(self.recipe.augmentation, stock, patch_size, symmetric))
+        return accelerated(with_preset(self.recipe.augmentation, stock, patch_size, symmetric))
 
     def get_validation_transforms(
         self, deep_supervision_scales: list[list[float]] | None, *args: Any, **kwargs: Any
