@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import defaultdict
@@ -12,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from nnunet_fm.foreign import read_object
+from nnunet_fm.models.foreign_plans import read_plans
+from nnunet_fm.weights.files import read_trained
 
 DEVICES = ("cpu", "cuda", "mps")
 SHOWN = 3
@@ -55,7 +58,12 @@ def find_model_folder(dataset: str, trainer: str, plans: str, configuration: str
 
 
 def check_model_folder(folder: Path, folds: Sequence[int | str], checkpoint: str) -> None:
-    """Raise a PredictionInputError unless the folder is a model's and has the checkpoint in every fold."""
+    """Check that the folder is a model's, has the checkpoint in every fold, and can be read without running its code.
+
+    Raises:
+        PredictionInputError: if it is not, or a file is missing.
+        PlanError, WeightsFileError: for plans or a checkpoint that would import, call or unpickle anything foreign.
+    """
     missing = [name for name in ("plans.json", "dataset.json") if not (folder / name).is_file()]
     if missing:
         upper = folder.name.startswith("fold_") and (folder.parent / "plans.json").is_file()
@@ -65,6 +73,9 @@ def check_model_folder(folder: Path, folds: Sequence[int | str], checkpoint: str
         raise PredictionInputError(f"{folder} has no {' and no '.join(missing)}: {hint}")
     absent = [str(fold) for fold in folds if not (folder / f"fold_{fold}" / checkpoint).is_file()]
     if not absent:
+        read_plans(folder / "plans.json")
+        for fold in folds:
+            read_trained(folder / f"fold_{fold}" / checkpoint)
         return
     found = {path.name.removeprefix("fold_"): path for path in sorted(folder.glob("fold_*")) if path.is_dir()}
     usable = [fold for fold, path in found.items() if (path / checkpoint).is_file()]
@@ -229,9 +240,21 @@ def check_output(output: Path, images: Path | None) -> None:
         raise PredictionInputError(f"cannot write to the output folder {output}: {existing} is no writable folder")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Content of a JSON file."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+def read_dataset_json(path: Path) -> dict[str, Any]:
+    """A model's ``dataset.json``.
+
+    Raises:
+        PredictionInputError: if it lacks channels or file ending, or they are no names.
+        ForeignFileError: if it is no JSON object.
+    """
+    content = read_object(path)
+    names = content.get("modality", content.get("channel_names"))
+    channels = isinstance(names, dict) and all(isinstance(name, str) for name in names.values())
+    if not channels or not all(number.isdecimal() for number in names):  # type: ignore[union-attr]
+        raise PredictionInputError(f"{path}: 'channel_names' must map numbers to the names of channels")
+    ending = content.get("file_ending")
+    if not isinstance(ending, str) or not ending.startswith(".") or "/" in ending or "\\" in ending:
+        raise PredictionInputError(f"{path}: 'file_ending' must be the ending of image files, such as .nii.gz")
     return content
 
 

@@ -94,7 +94,7 @@ def predict_folder(
         raise PredictionInputError(f"-step_size {tile_step_size} is not in (0, 1]")
     inputs.check_device(device)
     inputs.check_model_folder(model_folder, folds, checkpoint)
-    dataset_json = inputs.read_json(model_folder / "dataset.json")
+    dataset_json = inputs.read_dataset_json(model_folder / "dataset.json")
     ending = dataset_json["file_ending"]
     folder = Path(images) if isinstance(images, (str, os.PathLike)) else None
     if folder is not None:

@@ -32,6 +32,7 @@ from nnunet_fm.inference.workers import (
     failure,
     workers,
 )
+from nnunet_fm.weights.files import data_only
 
 CUDA = torch.device("cuda")
 QUEUED = 2
@@ -215,11 +216,13 @@ def load_predictor(
 
     Raises:
         PredictionInputError: for a folder without the model, missing folds or checkpoints, or an absent device.
+        PlanError, WeightsFileError: for plans or a checkpoint that would run code; none of it is run.
     """
     inputs.check_device(device)
     inputs.check_model_folder(model_folder, folds, checkpoint)
     predictor = FMPredictor(
         tile_step_size, True, mirroring, on_device, device, verbose, verbose_preprocessing=verbose, allow_tqdm=False
     )
-    predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)
+    with data_only():
+        predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)
     return predictor

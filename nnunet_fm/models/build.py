@@ -10,10 +10,14 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 
 from nnunet_fm.adapters import apply_adapter
 from nnunet_fm.models.card import ModelCard
+from nnunet_fm.models.registry import cards
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.weights import slim
 
 Architecture = dict[str, Any]
+
+OURS = ("nnunet_fm.networks.", "nnunet_fm.models.")
+"""Where the networks of this package are; a plan may come from anybody, and to import a module is to run it."""
 
 MIN_BOTTLENECK_EDGE = 4
 """An axis is halved only while at least this many voxels remain, as in nnU-Net's own planner."""
@@ -105,14 +109,21 @@ def network_class(class_path: str) -> type[FoundationNetwork]:
 
     Raises:
         ImportError: if it does not exist.
-        TypeError: if it is not one of ours.
+        TypeError: if it is neither one of ours nor one that a model card names; no module is imported then.
     """
+    if not isinstance(class_path, str) or not (class_path.startswith(OURS) or class_path in _of_cards()):
+        raise TypeError(f"'{class_path}' is not a network of nnunet-fm")
     found = locate(class_path)
     if found is None:
         raise ImportError(f"network class '{class_path}' of the plan does not exist")
     if not (isinstance(found, type) and issubclass(found, FoundationNetwork)):
         raise TypeError(f"'{class_path}' is not a network of nnunet-fm")
     return found
+
+
+def _of_cards() -> set[str]:
+    """Networks that model cards name, those of the user's own among them."""
+    return {card.network.class_path for card in cards().values()}
 
 
 def build_network(

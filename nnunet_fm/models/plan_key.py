@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
+from nnunet_fm.foreign import plain_name
 from nnunet_fm.models.card import Recipe
 
 KEY = "nnunet_fm"
@@ -14,14 +15,21 @@ STOCK_KEY = "nnunet_fm_stock"
 VERSION = 1
 
 
+Name = Annotated[str, AfterValidator(plain_name)]
+"""What becomes part of a path."""
+
+
 class PlanError(ValueError):
     """A plan that cannot be read or used; the message says what to do."""
 
 
 class WeightsEntry(BaseModel):
-    """Which official file a part of the network starts from; the hash is None while no file was at hand.
+    """Which official file a part of the network starts from.
 
-    ``decoder`` says that a head's mask decoder starts from the file, too, as far as shapes fit.
+    Args:
+        name: of the weights, as `nnunet-fm weights list` prints it.
+        sha256: of the file; None while no file was at hand.
+        decoder: whether a head's mask decoder starts from the file, too, as far as shapes fit.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -51,10 +59,10 @@ class Adaptation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
     method: Literal["selftraining", "entropymin"]
-    source: str
+    source: Name
     model_folder: str
-    fold: str = "0"
-    checkpoint: str = "checkpoint_best.pth"
+    fold: Name = "0"
+    checkpoint: Name = "checkpoint_best.pth"
     sha256: str
     labelled: NonNegativeInt = 3
     labelled_cases: list[str] = []
@@ -68,13 +76,25 @@ class Adaptation(BaseModel):
 class PlanKey(BaseModel):
     """Content of the extra key.
 
-    ``origin`` says for each planned quantity where its value comes from: ``mission``, ``official``, ``thesis``,
-    ``nnunet``, ``source`` (of an adapted model), ``data`` (fitted to the data), ``memory`` (fitted to the memory
-    target) or ``user``.
-    ``reasons`` holds a sentence for each value that is not simply the card's.
-    ``epochs`` are passes over the ``slices`` of all training images where a 2D plan counts its iterations so.
-    ``train_cases`` restricts the training cases of a fold to so many, the first ones of an order that the recipe's seed
-    fixes. ``eval_datasets`` are names of other datasets of the same labels whose Dice is recorded during training.
+    Args:
+        version: of this entry; another one is refused.
+        model: name of the card.
+        head: decode head of a 2D model; None for a network with its own.
+        adapter: which part of the network is trained; None where there is nothing pre-trained.
+        variant: of the card, that the plan was made from.
+        recipe: how it is trained.
+        iterations: optimiser steps, met exactly.
+        epochs: passes over the slices of all training images where a 2D plan counts its iterations so.
+        slices: of all training images, which those passes are over.
+        origin: for each planned quantity where its value comes from: ``mission``, ``official``, ``thesis``,
+            ``nnunet``, ``source`` (of an adapted model), ``data`` (fitted to the data), ``memory`` (fitted to the
+            memory target) or ``user``.
+        reasons: a sentence for each value that is not simply the card's.
+        weights: official files by the part that starts from them: backbone, head, ladder.
+        train_cases: restricts the training cases of a fold to so many, the first ones of an order that the recipe's
+            seed fixes.
+        eval_datasets: names of other datasets of the same labels whose Dice is recorded during training.
+        adaptation: how a trained model is adapted; None for a training of its own.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -91,7 +111,7 @@ class PlanKey(BaseModel):
     reasons: dict[str, str] = {}
     weights: dict[str, WeightsEntry] = {}
     train_cases: PositiveInt | None = None
-    eval_datasets: list[str] = []
+    eval_datasets: list[Name] = []
     adaptation: Adaptation | None = None
 
     @classmethod
@@ -111,7 +131,7 @@ class PlanKey(BaseModel):
                 f"{VERSION}: plan again with this version, or install the version that wrote the plans"
             )
         try:
-            return cls(**content)
+            return cls.model_validate(content)
         except ValidationError as error:
             raise PlanError(f"plans '{name}', entry '{KEY}': {_faults(error)}") from None
 
@@ -120,6 +140,14 @@ class StockKey(BaseModel):
     """Content of the key ``nnunet_fm_stock`` of a stock plan that ``fm_trainer_stock`` trains as a control.
 
     nnU-Net's own trainer, network, loss, augmentation and schedule; only budget, seed and training cases are set.
+
+    Args:
+        version: of this entry; another one is refused.
+        iterations: optimiser steps, met exactly.
+        iterations_per_epoch: steps between two validations.
+        validation_iterations: batches of a validation.
+        seed: of the training and of the choice of its cases.
+        train_cases: cases of a fold to train on; None: all.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -144,7 +172,7 @@ class StockKey(BaseModel):
                 f"that have with `nnunet-fm plan -d ID --control stock`"
             )
         try:
-            return cls(**plans[STOCK_KEY])
+            return cls.model_validate(plans[STOCK_KEY])
         except ValidationError as error:
             raise PlanError(f"plans '{name}', entry '{STOCK_KEY}': {_faults(error)}") from None
 

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_fm.foreign import read_object
 from nnunet_fm.models.build import Architecture
+from nnunet_fm.models.foreign_plans import read_plans
 from nnunet_fm.models.names import UnknownNameError
 from nnunet_fm.models.plan_key import PlanError, PlanKey
 from nnunet_fm.models.registry import grammar
 from nnunet_fm.trainers.setting import Setting, network_architecture, resolve
 from nnunet_fm.weights.cache import compute_sha256
-from nnunet_fm.weights.files import DAMAGED
+from nnunet_fm.weights.files import WeightsFileError, read_trained
 
 BEST, FINAL = "checkpoint_best.pth", "checkpoint_final.pth"
 
@@ -77,6 +78,7 @@ def read_source(folder: Path, fold: str = "0", checkpoint: str | None = None) ->
 
     Raises:
         PlanError: naming what is missing, or why the model cannot be started from.
+        ForeignFileError: for a file of the folder that is no JSON object.
     """
     folder = folder.expanduser().resolve()
     for name in ("plans.json", "dataset.json"):
@@ -85,13 +87,12 @@ def read_source(folder: Path, fold: str = "0", checkpoint: str | None = None) ->
                 f"{folder} is no folder of a trained model: it has no {name}. It is the folder "
                 f"<trainer>__<plans>__<configuration> in nnUNet_results/<dataset>"
             )
-    plans, dataset_json = (json.loads((folder / f"{n}.json").read_text(encoding="utf-8")) for n in ("plans", "dataset"))
+    plans, dataset_json = read_plans(folder / "plans.json"), read_object(folder / "dataset.json")
     file = _checkpoint(folder, fold, checkpoint)
     try:
-        # As nnU-Net itself reads its checkpoints; they hold more than tensors.
-        content = torch.load(file, map_location="cpu", weights_only=False, mmap=True)
+        content = read_trained(file)
         trainer, configuration = content["trainer_name"], content["init_args"]["configuration"]
-    except DAMAGED as error:
+    except (WeightsFileError, LookupError, TypeError) as error:
         raise PlanError(f"{file} is not a readable checkpoint of nnU-Net: {error}") from None
     try:
         spec = grammar().trainer(trainer)

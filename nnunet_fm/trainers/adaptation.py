@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -24,6 +23,7 @@ from nnunet_fm.trainers.base import fm_trainer
 from nnunet_fm.trainers.setting import resolve
 from nnunet_fm.trainers.split import first_cases
 from nnunet_fm.weights.cache import compute_sha256
+from nnunet_fm.weights.files import read_trained
 
 
 class AdaptingTrainer(fm_trainer):
@@ -76,8 +76,7 @@ class AdaptingTrainer(fm_trainer):
         source = None if self._restoring else self._source_checkpoint()
         super().initialize()
         if source is not None:
-            checkpoint = torch.load(source, map_location="cpu", weights_only=False, mmap=True)
-            self.bare_network.load_state_dict(checkpoint["network_weights"])
+            self.bare_network.load_state_dict(read_trained(source)["network_weights"])
             self.print_to_log_file(f"Weights of {source}, trained on {self.adaptation.source}")
 
     def _source_checkpoint(self) -> Path:

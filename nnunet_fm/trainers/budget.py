@@ -23,7 +23,7 @@ from nnunet_fm.trainers.random_state import random_state, seed_everything, set_r
 from nnunet_fm.trainers.recorder import Recorder
 from nnunet_fm.trainers.split import first_cases
 from nnunet_fm.trainers.tensorboard import TensorBoardLogger, tensorboard_enabled
-from nnunet_fm.weights.files import write_checkpoint
+from nnunet_fm.weights.files import data_only, read_trained, write_checkpoint
 
 CHECKPOINT_KEY = "nnunet_fm"
 
@@ -349,11 +349,10 @@ class BudgetTrainer(nnUNetTrainer):
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Continue from a checkpoint: weights, optimiser, best score, progress, record and random state."""
         self._restoring = True
-        super().load_checkpoint(filename_or_checkpoint)
-        # Memory-mapped: the weights, which were just read, are not read again.
-        extra = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False, mmap=True).get(
-            CHECKPOINT_KEY
-        )
+        # Memory-mapped: the weights, which nnU-Net reads next, are not read twice.
+        extra = read_trained(Path(filename_or_checkpoint)).get(CHECKPOINT_KEY)
+        with data_only():
+            super().load_checkpoint(filename_or_checkpoint)
         if extra is None:
             raise RuntimeError(f"{filename_or_checkpoint} was not written by a trainer of nnunet-fm")
         self.load_state(extra)

@@ -8,7 +8,9 @@ import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from zlib import error as ZlibError
 
+from nnunet_fm.foreign import check_unpacking
 from nnunet_fm.weights.cache import cache_folder, compute_sha256, pin, sha256
 from nnunet_fm.weights.files import WeightsFileError
 
@@ -22,7 +24,8 @@ def opened(source: Path, names: Collection[str]) -> Iterator[tuple[Path, str]]:
 
     Raises:
         FileNotFoundError: if the path does not exist.
-        WeightsFileError: for a folder or archive without, or with several of, these files.
+        WeightsFileError: for a folder or archive without, or with several of, these files, or a damaged archive.
+        ForeignFileError: for an archive that would unpack to something out of proportion, or too large for the disk.
     """
     if source.is_dir():
         files = {str(p.relative_to(source)): p for p in sorted(source.rglob("*")) if p.is_file()}
@@ -34,12 +37,13 @@ def opened(source: Path, names: Collection[str]) -> Iterator[tuple[Path, str]]:
             name = _the_one(source, members, names)
             cache_folder().mkdir(parents=True, exist_ok=True)
             unpacked = cache_folder() / f".unpacked.{os.getpid()}"
+            check_unpacking(source, source.stat().st_size, members[name].file_size, cache_folder())
             try:
                 with archive.open(members[name]) as packed, unpacked.open("wb") as file:
                     shutil.copyfileobj(packed, file, 1 << 20)
                 yield unpacked, PurePosixPath(name).name
-            except zipfile.BadZipFile as error:
-                raise WeightsFileError(f"{source} is damaged ({error}): download it again") from None
+            except (zipfile.BadZipFile, ZlibError, EOFError, RuntimeError, NotImplementedError) as error:
+                raise WeightsFileError(f"{source} is damaged or locked ({error}): download it again") from None
             finally:
                 unpacked.unlink(missing_ok=True)
     elif source.is_file():
@@ -81,8 +85,11 @@ def _is_archive(path: Path) -> bool:
     """True for a zip that is no checkpoint of ``torch.save``, which is a zip as well."""
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return not any(PurePosixPath(name).name == "data.pkl" for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return not any(PurePosixPath(name).name == "data.pkl" for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise WeightsFileError(f"{path} is a damaged archive ({error}): download it again") from None
 
 
 def _the_one(source: Path, found: Collection[str], names: Collection[str]) -> str:

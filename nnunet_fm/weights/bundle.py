@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from nnunet_fm.weights.files import write_checkpoint
+from nnunet_fm.weights.files import WeightsFileError, read_trained, write_checkpoint
 from nnunet_fm.weights.slim import bases_of, full_state_dict
 
 WEIGHTS = "network_weights"
@@ -43,21 +41,23 @@ def checkpoints_of(folder: Path) -> list[Path]:
 def bundle(folder: Path) -> Iterator[Bundled]:
     """Rewrite one checkpoint after the other, each in one step; full ones are left alone.
 
-    Like nnU-Net's own commands it unpickles the checkpoints of a trained folder: run it on folders you trust.
-
     Raises:
         FileNotFoundError: for a folder without checkpoints, or a base that is not in the weights folder.
+        WeightsFileError: for a checkpoint that is damaged, or needs code to be run.
     """
     for path in checkpoints_of(folder):
         before = path.stat().st_size
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+        content = read_trained(path)
         bases = bases_of(content[WEIGHTS])
         if bases:
             weights = full_state_dict(content[WEIGHTS])
-            write_checkpoint({**content, WEIGHTS: {name: _alone(t) for name, t in weights.items()}}, path)
+            write_checkpoint({**content, WEIGHTS: {name: _alone(name, t, path) for name, t in weights.items()}}, path)
         yield Bundled(path, tuple(base.files[0] for base in bases), before, path.stat().st_size)
 
 
-def _alone(tensor: Tensor) -> Tensor:
+def _alone(name: str, tensor: Tensor, path: Path) -> Tensor:
     """The tensor in a storage of its own size: ``torch.save`` writes whole storages."""
-    return tensor if tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() else tensor.clone()
+    size, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if size > stored:
+        raise WeightsFileError(f"{path}: tensor '{name}' claims {size:,} bytes where {stored:,} are stored")
+    return tensor if size == stored else tensor.clone()

@@ -11,8 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 CACHE_VARIABLE = "NNUNET_FM_WEIGHTS"
 HASH_FILE = ".sha256.json"
 PIN_FILE = ".pinned.json"
@@ -89,6 +87,8 @@ def known_sha256(path: Path) -> str | None:
 def pin(path: Path) -> str:
     """Write down a file's SHA-256 beside it, as the one that it shall keep; returns it."""
     digest = sha256(path)
+    from filelock import FileLock
+
     record = path.with_name(PIN_FILE)
     with FileLock(f"{record}.lock"):
         _write_json(record, {**_read_json(record), path.name: digest})
@@ -141,7 +141,7 @@ def compute_sha256(path: Path) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -26,6 +26,9 @@ CHUNK = 1 << 20
 TIMEOUT = 60
 """Seconds without an answer after which a connection is given up."""
 
+LARGEST = 2**36
+"""Bytes after which a download is given up whose size neither a model card nor the server knows."""
+
 Progress = Callable[[int, int | None], None]
 """Called with bytes at hand and bytes in all, None if the server does not say."""
 
@@ -157,7 +160,7 @@ def _total(answer: Any, url: str, size: int | None) -> int | None:
     total = int(length) if length and length.isdigit() else None
     if size is not None and total is not None and total != size:
         raise DownloadError(f"{url} has {total:,} bytes where {size:,} are expected: it is another file")
-    return total
+    return size if total is None else total
 
 
 def _check_space(partial: Path, have: int, total: int | None) -> None:
@@ -169,8 +172,12 @@ def _check_space(partial: Path, have: int, total: int | None) -> None:
 def _copy(answer: Any, file: IO[bytes], done: int, total: int | None, progress: Progress) -> int:
     progress(done, total)
     while chunk := answer.read(CHUNK):
-        file.write(chunk)
         done += len(chunk)
+        if done > (LARGEST if total is None else total):
+            raise DownloadError(
+                f"{answer.url} sends more than the {total or LARGEST:,} bytes that it may: it is another file"
+            )
+        file.write(chunk)
         progress(done, total)
     return done
 

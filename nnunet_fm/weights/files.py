@@ -7,9 +7,10 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -29,8 +30,20 @@ NUMPY_SCALARS: list[Any] = [
 """The globals beyond PyTorch's own list that nnU-Net v1 files need: their losses and scores are numpy scalars.
 The classes of dtypes are what unpickling ``numpy.dtype`` builds; ``_codecs.encode`` is on PyTorch's list already."""
 
+NUMPY_ARRAYS: list[Any] = [
+    *((np.zeros(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    np.ndarray,
+    type(np.dtype("u4")),
+]
+"""Further globals of checkpoints of trainings: states of random generators are numpy arrays. None of object type."""
 
-DAMAGED = (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError)
+FORCE, FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+"""PyTorch's own variables: the first overrules ``weights_only=False``, which nnU-Net passes; never both."""
+
+DAMAGED = (
+    pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError, AssertionError,
+    MemoryError, OverflowError, OSError,
+)  # fmt: skip
 """What `torch.load` raises on bytes that are no checkpoint, depending on where it gives up."""
 
 
@@ -59,17 +72,48 @@ def read_state_dict(path: Path, containers: Sequence[str] = ()) -> dict[str, Ten
         WeightsFileError: for a file that is damaged, no checkpoint, or needs code to be run; or one without a
             state dict under any known key.
     """
-    content = _read(path)
+    content = _read(path, NUMPY_SCALARS)
     keys = [*dict.fromkeys((*containers, *CONTAINERS))]
-    while not _is_state_dict(content):
+    while not (content and _is_state_dict(content)):
         inner = next((k for k in keys if isinstance(content, Mapping) and isinstance(content.get(k), Mapping)), None)
         if inner is None:
             raise WeightsFileError(_no_state_dict(path, content, keys))
         content = content[inner]
+    _check_tensors(path, content)
     return _unwrapped(dict(content))
 
 
-def _read(path: Path) -> Any:
+def read_trained(path: Path) -> dict[str, Any]:
+    """Content of a checkpoint that a training of nnU-Net has left, tensors on the CPU and left on disk until used.
+
+    nnU-Net itself unpickles these files, so that whoever made one can run any program on the machine of whoever loads
+    it. Nothing that nnU-Net and its trainers save needs that.
+
+    Raises:
+        WeightsFileError: as `read_state_dict`, and for a file without the weights of a network.
+    """
+    content = _read(path, [*NUMPY_SCALARS, *NUMPY_ARRAYS])
+    weights = content.get("network_weights") if isinstance(content, Mapping) else None
+    if not _is_state_dict(weights):
+        raise WeightsFileError(f"{path} is no checkpoint of nnU-Net: it has no network_weights")
+    _check_tensors(path, weights)
+    return dict(content)
+
+
+@contextmanager
+def data_only() -> Iterator[None]:
+    """No `torch.load` in this process runs code of a file meanwhile, whatever nnU-Net asks for; as `read_trained`."""
+    before = {name: os.environ.pop(name, None) for name in (FORCE, FORBID)}
+    os.environ[FORCE] = "1"
+    try:
+        with torch.serialization.safe_globals([*NUMPY_SCALARS, *NUMPY_ARRAYS]):
+            yield
+    finally:
+        del os.environ[FORCE]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def _read(path: Path, allowed: Sequence[Any]) -> Any:
     with path.open("rb") as file:
         start = file.read(4)
     if not start:
@@ -77,12 +121,28 @@ def _read(path: Path) -> Any:
     is_zip = zipfile.is_zipfile(path)
     if start == b"PK\x03\x04" and not is_zip:
         raise WeightsFileError(f"{path} is cut off before its end: download it again")
+    if is_zip:
+        _check_stored(path)
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_SCALARS):
+        with warnings.catch_warnings(), torch.serialization.safe_globals([*allowed]):
             warnings.simplefilter("ignore")  # about pickle protocols and storages, which a user cannot change
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except DAMAGED as error:
         raise WeightsFileError(_reason(path, str(error))) from None
+
+
+def _check_stored(path: Path) -> None:
+    """Refuse compressed members, which could become anything in size: torch.save compresses nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+            names = [info.filename for info in archive.infolist()]
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise WeightsFileError(f"{path} is a damaged archive: download it again ({error})") from None
+    pickles = sum(name.rpartition("/")[2] == "data.pkl" for name in names)
+    if pickles and (packed or pickles > 1 or len(names) > len(set(names))):
+        what = f"'{packed[0]}' is compressed" if packed else "it has members of the same name"
+        raise WeightsFileError(f"{path} was not written by torch.save: {what}. It is refused")
 
 
 def _reason(path: Path, message: str) -> str:
@@ -94,11 +154,22 @@ def _reason(path: Path, message: str) -> str:
         )
     if zipfile.is_zipfile(path):
         return f"{path} is an archive, but not one written by torch.save: unpack it and use the checkpoint inside"
-    return f"{path} is no PyTorch checkpoint, or a damaged one: download it again ({message.splitlines()[-1][:200]})"
+    last = (message.splitlines() or ["?"])[-1][:200]
+    return f"{path} is no PyTorch checkpoint, or a damaged one: download it again ({last})"
 
 
-def _is_state_dict(content: Any) -> bool:
-    return isinstance(content, Mapping) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
+def _is_state_dict(content: Any) -> TypeGuard[Mapping[str, Tensor]]:
+    return isinstance(content, Mapping) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    )
+
+
+def _check_tensors(path: Path, state_dict: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are no plain arrays of numbers: nothing in a checkpoint of a network is."""
+    for name, tensor in state_dict.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else str(tensor.layout)
+            raise WeightsFileError(f"{path}: tensor '{name}' is {kind}, no plain array of numbers: it is refused")
 
 
 def _no_state_dict(path: Path, content: Any, keys: Sequence[str]) -> str:

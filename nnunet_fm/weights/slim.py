@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnunet_fm.foreign import plain_name
 from nnunet_fm.weights.cache import cache_folder, sha256
 from nnunet_fm.weights.files import WeightsFileError, read_state_dict
 
@@ -125,6 +126,7 @@ def full_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises:
         BaseFileError: if the official file is not in the weights folder, or not the one that was used.
+        WeightsFileError: if the note on it is damaged, or its files would lie elsewhere.
     """
     content = dict(state_dict)
     for base in bases_of(state_dict):
@@ -193,8 +195,25 @@ def _read_note(tensor: Tensor) -> tuple[Base, ...] | None:
     content = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
     if content[HEAD : HEAD + len(MARK)].cpu().numpy().tobytes() != MARK:
         return None
-    entries: list[dict[str, Any]] = json.loads(content[HEAD + len(MARK) :].cpu().numpy().tobytes())
-    return tuple(Base(**{**e, "files": tuple(e["files"]), "containers": tuple(e["containers"])}) for e in entries)
+    try:
+        return tuple(_base(**entry) for entry in json.loads(content[HEAD + len(MARK) :].cpu().numpy().tobytes()))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WeightsFileError(f"the checkpoint's note on left-out weights is damaged ({error})") from None
+
+
+def _base(
+    files: list[str],
+    sha256: str,
+    containers: list[str],
+    page: str,
+    tensors: dict[str, str],
+    digest: str | None = None,
+) -> Base:
+    """A base from a note, which may come from anybody: its files are looked for in the weights folder, nowhere else."""
+    words = [*files, *containers, *tensors, *tensors.values(), sha256, page, digest or ""]
+    if not files or not isinstance(tensors, dict) or not all(isinstance(word, str) for word in words):
+        raise TypeError("entries of another type")
+    return Base(tuple(map(plain_name, files)), sha256, tuple(containers), page, dict(tensors), digest)
 
 
 # The official file

@@ -1,0 +1,148 @@
+"""Files that somebody else wrote: what they promise is bounded before it is believed, and nothing in them runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TEXT_BYTES = 2**28
+"""Largest JSON file that is read; plans and records have some megabytes at most."""
+
+YAML_BYTES, YAML_ENTRIES = 2**20, 100_000
+"""Largest YAML file, which people write by hand, and entries in it with all aliases written out."""
+
+DEPTH = 100
+"""Lists and objects inside one another. Python gives up at some hundreds, in whatever function comes across them."""
+
+DEFLATE = 1032
+"""Most bytes that one byte of a gzip, zip or PNG file can become."""
+
+UNPACKED_RATIO, UNPACKED_FREE = 100, 2**27
+"""An archive may unpack to so many times its size; small ones to so many bytes."""
+
+
+class ForeignFileError(ValueError):
+    """A file that is not what it has to be; the message names the file and the rule."""
+
+
+def read_text(path: Path, limit: int = TEXT_BYTES) -> str:
+    """Text of a file in UTF-8.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ForeignFileError: if it is no plain file, too large, or not in UTF-8.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ForeignFileError(f"{path} is no file")
+    if status.st_size > limit:
+        raise ForeignFileError(f"{path} has {status.st_size:,} bytes, {limit:,} are read at most: it is something else")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ForeignFileError(f"{path} is not written in UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file; raises as `read_text`, and a ForeignFileError for anything but JSON of sane depth."""
+    try:
+        content = json.loads(read_text(path))
+    except ForeignFileError:
+        raise
+    except RecursionError:
+        raise ForeignFileError(f"{path} is nested too deep") from None
+    except ValueError as error:
+        raise ForeignFileError(f"{path} is not a JSON file: {error}") from None
+    _check_nesting(content, path)
+    return content
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises as `read_json`, and for any other content."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ForeignFileError(f"{path} holds a {type(content).__name__}, not a JSON object")
+    return content
+
+
+def read_yaml(path: Path) -> Any:
+    """Content of a YAML file without tags that build objects; raises as `read_json`.
+
+    Aliases may stand for others that stand for others: a few lines that would be billions of entries are refused.
+    """
+    text = read_text(path, YAML_BYTES)
+    try:
+        content = yaml.safe_load(text)
+    except Exception as error:  # beside its own error the parser lets through whatever int(), dates or tags raise
+        raise ForeignFileError(f"{path} is no YAML: {error}") from None
+    _check_nesting(content, path, YAML_ENTRIES)
+    return content
+
+
+def plain_name(name: str) -> str:
+    """The name itself, if it can only name something inside a folder.
+
+    Raises:
+        ValueError: if it is empty or a path.
+    """
+    if name in ("", ".", "..") or any(sign in name for sign in "/\\\0") or Path(name).name != name:
+        raise ValueError(f"{name!r} is not a plain name: it would lead to another folder")
+    return name
+
+
+def check_promise(path: Path, promised: int, ratio: int = DEFLATE) -> None:
+    """Refuse a file whose header promises more bytes than any file of its size can hold, before they are allocated.
+
+    Args:
+        path: the file.
+        promised: bytes of what is in it, unpacked.
+        ratio: how many bytes one byte of it can become.
+
+    Raises:
+        ForeignFileError: if it cannot keep the promise.
+    """
+    size = path.stat().st_size
+    if promised < 0 or promised > ratio * size:
+        raise ForeignFileError(f"{path.name} promises {promised:,} bytes, which a file of {size:,} bytes cannot hold")
+
+
+def check_unpacking(shown: object, packed: int, unpacked: int, folder: Path) -> None:
+    """Refuse to unpack an archive that is out of all proportion, or for which the disk has no room.
+
+    Args:
+        shown: what to call it in messages.
+        packed: bytes of the archive.
+        unpacked: bytes of what is taken out of it, all in all.
+        folder: where they would be written; it exists.
+
+    Raises:
+        ForeignFileError: in either case.
+    """
+    if unpacked > max(UNPACKED_FREE, UNPACKED_RATIO * packed):
+        raise ForeignFileError(
+            f"{shown}: its {packed:,} bytes would become {unpacked:,}, more than {UNPACKED_RATIO} times as many: "
+            "unpack it by hand if you trust it"
+        )
+    free = shutil.disk_usage(folder).free
+    if unpacked > free:
+        raise ForeignFileError(f"{shown}: {unpacked:,} bytes to unpack, but {folder} has {free:,} left")
+
+
+def _check_nesting(content: Any, path: Path, entries: int | None = None) -> None:
+    waiting, seen = [(content, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        seen += 1
+        if depth > DEPTH:
+            raise ForeignFileError(f"{path} is nested too deep")
+        if entries is not None and seen > entries:
+            raise ForeignFileError(f"{path} has more than {entries:,} entries, its aliases written out")
+        if isinstance(value, dict):
+            waiting += [(inner, depth + 1) for pair in value.items() for inner in pair]
+        elif isinstance(value, (list, tuple, set)):
+            waiting += [(inner, depth + 1) for inner in value]
