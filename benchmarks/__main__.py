@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks.harness import Benchmark, measure_pairs, missed, table
 from nnunet_fm.evaluation.machine import processor_name, versions
 
-MODULES = ("preprocess", "export", "encoder", "swinunetr", "training", "prediction")
+MODULES = ("preprocess", "export", "encoder", "swinunetr", "augmentation", "training", "prediction", "lookup")
 OPPONENTS = ("segment-anything", "batchgenerators", "scipy", "scikit-image", "SimpleITK", "blosc2")
 
 

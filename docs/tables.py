@@ -20,7 +20,7 @@ from typing import Any
 from nnunet_fm.data.augmentation import PRESETS
 from nnunet_fm.dataset_conversion import ALIASES, CONVERTERS, get_converter
 from nnunet_fm.dataset_conversion.base import Converter
-from nnunet_fm.heads import HEADS, head_class
+from nnunet_fm.heads import HEADS, head_class, needs_official
 from nnunet_fm.models.card import Intensity, ModelCard, Recipe, Variant
 from nnunet_fm.models.count import trained_by_head
 from nnunet_fm.models.registry import cards
@@ -80,13 +80,13 @@ def overview() -> str:
 def heads() -> str:
     """One row per decode head; parameters on maps of SAM B and of MAE B."""
     sam, mae = (trained_by_head(cards()[name], 15) for name in ("sam_b", "mae_b"))
-    lines = {name: [getdoc(head_class(name)).partition("\n")[0], head_class(name)] for name in sam}
+    lines = {name: getdoc(head_class(name)).partition("\n")[0] for name in sam}
     return table(
         ("head", "what", "trained with SAM B", "with MAE B", "starts from a file of its own"),
         (
             (f"`{name}`", what.split(";")[0].rstrip("."), f"{sam[name]:,}", f"{mae[name]:,}",
-             "yes" if found.needs_official else "no")
-            for name, (what, found) in lines.items()
+             "yes" if needs_official(name) else "no")
+            for name, what in lines.items()
         ),
     )  # fmt: skip
 

@@ -114,7 +114,9 @@ def test_a_benchmark_runs_from_the_command_line(tmp_path: Path) -> None:
         ("preprocess", [1e-4, 0, 0]),
         ("export", [1e-3]),
         ("swinunetr-forward", []),
+        ("augmentation", [5e-3, 1e-4]),
         ("training", []),
+        ("trainer-lookup", []),
     ],
 )
 def test_every_subject_runs(name: str, differences: list[float], tmp_path: Path) -> None:

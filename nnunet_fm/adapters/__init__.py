@@ -1,26 +1,25 @@
-"""Ways to adapt a pre-trained network to a task, one file each."""
+"""Ways to adapt a pre-trained network to a task, one file each. Names of adapters need no PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from nnunet_fm.adapters.base import Adaptable
-from nnunet_fm.adapters.freeze import freeze
-from nnunet_fm.adapters.full import full
-from nnunet_fm.adapters.ladder import ladder
-from nnunet_fm.adapters.lora import lora
-from nnunet_fm.adapters.rein import rein, rein_lora
+if TYPE_CHECKING:
+    from nnunet_fm.adapters.base import Adaptable
 
-ADAPTERS: dict[str, Callable[..., None]] = {
-    "freeze": freeze,
-    "full": full,
-    "lora": lora,
-    "rein": rein,
-    "rein_lora": rein_lora,
-    "ladder": ladder,
+ADAPTERS = {
+    "freeze": ("freeze", "freeze"),
+    "full": ("full", "full"),
+    "lora": ("lora", "lora"),
+    "rein": ("rein", "rein"),
+    "rein_lora": ("rein", "rein_lora"),
+    "ladder": ("ladder", "ladder"),
 }
-"""Name -> function of a network, and of arguments of its own."""
+"""Name -> module of this package, function of a network, and of arguments of its own."""
+
+DEFAULT_BRANCH = "dinov2_s"
+"""The second backbone of a ladder, as in the thesis."""
 
 
 def apply_adapter(name: str, network: Adaptable, **arguments: Any) -> None:
@@ -31,4 +30,5 @@ def apply_adapter(name: str, network: Adaptable, **arguments: Any) -> None:
     """
     if name not in ADAPTERS:
         raise ValueError(f"unknown adapter '{name}', known are {', '.join(sorted(ADAPTERS))}")
-    ADAPTERS[name](network, **arguments)
+    module, function = ADAPTERS[name]
+    getattr(import_module(f"{__name__}.{module}"), function)(network, **arguments)

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_fm.adapters import DEFAULT_BRANCH
 from nnunet_fm.adapters.base import Adaptable, with_backbone
 from nnunet_fm.adapters.freeze import freeze
-
-DEFAULT_BRANCH = "dinov2_s"
-"""The second backbone, as in the thesis."""
 
 
 class Ladder(nn.Module):

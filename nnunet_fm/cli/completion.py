@@ -10,13 +10,8 @@ from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
-HEADS = (
-    "linear", "resdec", "unetdec", "unetdec_small", "da", "da_small", "segformer", "samdec", "samdec_frozen_pe",
-    "hqsam", "hsam", "hqhsam",
-)  # fmt: skip
-"""Names in `nnunet_fm.heads`, whose import takes PyTorch's seconds."""
-ADAPTERS = ("freeze", "full", "lora", "rein", "rein_lora", "ladder")
-"""Names in `nnunet_fm.adapters`."""
+from nnunet_fm.adapters import ADAPTERS
+from nnunet_fm.heads import HEADS
 
 
 def complete_models(incomplete: str) -> list[str]:

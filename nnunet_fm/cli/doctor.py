@@ -62,20 +62,35 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check versions, the import hook, nnU-Net's folders and the machine; each problem comes with its cure."""
-    hook = _hook()
-    checks = [*_versions(), *_commands(), hook, *_folders(), *_not_portable(hook.state == OK), *_machine()]
+    checks: list[Check] = []
+    for check in _all():
+        checks.append(check)
+        if not as_json:
+            _print(check)
     usable = all(check.state != PROBLEM for check in checks)
     if as_json:
         print(json.dumps({"usable": usable, "checks": [asdict(check) for check in checks]}, indent=2))
     else:
-        width = max(len(check.name) for check in checks)
-        for check in checks:
-            print(f"{check.state:8}{check.name:{width}}  {check.detail}")
-            if check.cure:
-                print(f"{'':8}{'':{width}}  cure: {check.cure}")
         print("\nReady." if usable else "\nNot ready: see the problems above.")
     if not usable:
         raise typer.Exit(1)
+
+
+def _all() -> Iterator[Check]:
+    """All checks, each as soon as it is known: the first within a blink, the later ones import PyTorch."""
+    yield from _versions()
+    yield from _commands()
+    yield (hook := _hook())
+    yield from _folders()
+    yield from _not_portable(hook.state == OK)
+    yield from _machine()
+
+
+def _print(check: Check) -> None:
+    width = max(map(len, (*LIMITED_BY, *SHOWN, *PATHS)))
+    print(f"{check.state:8}{check.name:{width}}  {check.detail}", flush=True)
+    if check.cure:
+        print(f"{'':8}{'':{width}}  cure: {check.cure}", flush=True)
 
 
 def _versions() -> Iterator[Check]:

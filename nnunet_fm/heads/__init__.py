@@ -1,11 +1,12 @@
-"""2D decode heads, one file each; `base.Head` is their interface."""
+"""2D decode heads, one file each; `base.Head` is their interface. Names of heads need no PyTorch."""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nnunet_fm.heads.base import FeatureMaps, Head
+if TYPE_CHECKING:
+    from nnunet_fm.heads.base import FeatureMaps, Head
 
 HEADS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "linear": ("linear", "LinearHead", {}),
@@ -22,6 +23,9 @@ HEADS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "hqhsam": ("hqhsam", "HQHSAMHead", {}),
 }
 """Name -> module of this package, class, arguments."""
+
+STARTED_FROM_FILES = frozenset({"samdec", "samdec_frozen_pe", "hqsam", "hsam", "hqhsam"})
+"""Heads that start from an official file of their own, through ``from_official``."""
 
 
 def create_head(name: str, features: FeatureMaps, num_classes: int, **changes: Any) -> Head:
@@ -46,12 +50,17 @@ def head_class(name: str) -> type[Head]:
 
 
 def needs_official(name: str) -> bool:
-    """Whether the head of this name starts from an official file of its own; raises as `create_head`."""
-    return head_class(name).needs_official
+    """Whether the head of this name starts from an official file of its own; raises ValueError for an unknown one."""
+    _known(name)
+    return name in STARTED_FROM_FILES
 
 
 def _entry(name: str) -> tuple[type[Head], dict[str, Any]]:
+    module, class_name, arguments = _known(name)
+    return getattr(import_module(f"{__name__}.{module}"), class_name), arguments
+
+
+def _known(name: str) -> tuple[str, str, dict[str, Any]]:
     if name not in HEADS:
         raise ValueError(f"unknown head '{name}', known are {', '.join(sorted(HEADS))}")
-    module, class_name, arguments = HEADS[name]
-    return getattr(import_module(f"{__name__}.{module}"), class_name), arguments
+    return HEADS[name]

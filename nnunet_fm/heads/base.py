@@ -29,7 +29,6 @@ class Head(nn.Module):
         neck: turns the last map into what the decoder takes; None where the backbone does.
         neck_in_backbone: whether the neck belongs to the backbone where that officially has one.
         starts_mask_decoder: whether ``from_official`` gives tensors of the mask decoder, too.
-        needs_official: whether the head starts from an official file of its own, through ``from_official``.
     """
 
     maps: int
@@ -39,7 +38,6 @@ class Head(nn.Module):
     idle_parameters: bool = False
     neck: nn.Module | None
     neck_in_backbone: bool = False
-    needs_official: bool = False
     starts_mask_decoder: bool = False
 
     def __init__(self, features: FeatureMaps, num_classes: int, **own: Any) -> None:

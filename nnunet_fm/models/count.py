@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnunet_fm.adapters.ladder import DEFAULT_BRANCH
+from nnunet_fm.adapters import DEFAULT_BRANCH
 from nnunet_fm.backbones import create_backbone, native_size
 from nnunet_fm.models.build import build_network, official_architecture
 from nnunet_fm.models.card import ModelCard

@@ -1,4 +1,7 @@
-"""The official files of all cards: by name, and checked against the networks that they are for."""
+"""The official files of all cards: by name, and checked against the networks that they are for.
+
+Only what reads a file imports PyTorch: names are listed within a blink.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from nnunet_fm.models.build import build_network, official_architecture
 from nnunet_fm.models.card import Checkpoint, ModelCard
 from nnunet_fm.models.names import UnknownNameError
 from nnunet_fm.models.registry import cards, get_card
-from nnunet_fm.networks.base import FoundationNetwork
-from nnunet_fm.weights.files import WeightsFileError, read_state_dict
-from nnunet_fm.weights.load import WeightsMismatchError, check_official
-from nnunet_fm.weights.report import LoadReport
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nnunet_fm.networks.base import FoundationNetwork
+    from nnunet_fm.weights.report import LoadReport
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,14 @@ def check(official: Official, path: Path) -> LoadReport:
         WeightsFileError: for a file that cannot be read.
         WeightsMismatchError: for names or shapes that are not accounted for.
     """
+    from nnunet_fm.weights.files import read_state_dict
+
     return _account(official, read_state_dict(path, official.checkpoint.container), path)
 
 
 def _account(official: Official, state_dict: Mapping[str, Tensor], path: Path) -> LoadReport:
+    from nnunet_fm.weights.load import check_official
+
     checkpoint = official.checkpoint
     return check_official(
         _network(official.card),
@@ -94,6 +100,9 @@ def recognise(path: Path, among: Sequence[Official]) -> list[Official]:
     Raises:
         WeightsFileError: for a file that cannot be read at all.
     """
+    from nnunet_fm.weights.files import WeightsFileError, read_state_dict
+    from nnunet_fm.weights.load import WeightsMismatchError
+
     fitting = []
     state_dict = read_state_dict(path, [key for official in among for key in official.checkpoint.container])
     for official in among:
@@ -107,10 +116,16 @@ def recognise(path: Path, among: Sequence[Official]) -> list[Official]:
 
 def _network(card: ModelCard) -> FoundationNetwork:
     """The card's network in its official geometry, with one input channel, on the meta device."""
+    from nnunet_fm.models.build import official_architecture
+
     return _built(json.dumps(official_architecture(card)), min(card.parameters))
 
 
 @lru_cache(maxsize=64)
 def _built(entry: str, classes: int) -> FoundationNetwork:
+    import torch
+
+    from nnunet_fm.models.build import build_network
+
     with torch.device("meta"):
         return build_network(json.loads(entry), 1, classes)

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from torch import nn
-
-from nnunet_fm.adapters.ladder import DEFAULT_BRANCH
+from nnunet_fm.adapters import DEFAULT_BRANCH
 from nnunet_fm.heads import needs_official
-from nnunet_fm.heads.base import Head
 from nnunet_fm.models.card import Checkpoint, ModelCard
 from nnunet_fm.models.official import find_official
 from nnunet_fm.models.registry import get_card
-from nnunet_fm.weights.load import load_checkpoint
-from nnunet_fm.weights.report import LoadReport
+
+if TYPE_CHECKING:  # which files there are is asked without PyTorch, too
+    from torch import nn
+
+    from nnunet_fm.heads.base import Head
+    from nnunet_fm.weights.report import LoadReport
 
 BACKBONE, HEAD, LADDER = "backbone", "head", "ladder"
 """Names of the parts, in plans, in load reports, and of the submodules that the files are loaded into."""
@@ -89,8 +90,10 @@ def official_parts(
 
 def load_part(network: nn.Module, part: Part, file: Path) -> LoadReport:
     """Load a part's official file into a network; errors as `nnunet_fm.weights.load.load_checkpoint`."""
+    from nnunet_fm.weights.load import load_checkpoint
+
     if part.name == HEAD:
-        cast(Head, network.get_submodule(HEAD)).starts_mask_decoder = part.decoder
+        cast("Head", network.get_submodule(HEAD)).starts_mask_decoder = part.decoder
     official = part.checkpoint
     return load_checkpoint(
         network,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 from nnunet_fm.models.card import Recipe
 from nnunet_fm.models.plan_key import PlanError
@@ -41,6 +40,8 @@ def parameter_groups(network: FoundationNetwork, recipe: Recipe) -> list[dict[st
                 f"recipe.layer_decay is {recipe.layer_decay}, but {type(network).__name__} does not name its layers: "
                 "plan with --set recipe.layer_decay=1"
             )
+        from timm.optim import param_groups_layer_decay  # timm's import takes long, and few recipes need it
+
         groups = param_groups_layer_decay(
             network,
             weight_decay=recipe.weight_decay,
@@ -52,6 +53,8 @@ def parameter_groups(network: FoundationNetwork, recipe: Recipe) -> list[dict[st
         trained = [p for p in network.parameters() if p.requires_grad]
         groups = [{"params": trained, "weight_decay": recipe.weight_decay}]
     else:
+        from timm.optim import param_groups_weight_decay
+
         groups = param_groups_weight_decay(network, recipe.weight_decay, without_decay)
     for group in groups:
         group["lr"] = recipe.learning_rate * group.pop("lr_scale", 1.0)
