@@ -20,7 +20,8 @@ import nnunet_fm.inference.label_map as label_map_module
 import nnunet_fm.inference.predictor as predictor_module
 import nnunet_fm.inference.sliding_window as sliding_window
 from nnunet_fm.data.resampling import fm_resample_data_to_shape
-from nnunet_fm.inference.inputs import read_json
+from nnunet_fm.foreign import read_object
+from nnunet_fm.inference.inputs import read_dataset_json
 from nnunet_fm.inference.label_map import label_map, linear_resampling
 from nnunet_fm.inference.predict import predict_folder
 from nnunet_fm.inference.predictor import FMPredictor
@@ -168,13 +169,13 @@ def test_label_maps_are_those_of_nnunet(
     """Of an image with a margin that preprocessing has cut off, and axes in another order."""
     old, new, coarse, fine = ((9, 12, 10), (9, 17, 19), (3.0, 1.5, 1.5), (3.0, 1.06, 0.79))
     model = write_model(tmp_path / "model", configuration=configuration, folds=())
-    content = read_json(model / "plans.json")
+    content = read_object(model / "plans.json")
     entry = content["configurations"][configuration]
     entry["spacing"] = list(coarse[-len(entry["patch_size"]) :])
     entry["resampling_fn_probabilities"] = name
     entry["resampling_fn_probabilities_kwargs"] = FUNCTIONS[name].keywords
     plans = PlansManager(content)
-    dataset_json = read_json(model / "dataset.json") | {"labels": labels, "regions_class_order": order}
+    dataset_json = read_dataset_json(model / "dataset.json") | {"labels": labels, "regions_class_order": order}
     manager = plans.get_label_manager(dataset_json)
     properties = {
         "spacing": [fine[axis] for axis in plans.transpose_backward],

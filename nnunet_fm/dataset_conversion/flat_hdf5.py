@@ -8,10 +8,13 @@ slices last. None has an orientation or a way back to the scanner's coordinates.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nnunet_fm.dataset_conversion.base import Source
 from nnunet_fm.dataset_conversion.problems import Invalid
@@ -67,9 +70,9 @@ def flat_volumes(tree: Tree, file: str, pixel: float, suffix: str = "") -> list[
         counts = key(COUNTS)
         if counts is None and len(shape) != 4:
             raise Invalid(file, f"has no '{COUNTS[0]}{suffix}', which says where volumes begin")
-        slices = [int(n) for n in np.ravel(hdf5_array(opened, counts, file)[()])] if counts else []
+        slices = [int(n) for n in _numbers(opened, counts, file)] if counts else []
         distance = f"pz{suffix}"
-        distances = np.ravel(hdf5_array(opened, distance, file)[()]).astype(float).tolist()
+        distances = [float(pz) for pz in _numbers(opened, distance, file)]
         names = key(NAMES)
         patients = [_text(name) for name in np.ravel(hdf5_array(opened, names, file)[()])] if names else []
     parts = _parts(shape, slices, file)
@@ -77,7 +80,7 @@ def flat_volumes(tree: Tree, file: str, pixel: float, suffix: str = "") -> list[
         raise Invalid(file, f"'{distance}' has {len(distances)} numbers for {len(parts)} volumes")
     volumes = []
     for index, (part, pz) in enumerate(zip(parts, distances, strict=True)):
-        if not pz > 0:
+        if not 0 < pz < math.inf:
             raise Invalid(file, f"'{distance}' says {pz} mm between slices of volume {index}")
         details = {**part, "spacing": (pixel, pixel, pz)}
         patient = patients[index] if index < len(patients) else ""
@@ -92,16 +95,24 @@ def flat_volumes(tree: Tree, file: str, pixel: float, suffix: str = "") -> list[
     return volumes
 
 
+def _numbers(opened: Any, key: str, file: str) -> NDArray[Any]:
+    """A vector of finite numbers."""
+    values = np.ravel(hdf5_array(opened, key, file)[()])
+    if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+        raise Invalid(file, f"'{key}' holds something else than numbers")
+    return values
+
+
 def _parts(shape: tuple[int, ...], slices: list[int], file: str) -> list[dict[str, int]]:
     """Where each volume's slices are."""
     if len(shape) == 4:
         if slices and set(slices) != {shape[1]}:
             raise Invalid(file, f"volumes of shape {shape} have {shape[1]} slices, the file's counts say {set(slices)}")
         return [{"volume": i, "start": 0, "stop": shape[1]} for i in range(shape[0])]
-    ends = np.cumsum([0, *slices]).tolist()
+    ends = [*accumulate(slices, initial=0)]
     # The slices' axis is the one whose length they add up to; the first where that leaves a choice.
     axis = next((axis for axis in (0, 2) if len(shape) == 3 and shape[axis] == ends[-1]), None)
-    if axis is None or 0 in slices:
+    if axis is None or min(slices, default=0) < 1:
         raise Invalid(file, f"the counts of {len(slices)} volumes add up to {ends[-1]} slices, the array is {shape}")
     return [{"start": start, "stop": stop, "axis": axis} for start, stop in pairwise(ends)]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from zlib import error as ZlibError
 
 import numpy as np
 import SimpleITK as sitk
@@ -16,9 +16,17 @@ from numpy.typing import NDArray
 
 from nnunet_fm.dataset_conversion.problems import Invalid
 from nnunet_fm.dataset_conversion.volume import Grid, Volume
+from nnunet_fm.foreign import DEFLATE, ForeignFileError, check_promise
 
 BY_NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh")
 """SimpleITK reads a NIfTI file that is cut off without a word and fills up with zeros; nibabel notices."""
+
+IMAGE_IO = {".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".nrrd": "NrrdImageIO", ".png": "PNGImageIO"}
+"""SimpleITK's reader for an ending; it would choose by the content otherwise, HDF5 with its links among others."""
+
+HEADER = 2**16
+DATA_FILE = re.compile(rb"(?im)^[ \t]*(?:ElementDataFile[ \t]*[=:]|data ?file[ \t]*:)[ \t]*([^\r\n]*)")
+"""Where the header of a MetaImage or NRRD file, which is shorter than `HEADER`, says where its voxels are."""
 
 MAX_SKEW = 1e-2
 """Direction cosines further from a rotation are no rounding error."""
@@ -65,7 +73,8 @@ def read_dicom_series(paths: Sequence[Path], name: str) -> Volume:
         header.SetFileName(str(path))
         try:
             header.ReadImageInformation()
-        except RuntimeError:
+            _check_size(header, path)
+        except (RuntimeError, ForeignFileError):
             raise Invalid(f"{name}/{path.name}", "is no DICOM file, or damaged") from None
         normal = np.reshape(header.GetDirection(), (3, 3))[:, 2] if header.GetDimension() == 3 else None
         if normal is None or header.GetSize()[2] != 1:
@@ -103,8 +112,8 @@ def read_png_stack(paths: Sequence[Path], names: Sequence[str], spacing: tuple[f
     slices: list[NDArray[Any]] = []
     for path, name in zip(paths, names, strict=True):
         try:
-            image = sitk.ReadImage(str(path), imageIO="PNGImageIO")
-        except RuntimeError as error:
+            image = _read_by_sitk(path, "PNGImageIO")
+        except (RuntimeError, ForeignFileError) as error:
             raise Invalid(name, f"cannot be read as PNG ({_last_line(error)})") from None
         if image.GetNumberOfComponentsPerPixel() != 1:
             raise Invalid(name, "is a colour picture, no grey values or class numbers")
@@ -161,7 +170,9 @@ def opened_hdf5(path: Path, name: str) -> Iterator[Any]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, KeyError, RuntimeError) as error:
+    except Invalid:
+        raise
+    except Exception as error:  # of damaged files HDF5 and h5py raise what they come across
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise Invalid(name, f"cannot be read as HDF5: damaged or cut off ({_last_line(error)})") from None
@@ -171,7 +182,7 @@ def hdf5_array(file: Any, key: str, name: str) -> Any:
     """An array of an open HDF5 file, which must lie in this file: HDF5 can link to any other on the machine.
 
     Raises:
-        Invalid: if there is no such array, or it is a link.
+        Invalid: if there is no such array, it is a link, or larger than what is stored of it can become.
     """
     import h5py
 
@@ -180,6 +191,8 @@ def hdf5_array(file: Any, key: str, name: str) -> Any:
     data = file[key] if isinstance(file.get(key, getlink=True), h5py.HardLink) else None
     if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
         raise Invalid(name, f"'{key}' is no array of this file")
+    if data.shape is None or data.nbytes > DEFLATE * data.id.get_storage_size():  # the rest would be made up
+        raise Invalid(name, f"'{key}' of shape {data.shape} promises more numbers than the file holds")
     return data
 
 
@@ -206,12 +219,11 @@ def _unzipped(path: Path, proxy: Any) -> NDArray[Any]:
 
 def _by_nibabel(path: Path, name: str, channel: int | None) -> Volume:
     import nibabel
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
 
     try:
         image: Any = nibabel.load(path)
         shape = image.shape
+        check_promise(path, math.prod(shape) * image.get_data_dtype().itemsize)
         if channel is not None and (len(shape) != 4 or channel >= shape[3]):
             raise Invalid(name, f"has shape {shape}, no four dimensions with a channel {channel}")
         while len(shape) > 3 and (shape[-1] == 1 or channel is not None):
@@ -229,7 +241,9 @@ def _by_nibabel(path: Path, name: str, channel: int | None) -> Volume:
             data = data.astype(np.float32)
             data *= proxy.slope
             data += proxy.inter
-    except (ImageFileError, HeaderDataError, EOFError, ZlibError, OSError, ValueError) as error:
+    except Invalid:
+        raise
+    except Exception as error:  # headers of any content: nibabel lets through what numpy and struct say of it
         if isinstance(error, FileNotFoundError):
             raise
         raise Invalid(name, f"cannot be read: damaged or cut off ({_last_line(error)})") from None
@@ -239,8 +253,9 @@ def _by_nibabel(path: Path, name: str, channel: int | None) -> Volume:
 
 def _by_sitk(path: Path, name: str) -> Volume:
     try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
+        _check_data_is_here(path)
+        image = _read_by_sitk(path, IMAGE_IO.get(path.suffix.lower(), ""))
+    except (RuntimeError, ForeignFileError) as error:
         raise Invalid(name, f"cannot be read: damaged or cut off ({_last_line(error)})") from None
     while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
         image = image[..., 0]
@@ -249,6 +264,39 @@ def _by_sitk(path: Path, name: str) -> Volume:
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise Invalid(name, "has vectors or colours instead of one number per voxel")
     return Volume.from_sitk(image)
+
+
+def _read_by_sitk(path: Path, image_io: str) -> sitk.Image:
+    """An image whose size was compared with the file's before there is memory for it."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(image_io)
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    _check_size(reader, path)
+    return reader.Execute()
+
+
+def _check_size(header: sitk.ImageFileReader, path: Path) -> None:
+    """Raise a ForeignFileError for a header that promises more voxels than the file, or the one beside it, can hold."""
+    if path.suffix.lower() not in (".mhd", ".nhdr"):
+        check_promise(path, math.prod(header.GetSize()) * header.GetNumberOfComponents())
+
+
+def _check_data_is_here(path: Path) -> None:
+    """Raise a ForeignFileError for a header whose voxels are in a file elsewhere: it could be any on this machine."""
+    if path.suffix.lower() not in (".mha", ".mhd", ".nrrd", ".nhdr"):
+        return
+    with path.open("rb") as file:
+        header = file.read(HEADER)
+    if path.suffix.lower() in (".nrrd", ".nhdr"):
+        header = re.split(rb"\r?\n\r?\n", header, maxsplit=1)[0]
+    named = DATA_FILE.search(header)
+    if named is None and len(header) == HEADER:
+        raise ForeignFileError("its header has no end")
+    other = "LOCAL" if named is None else named[1].decode("utf-8", "replace").strip()
+    detached = path.suffix.lower() in (".mhd", ".nhdr") and re.fullmatch(r"[\w-][\w. -]*", other)
+    if other.upper() != "LOCAL" and not detached:
+        raise ForeignFileError(f"its voxels would be read from another file, '{other}'")
 
 
 def _without_skew(grid: Grid, name: str) -> Grid:

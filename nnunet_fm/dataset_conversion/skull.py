@@ -35,10 +35,12 @@ def mask_file(where: Path, case: str) -> Path:
     try:
         text = where.read_text(encoding="utf-8-sig")
         rows = dict(json.loads(text)) if where.suffix.lower() == ".json" else dict(csv.reader(text.splitlines()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, csv.Error) as error:
         raise Invalid(where.name, f"is no table of cases and masks ({error})") from None
     if case not in rows:
         raise Invalid(where.name, f"has no mask for {case}")
+    if not isinstance(rows[case], str) or "\0" in rows[case]:
+        raise Invalid(where.name, f"names no file for {case}")
     return where.parent / rows[case]
 
 

@@ -106,7 +106,7 @@ def read_split(path: Path, cases: Mapping[str, str]) -> Split:
     try:
         text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text) if path.suffix.lower() == ".json" else _rows(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise ConversionError(f"{path}: cannot be read as a split ({error})") from None
     if isinstance(content, list):
         folds = [_parts(path, fold, cases) for fold in content]
@@ -134,7 +134,11 @@ def _rows(text: str) -> dict[str, list[str]]:
 
 
 def _parts(path: Path, content: Any, cases: Mapping[str, str]) -> dict[str, list[str]]:
-    if not isinstance(content, dict) or not content.keys() <= set(PARTS):
+    if (
+        not isinstance(content, dict)
+        or not content.keys() <= set(PARTS)
+        or not all(isinstance(names, list) for names in content.values())
+    ):
         raise ConversionError(f"{path}: is neither lists called train, val and test, nor a list of folds")
     by_subject: dict[str, list[str]] = {}
     for case, subject in cases.items():

@@ -1,7 +1,8 @@
 """The files of a download, unpacked or not: a folder, or a zip or tar, whose archives are looked into as well.
 
 Nothing is ever written to a source. Zip members are read one by one; a tar is unpacked into the scratch folder, because
-it can only be read from its beginning. Links and member names that lead out of the tree are refused.
+it can only be read from its beginning. Links and member names that lead out of the tree are refused, and archives that
+would unpack to something out of all proportion, alone or one inside the other.
 """
 
 from __future__ import annotations
@@ -10,20 +11,39 @@ import os
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import IO
 from zlib import error as ZlibError
 
 from nnunet_fm.dataset_conversion.problems import ConversionError, Invalid, Problem
+from nnunet_fm.foreign import ForeignFileError, check_unpacking
 
 ZIPS = (".zip",)
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+MAX_DEPTH = 4
+"""Archives inside one another; a file that unpacks to itself has no end."""
+
+MAX_MEMBERS = 2_000_000
+"""Members of all archives of a source."""
+
+NAME = 100
+"""Characters of a member's name that are kept on the disk, from its end; file systems take 255 bytes."""
+
 IGNORED = re.compile(r"(^|/)(\._[^/]*|__MACOSX(/.*)?|\.DS_Store|Thumbs\.db)$", re.IGNORECASE)
 """What file managers leave behind."""
+
+
+UNREADABLE = (
+    zipfile.BadZipFile, tarfile.TarError, ZlibError, LZMAError, EOFError, RuntimeError, NotImplementedError, ValueError,
+    struct.error,
+)  # fmt: skip
+"""What zipfile and tarfile raise on archives that are damaged, locked, or no archives."""
 
 
 @dataclass(frozen=True)
@@ -144,12 +164,12 @@ class Tree:
             folder = self.scratch / "listed" / str(list(self.entries).index(name))
         if entry.member is None:
             return entry.path
-        target = folder / PurePosixPath(name).name
+        target = folder / PurePosixPath(name).name[-NAME:]
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with zipfile.ZipFile(entry.path) as archive, archive.open(entry.member) as member, target.open("wb") as out:
                 shutil.copyfileobj(member, out, 1 << 20)
-        except (zipfile.BadZipFile, ZlibError, EOFError, RuntimeError, NotImplementedError) as error:
+        except UNREADABLE as error:
             raise Invalid(name, f"cannot be unpacked: the archive is damaged, cut off or locked ({error})") from None
         return target
 
@@ -161,6 +181,12 @@ class _Opening:
     scratch: Path
     entries: dict[str, Entry] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    depth: int = 0
+    members: int = 0
+    packed: int = 0
+    """Bytes of the outermost archives so far."""
+    unpacked: int = 0
+    """Bytes of all their members, as far as they say."""
 
     def add(self, name: str, entry: Entry) -> None:
         if IGNORED.search(name):
@@ -168,6 +194,9 @@ class _Opening:
         kind = name.lower()
         if kind.endswith((*ZIPS, *TARS)):
             path = entry.path
+            if self.depth >= MAX_DEPTH:
+                self.problems.append(Problem(name, f"more than {MAX_DEPTH} archives inside one another are refused"))
+                return
             if entry.member is not None:  # an archive in an archive
                 path = Tree(entry.path, self.scratch, {name: entry}).local(name, self._fresh_folder())
             self.archive(path, f"{name}/", name)
@@ -195,8 +224,11 @@ class _Opening:
         """Members of a zip are listed, those of a tar unpacked.
 
         Raises:
-            ConversionError: if the archive cannot be listed to its end.
+            ConversionError: if the archive cannot be listed to its end, or is out of proportion.
         """
+        if self.depth == 0:
+            self.packed += path.stat().st_size
+        self.depth += 1
         try:
             members = self._zip(path) if path.name.lower().endswith(ZIPS) else self._tar(path)
             for member, entry in members:
@@ -207,27 +239,40 @@ class _Opening:
                     self.problems.append(Problem(name, "a member whose name leads out of the archive is refused"))
                 else:
                     self.add(name, entry)
-        except (zipfile.BadZipFile, tarfile.TarError, ZlibError, EOFError) as error:
+        except ForeignFileError as error:
+            raise ConversionError(str(error)) from None
+        except UNREADABLE as error:
             raise ConversionError(f"{shown}: the archive is damaged or cut off ({error})") from None
+        finally:
+            self.depth -= 1
+
+    def _count(self, path: Path, size: int) -> None:
+        """Another member of so many bytes; a ForeignFileError where the source is out of all proportion."""
+        self.members, self.unpacked = self.members + 1, self.unpacked + size
+        if self.members > MAX_MEMBERS:
+            raise ForeignFileError(f"{path.name}: more than {MAX_MEMBERS:,} files in archives")
+        check_unpacking(path.name, self.packed, self.unpacked, self.scratch)
 
     def _zip(self, path: Path) -> Iterator[tuple[str, Entry | None]]:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 mode = stat.S_IFMT(info.external_attr >> 16)
                 if not info.is_dir():
+                    self._count(path, info.file_size)
                     yield info.filename, Entry(path, info.filename) if mode in (0, stat.S_IFREG) else None
 
     def _tar(self, path: Path) -> Iterator[tuple[str, Entry | None]]:
         folder = self._fresh_folder()
         with tarfile.open(path) as archive:
             for number, info in enumerate(archive):
+                self._count(path, info.size if info.isreg() else 0)
                 if info.isdir():
                     continue
                 stream = archive.extractfile(info) if info.isreg() else None
                 if stream is None or IGNORED.search(info.name) or _leaves(info.name):
                     yield info.name, None if stream is None else Entry(path)
                     continue
-                target = folder / str(number) / PurePosixPath(info.name).name
+                target = folder / str(number) / PurePosixPath(info.name).name[-NAME:]
                 target.parent.mkdir(parents=True)
                 with stream, target.open("wb") as out:
                     _copy(stream, out, info.size)

@@ -64,7 +64,7 @@ def read_json(path: Path) -> Any:
     """Content of a JSON file, or None if there is none or it is cut off."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
 
 
