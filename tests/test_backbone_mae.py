@@ -15,7 +15,6 @@ from nnunet_fm.backbones import create_backbone, image_multiple
 from nnunet_fm.backbones.mae import MAE
 from nnunet_fm.models.registry import get_card
 from nnunet_fm.models.segmenter2d import FoundationSegmenter2D
-from nnunet_fm.networks import base
 from nnunet_fm.weights.load import WeightsMismatchError, check_official
 from tests.official_files import manifest
 from tests.small_networks import count, shapes
@@ -162,13 +161,12 @@ def test_a_step_of_the_larger_ones_on_the_meta_device(name: str, image_size: int
 
 def test_copies_and_bfloat16(network: FoundationSegmenter2D, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.rand(1, 1, 40, 30)
-    monkeypatch.setenv(base.BF16_SWITCH, "0")
+    monkeypatch.setenv("NNUNET_FM_BF16", "0")
     with torch.no_grad():
         high = network(x)
         for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
             assert torch.equal(twin(x), high)
-        monkeypatch.setenv(base.BF16_SWITCH, "1")
-        monkeypatch.setattr(base, "_cpu_has_bf16", lambda: True)
+        monkeypatch.setenv("NNUNET_FM_BF16", "1")
         low = network(x)
     assert low.dtype == torch.float32 and not torch.equal(low, high)
     assert (low - high).abs().mean() < 0.05 * high.std()

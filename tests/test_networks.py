@@ -19,7 +19,7 @@ from nnunet_fm.adapters import apply_adapter
 from nnunet_fm.models.build import architecture, build_network
 from nnunet_fm.models.registry import cards
 from nnunet_fm.models.segmenter2d import FoundationSegmenter2D
-from nnunet_fm.networks import base, slices
+from nnunet_fm.networks import slices
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.networks.stunet import STUNet
 from nnunet_fm.networks.unet import VanillaUNet2D, VanillaUNet3D
@@ -294,7 +294,7 @@ def test_the_segmenter_refuses_unknown_parts(wrong: dict[str, Any], message: str
 def test_logits_are_float32_under_bfloat16(
     build: Build, size: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setenv("NNUNET_FM_BF16", "1")
     network = build().eval()
     seen: list[torch.dtype] = []
     convolution = next(m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d)))
@@ -302,7 +302,7 @@ def test_logits_are_float32_under_bfloat16(
     x = torch.rand(1, 1, *size)
     with torch.no_grad():
         low = network(x)
-        monkeypatch.setenv(base.BF16_SWITCH, "0")
+        monkeypatch.setenv("NNUNET_FM_BF16", "0")
         high = network(x)
     half = len(seen) // 2  # SwinMM runs its parts several times
     assert seen == [torch.bfloat16] * half + [torch.float32] * half
@@ -315,7 +315,7 @@ def test_logits_are_float32_under_bfloat16(
 def test_a_training_step_works_in_bfloat16(
     build: Build, size: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setenv("NNUNET_FM_BF16", "1")
     network = build().train()
     outputs = network(torch.rand(2, 1, *size))
     torch.stack(
@@ -328,8 +328,7 @@ def test_a_training_step_works_in_bfloat16(
 @pytest.mark.slow
 def test_maps_of_two_slices_are_trained_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN's bfloat16 gradient of such a convolution reads memory that nobody has written."""
-    monkeypatch.setattr(base, "_cpu_has_bf16", lambda: True)
-    monkeypatch.setenv(base.BF16_SWITCH, "1")
+    monkeypatch.setenv("NNUNET_FM_BF16", "1")
     network = small("swinmm", feature_size=12)
     seen: dict[int, set[torch.dtype]] = {}
     for module in network.modules():

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from nnunet_fm.adapters import apply_adapter
 from nnunet_fm.models.build import architecture, build_network
 from nnunet_fm.models.registry import get_card
-from nnunet_fm.networks import base
 from nnunet_fm.networks.spad_convolution import (
     SpatiallyAdaptiveConv3d,
     anisotropy_degree,
@@ -40,7 +39,7 @@ every_depth = pytest.mark.parametrize("depth", DEPTHS)
 @pytest.fixture(autouse=True)
 def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setenv(base.BF16_SWITCH, "0")
+    monkeypatch.setenv("NNUNET_FM_BF16", "0")
 
 
 def tiny(channels: int = 1, classes: int = 3, **more: Any) -> SPADNet:
@@ -340,8 +339,7 @@ def test_bfloat16_changes_little(monkeypatch: pytest.MonkeyPatch) -> None:
     network.backbone.blocks[0].attn.proj.register_forward_hook(lambda _m, args, _o: seen.append(args[0].dtype))
     x = torch.randn(1, 1, 16, 32, 64)
     high = network(x)
-    monkeypatch.setattr(base, "_cpu_has_bf16", lambda: True)
-    monkeypatch.setenv(base.BF16_SWITCH, "1")
+    monkeypatch.setenv("NNUNET_FM_BF16", "1")
     low = network(x)
     assert seen == [torch.float32, torch.bfloat16]
     for a, b in zip(low, high, strict=True):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nnunet_fm.models.official import check, get_official, officials, recognise
 from nnunet_fm.models.registry import get_card
-from nnunet_fm.networks import base, window_attention
+from nnunet_fm.networks import window_attention
 from nnunet_fm.networks.swinunetr import DAE, UNUSED, PatchMerging, SwinUNETR
 from nnunet_fm.networks.window_attention import WindowAttention
 from nnunet_fm.plans.memory import training_memory
@@ -45,7 +45,7 @@ def _seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(base.BF16_SWITCH, "0")
+    monkeypatch.setenv("NNUNET_FM_BF16", "0")
 
 
 def on_meta(network_class: type[SwinUNETR], channels: int = 1, classes: int = 24) -> SwinUNETR:
@@ -422,8 +422,7 @@ def test_bfloat16_gives_float32_logits_close_by(
     x = torch.randn(1, 1, 64, 64, 64)
     with torch.no_grad():
         high = network(x)
-        monkeypatch.setenv(base.BF16_SWITCH, "1")
-        monkeypatch.setattr(base, "_cpu_has_bf16", lambda: True)
+        monkeypatch.setenv("NNUNET_FM_BF16", "1")
         low = network(x)
     assert low.dtype == torch.float32 and not torch.equal(low, high)
     assert (low - high).abs().mean() < 0.05 * high.std()

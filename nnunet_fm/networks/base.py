@@ -1,12 +1,10 @@
-"""What every network does alike: pad to a legal size, run in bfloat16 on CPUs that have it, return float32."""
+"""What every network does alike: pad to a legal size, compute as a CPU does best, return float32."""
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,22 +12,16 @@ from dynamic_network_architectures.architectures.abstract_arch import AbstractDy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_fm.layers.processor import computes_in_bf16
+from nnunet_fm.layers.products import fast_products
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-BF16_SWITCH = "NNUNET_FM_BF16"
-
-
-@lru_cache(maxsize=1)
-def _cpu_has_bf16() -> bool:
-    """True on processors with bfloat16 arithmetic (AVX512-BF16, AMX); elsewhere it is emulated, and slower."""
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name)() for name in checks if hasattr(torch.cpu, name))
-
 
 def cpu_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 autocast for a CPU that computes in it, nothing elsewhere. ``NNUNET_FM_BF16=0`` turns it off."""
-    if device.type == "cpu" and os.environ.get(BF16_SWITCH, "1") != "0" and _cpu_has_bf16():
+    """bfloat16 autocast for a CPU that gains from it, nothing elsewhere (see `processor.computes_in_bf16`)."""
+    if device.type == "cpu" and computes_in_bf16():
         return torch.autocast("cpu", dtype=torch.bfloat16)
     return nullcontext()
 
@@ -186,7 +178,7 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
         padding = [p for edge, full in zip(reversed(size), reversed(legal), strict=True) for p in (0, full - edge)]
         if any(padding):
             x = F.pad(x, padding, mode="replicate")
-        with cpu_autocast(x.device):
+        with cpu_autocast(x.device), fast_products(x.device):
             if torch.is_grad_enabled() and torch.is_autocast_enabled("cpu"):
                 guard_convolutions(self)
             outputs = self.forward_logits(x)
