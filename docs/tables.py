@@ -15,18 +15,28 @@ from collections.abc import Callable, Iterable, Sequence
 from inspect import getdoc
 from os.path import commonprefix
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import typer
+from pydantic import BaseModel
+
+from nnunet_fm.cli.app import app
 from nnunet_fm.data.augmentation import PRESETS
 from nnunet_fm.dataset_conversion import ALIASES, CONVERTERS, get_converter
 from nnunet_fm.dataset_conversion.base import Converter
 from nnunet_fm.heads import HEADS, head_class, needs_official
+from nnunet_fm.models import card as card_schema
+from nnunet_fm.models import plan_key
 from nnunet_fm.models.card import Intensity, ModelCard, Recipe, Variant
 from nnunet_fm.models.count import trained_by_head
-from nnunet_fm.models.registry import cards
+from nnunet_fm.models.registry import cards, grammar
 from nnunet_fm.plans.choice import RULES
+from nnunet_fm.trainers import describe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+ARGUMENT = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
+"""A line of a docstring's Args, with those that it goes on in."""
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -171,6 +181,186 @@ def dataset_sections() -> str:
     return "\n".join(_dataset(get_converter(name)) for name in CONVERTERS)
 
 
+def decision() -> str:
+    """One row per model: what its weights have seen and allow, and what it costs at its plan."""
+    costs = json.loads((REPOSITORY / "docs" / "costs.json").read_text(encoding="utf-8"))
+    return table(
+        (
+            "model",
+            "has seen: do not test on it",
+            "licence of the weights",
+            "GB to train",
+            "GFLOP a patch",
+            "patch",
+            "batch",
+        ),
+        (
+            (
+                f"`{name}`",
+                ", ".join(card.pretraining.datasets or card.pretraining.modality) or "nothing",
+                _permission(card),
+                f"{costs[name]['gigabytes']:.1f}",
+                f"{1000 * costs[name]['tflop']:,.0f}",
+                "×".join(map(str, costs[name]["patch"])),
+                costs[name]["batch"],
+            )
+            for name, card in cards().items()
+        ),
+    )
+
+
+def _permission(card: ModelCard) -> str:
+    """What the licence of the weights comes to, in three words."""
+    if card.weights_use == "open":
+        return "not stated, code open" if card.weights_licence.startswith("not stated") else "open"
+    return {"research": "research only", "unclear": "ask first"}[card.weights_use]
+
+
+def flags() -> str:
+    """One row per flag that several sub-commands have, one column per sub-command that has more than everywhere."""
+    everywhere = {"--json", "--quiet", "-q"}
+    found = {
+        name: options
+        for name, options in sorted(_options(typer.main.get_command(app)).items())
+        if len(name.split()) == 1 and {flag for names in options for flag in names} - everywhere
+    }
+    shared = [
+        names
+        for names in dict.fromkeys(names for options in found.values() for names in options)
+        if sum(any(set(names) & set(other) for other in options) for options in found.values()) > 1
+    ]
+    merged: list[set[str]] = []  # one command may know a flag by more names than another
+    for names in shared:
+        same = next((group for group in merged if group & set(names)), None)
+        if same is None:
+            merged.append(set(names))
+        else:
+            same.update(names)
+    order = sorted(merged, key=lambda group: (-_users(group, found), min(group, key=len)))
+    return table(
+        ("flag", *found),
+        (
+            (
+                ", ".join(f"`{flag}`" for flag in sorted(group, key=len)),
+                *("✓" if any(group & set(names) for names in options) else "" for options in found.values()),
+            )
+            for group in order
+        ),
+    )
+
+
+def _users(group: set[str], found: dict[str, list[tuple[str, ...]]]) -> int:
+    return sum(any(group & set(names) for names in options) for options in found.values())
+
+
+def _options(command: Any, path: str = "") -> dict[str, list[tuple[str, ...]]]:
+    """Sub-command -> the spellings of each of its options."""
+    if hasattr(command, "commands"):
+        children = (_options(child, f"{path} {name}".strip()) for name, child in command.commands.items())
+        return {name: options for child in children for name, options in child.items()}
+    return {path: [tuple(p.opts) for p in command.params if p.param_type_name == "option"]}
+
+
+def commands() -> str:
+    """One row per sub-command: what it does, from its docstring."""
+    root = typer.main.get_command(app)
+    return table(("command", "what"), _lines(root, "nnunet-fm"))
+
+
+def _lines(command: Any, path: str) -> Iterable[tuple[str, str]]:
+    for name, child in command.commands.items():
+        if hasattr(child, "commands"):
+            yield from _lines(child, f"{path} {name}")
+        else:
+            yield f"`{path} {name}`", child.help.partition("\n")[0]
+
+
+def card_fields() -> str:
+    """All classes of a model card, field by field; a recipe's fields are printed elsewhere."""
+    names = (
+        "ModelCard",
+        "Pretraining",
+        "NetworkCard",
+        "Checkpoint",
+        "Variant",
+        "Geometry",
+        "Intensity",
+        "DatasetChoice",
+    )
+    return "\n".join(_fields(getattr(card_schema, name)) for name in names)
+
+
+def plan_fields() -> str:
+    """The extra key of our plans, that of stock plans, and what they are made of, field by field."""
+    names = ("PlanKey", "WeightsEntry", "Adaptation", "StockKey")
+    return "\n".join(_fields(getattr(plan_key, name)) for name in names)
+
+
+def _fields(schema: type[BaseModel]) -> str:
+    """A section: what the class says of itself, and its fields."""
+    text, _, arguments = getdoc(schema).partition("\nArgs:\n")
+    said = {name: " ".join(what.split()) for name, what in ARGUMENT.findall(arguments)}
+    rows = [
+        (
+            f"`{name}`",
+            _kind(field.annotation),
+            "required" if field.is_required() else _code(_plain(field.get_default(call_default_factory=True))),
+            field.description or said.get(name, ""),
+        )
+        for name, field in schema.model_fields.items()
+    ]
+    said_first = text.replace("``", "`").strip()
+    return f"### {schema.__name__}\n\n{said_first}\n\n{table(('field', 'values', 'default', 'meaning'), rows)}"
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, BaseModel) else value
+
+
+def _kind(annotation: Any) -> str:
+    """A type in words: ``list[int] | None`` -> whole numbers or null."""
+    if annotation is None or annotation is type(None):
+        return "`null`"
+    if annotation is Any:
+        return "anything"
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(inner[0])
+    if origin in (Union, UnionType):
+        return " or ".join(_kind(part) for part in inner)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in inner)
+    if origin is list:
+        return f"list of {_kind(inner[0])}"
+    if origin is tuple:
+        return f"{len(inner)} × {_kind(inner[0])}"
+    if origin is dict:
+        return f"table: {_kind(inner[0])} → {_kind(inner[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return (
+            f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+            if annotation is not Recipe
+            else "[recipe](plans.md#recipe)"
+        )
+    return {str: "text", int: "whole number", float: "number", bool: "`true`, `false`"}[annotation]
+
+
+def names() -> str:
+    """Trainer names of every kind, and what their classes say of themselves."""
+    kinds = (
+        "fm_trainer", "fm_trainer_freeze", "fm_trainer_linear_full", "fm_trainer_scratch", "fm_trainer_stunet_b",
+        "fm_trainer_sam_b_hqhsam_rein", "fm_trainer_resnet50_scratch", "fm_trainer_pumit",
+    )  # fmt: skip
+    return table(("name", "its docstring"), ((f"`{name}`", describe(grammar().trainer(name))) for name in kinds))
+
+
+def counts() -> str:
+    """How many names there are, and which models have others."""
+    known, aliases = grammar(), {a: c.name for c in cards().values() for a in c.aliases}
+    others = ", ".join(f"`{alias}` is `{name}`" for alias, name in aliases.items())
+    return f"{len(known.trainers):,} trainers and {len(known.planners):,} planners. Other names of models: {others}.\n"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "models": models,
     "overview": overview,
@@ -181,6 +371,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "augmentation": augmentation,
     "datasets": datasets,
     "dataset_sections": dataset_sections,
+    "decision": decision,
+    "flags": flags,
+    "commands": commands,
+    "card_fields": card_fields,
+    "plan_fields": plan_fields,
+    "names": names,
+    "counts": counts,
 }
 
 
@@ -349,7 +546,7 @@ def _values(entry: dict[str, Any]) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Rewrite or check README.md and all files of docs/."""
     stale = []
-    for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))):
+    for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))):
         old = path.read_text(encoding="utf-8")
         new = filled(old)
         if new != old:

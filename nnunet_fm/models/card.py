@@ -84,11 +84,13 @@ class Recipe(_Strict):
 
 
 class Geometry(_Strict):
-    """Voxel spacing in mm (z, y, x), patch in voxels and batch size; ``None`` leaves the choice to the data."""
+    """Voxel spacing, patch and batch."""
 
-    spacing: Spacing | Literal["native"] | None = None
-    patch: Size
-    batch: PositiveInt = 2
+    spacing: Spacing | Literal["native"] | None = Field(
+        None, description="mm, (z, y, x) or (y, x); native: the data's own; null: nnU-Net's choice from the data"
+    )
+    patch: Size = Field(description="voxels, same axes")
+    batch: PositiveInt = Field(2, description="patches per iteration")
 
 
 class Intensity(_Strict):
@@ -100,8 +102,12 @@ class Intensity(_Strict):
     minimum and maximum to [0, 1]. ``foreground``: clip to percentiles of the foreground, z-score of the foreground.
     """
 
-    ct: Literal["zscore", "ct", "window", "percentile", "minmax", "foreground"]
-    other: Literal["zscore", "percentile", "minmax", "foreground"] = "zscore"
+    ct: Literal["zscore", "ct", "window", "percentile", "minmax", "foreground"] = Field(
+        description="scheme of channels that are CT"
+    )
+    other: Literal["zscore", "percentile", "minmax", "foreground"] = Field(
+        "zscore", description="scheme of all other channels"
+    )
     window: tuple[float, float] | None = Field(None, description="HU")
     range: tuple[float, float] = Field((0.0, 1.0), description="what `window` and `percentile` scale to")
 
@@ -119,16 +125,18 @@ class DatasetChoice(_Strict):
 
     spacing: PositiveFloat | Literal["native"] | None = Field(None, description="in-plane spacing in mm")
     epochs: PositiveInt | None = Field(None, description="passes over the training slices")
-    intensity: Literal["zscore", "percentile", "minmax", "foreground"] | None = None
+    intensity: Literal["zscore", "percentile", "minmax", "foreground"] | None = Field(
+        None, description="scheme of the channels that are not CT"
+    )
     learning_rate: dict[str, PositiveFloat] = Field(default_factory=dict, description="adapter or 'default' -> rate")
 
 
 class Variant(_Strict):
     """One way to plan a model: where the geometry, the intensities and the recipe come from."""
 
-    geometry: Geometry
-    intensity: Intensity
-    recipe: Recipe
+    geometry: Geometry = Field(description="voxels, patch and batch")
+    intensity: Intensity = Field(description="how grey values reach the network")
+    recipe: Recipe = Field(description="how the network is trained")
     iterations: PositiveInt | None = Field(None, description="instead of the card's count by dataset")
     epochs: PositiveInt | None = Field(
         None, description="passes over the training slices, from which the iterations are counted instead"
@@ -148,32 +156,34 @@ class Checkpoint(_Strict):
     files: list[str] = Field(min_length=1, description="file names under which the publisher offers it")
     page: str = Field(description="where a person downloads it")
     url: str | None = Field(None, description="where a program downloads it: https://… or hf://owner/repository/file")
-    licence: str
+    licence: str = Field(description="what the publisher states for the file")
     container: list[str] = Field(default_factory=list, description="keys that may wrap the state dict")
     prefix: str = Field("", description="names in the file that belong to the network start with this")
     drop: list[str] = Field(default_factory=list, description="regular expressions of names left out on purpose")
     new: list[str] = Field(
         default_factory=list, description="regular expressions of the network's names that the file does not hold"
     )
-    bytes: PositiveInt | None = None
-    sha256: str | None = None
-    note: str = ""
+    bytes: PositiveInt | None = Field(None, description="size of the file, where it is known")
+    sha256: str | None = Field(None, description="published hash; a file with another one is refused")
+    note: str = Field("", description="a sentence for the reader of docs/models.md")
 
 
 class Pretraining(_Strict):
     """What the weights have seen, to warn of test leakage, of foreign intensities and of another orientation."""
 
-    datasets: list[str] = Field(default_factory=list)
-    modality: list[str] = Field(default_factory=list)
+    datasets: list[str] = Field(default_factory=list, description="a model is not tested on what it has seen")
+    modality: list[str] = Field(default_factory=list, description="CT, MR, photographs, …")
     orientation: str | None = Field(default=None, description="axis codes of the image axes x, y, z, as nibabel's: RAS")
-    note: str = ""
+    note: str = Field("", description="how the images were prepared")
 
 
 class NetworkCard(_Strict):
     """The class that builds the network, its arguments, and which patches are legal for it."""
 
-    class_path: str
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    class_path: str = Field(description="dotted path of a subclass of `nnunet_fm.networks.base.FoundationNetwork`")
+    arguments: dict[str, Any] = Field(
+        default_factory=dict, description="of its constructor; `--set network.<argument>=<value>` changes one"
+    )
     max_pooling: int | None = Field(None, description="most halvings along one axis; the planner derives the strides")
     deep_supervision: bool = Field(False, description="whether the network has an output per decoder stage")
     input_range: bool = Field(False, description="whether the network must be told if inputs are in [0, 1] or z-scored")
@@ -189,21 +199,21 @@ class NetworkCard(_Strict):
 class ModelCard(_Strict):
     """One model: what it is, what it may be used for, how it is planned and trained, where its weights come from."""
 
-    name: str
-    title: str
-    family: str
-    dim: Literal[2, 3]
-    summary: str
-    paper: str
-    code_licence: str
-    weights_licence: str
+    name: str = Field(description="as in trainer and planner names; the file is called after it")
+    title: str = Field(description="for people")
+    family: str = Field(description="models that differ in size")
+    dim: Literal[2, 3] = Field(description="2 plans `2d`, 3 plans `3d_fullres`")
+    summary: str = Field(description="one sentence")
+    paper: str = Field(description="authors, title, place")
+    code_licence: str = Field(description="of the official code")
+    weights_licence: str = Field(description="of the official files")
     weights_use: Literal["open", "research", "unclear"] = Field(
         "unclear",
         description="open: under, or beside code under, an open licence; research: non-commercial; unclear: ask",
     )
-    aliases: list[str] = Field(default_factory=list)
-    pretraining: Pretraining = Field(default_factory=Pretraining)
-    network: NetworkCard
+    aliases: list[str] = Field(default_factory=list, description="other names that mean this model")
+    pretraining: Pretraining = Field(default_factory=Pretraining, description="what the weights have seen")
+    network: NetworkCard = Field(description="what is built")
     head_weights: dict[str, str] = Field(
         default_factory=dict,
         description="short name -> official file for heads that start from one of their own, default first",
@@ -214,9 +224,11 @@ class ModelCard(_Strict):
         description="number of classes -> parameters with the default head, one input channel, positions as published"
     )
     iterations: dict[str, PositiveInt] = Field(description="dataset name (lower case) or 'default' -> iterations")
-    variants: dict[Literal["mission", "official", "thesis", "nnunet"], Variant]
+    variants: dict[Literal["mission", "official", "thesis", "nnunet"], Variant] = Field(
+        description="all four; each holds only what differs from mission"
+    )
     checkpoints: list[Checkpoint] = Field(default_factory=list, description="official files, default first")
-    notes: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list, description="sentences for docs/models.md")
 
     @model_validator(mode="after")
     def _complete(self) -> ModelCard:
