@@ -50,9 +50,12 @@ def body(shape: Sequence[int], seed: int, organs: int = ORGANS) -> tuple[NDArray
 
 
 def write_dataset(
-    folder: Path, shapes: Sequence[Sequence[int]], spacing: Sequence[float], *, organs: int = ORGANS
+    folder: Path, shapes: Sequence[Sequence[int]], spacing: Sequence[float], *, organs: int = ORGANS, channels: int = 1
 ) -> None:
-    """Write a training case of each shape (z, y, x), spacing in mm, with its fingerprint; sets nnU-Net's variables."""
+    """Write a training case of each shape (z, y, x), spacing in mm, with its fingerprint; sets nnU-Net's variables.
+
+    Channels are the same image.
+    """
     import SimpleITK as sitk
 
     use(folder)
@@ -60,12 +63,14 @@ def write_dataset(
     for part in (raw / "imagesTr", raw / "labelsTr", preprocessed):
         part.mkdir(parents=True, exist_ok=True)
     for index, shape in enumerate(shapes):
-        for array, file in zip(body(shape, index, organs), ("imagesTr/case_{}_0000", "labelsTr/case_{}"), strict=True):
-            image = sitk.GetImageFromArray(array)
-            image.SetSpacing([float(edge) for edge in reversed(spacing)])
-            sitk.WriteImage(image, str(raw / f"{file.format(index)}.nii.gz"), True)
+        image, labels = body(shape, index, organs)
+        files = {f"imagesTr/case_{index}_{channel:04}": image for channel in range(channels)}
+        for file, array in {**files, f"labelsTr/case_{index}": labels}.items():
+            volume = sitk.GetImageFromArray(array)
+            volume.SetSpacing([float(edge) for edge in reversed(spacing)])
+            sitk.WriteImage(volume, str(raw / f"{file}.nii.gz"), True)
     description = {
-        "channel_names": {"0": "CT"},
+        "channel_names": {str(channel): "CT" for channel in range(channels)},
         "labels": {"background": 0, **{f"organ {i}": i for i in range(1, organs + 1)}},
         "numTraining": len(shapes),
         "file_ending": ".nii.gz",
@@ -73,7 +78,7 @@ def write_dataset(
     fingerprint = {
         "spacings": [list(spacing)] * len(shapes),
         "shapes_after_crop": [list(shape) for shape in shapes],
-        "foreground_intensity_properties_per_channel": {"0": INTENSITIES},
+        "foreground_intensity_properties_per_channel": {str(channel): INTENSITIES for channel in range(channels)},
         "median_relative_size_after_cropping": 1.0,
     }
     (raw / "dataset.json").write_text(json.dumps(description), encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,20 @@ def run(side: Side, folder: Path, small: bool) -> Measurement:
 
     import numpy as np
     import torch
+
+    torch.set_num_threads(threads())
+    plans: dict[str, Any] = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
+    description = json.loads((folder / "nnUNet_raw" / dataset.NAME / "dataset.json").read_text(encoding="utf-8"))
+    task = exporter(side, plans, description, np.load(folder / "logits.npy"), folder / side)
+    return measure(task, repeats=1, warm_up=0)
+
+
+def exporter(
+    side: Side, plans: dict[str, Any], description: dict[str, Any], logits: Any, target: Path
+) -> Callable[[], None]:
+    """What writes the label map of logits ``(K, Z, Y, X)`` on the plan's grid, a quarter finer along each axis."""
+    import numpy as np
+    import torch
     from nnunetv2.inference.export_prediction import export_prediction_from_logits
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -47,17 +62,13 @@ def run(side: Side, folder: Path, small: bool) -> Measurement:
     from nnunet_fm.inference.workers import Case, Failure, Setting, export
 
     install()
-    torch.set_num_threads(threads())
-    plans: dict[str, Any] = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
     entry = plans["configurations"]["3d_fullres"]
     if side == "opponent":
         entry["resampling_fn_probabilities"] = "resample_data_or_seg_to_shape"
         entry["resampling_fn_probabilities_kwargs"] = STOCK
-    description = json.loads((folder / "nnUNet_raw" / dataset.NAME / "dataset.json").read_text(encoding="utf-8"))
     manager = PlansManager(plans)
     configuration = manager.get_configuration("3d_fullres")
     _ = configuration.resampling_fn_probabilities, manager.image_reader_writer_class
-    logits = np.load(folder / "logits.npy")
     shape = tuple(round(edge * 1.25) for edge in logits.shape[1:])
     properties = {
         "spacing": list(FILE_SPACING),
@@ -70,16 +81,17 @@ def run(side: Side, folder: Path, small: bool) -> Measurement:
     }  # fmt: skip
 
     def ours() -> None:
-        case = Case([], None, folder / "ours")
+        case = Case([], None, target)
         done = export(Setting(manager, configuration, description), case, logits, copy.deepcopy(properties), False)
         if isinstance(done, Failure):
             raise RuntimeError(done.reason)
 
     def stock() -> None:
-        target = str(folder / "opponent")
-        export_prediction_from_logits(torch.from_numpy(logits), properties, configuration, manager, description, target)
+        export_prediction_from_logits(
+            torch.from_numpy(logits), properties, configuration, manager, description, str(target)
+        )
 
-    return measure(ours if side == "ours" else stock, repeats=1, warm_up=0)
+    return ours if side == "ours" else stock
 
 
 def compare(folder: Path, small: bool) -> dict[str, float]:

@@ -58,7 +58,11 @@ def measure_pairs(benchmark: Benchmark, module: str, folder: Path, *, pairs: int
         folder: an empty one, for its data.
 
     Returns:
-        what goes into the JSON file: every measurement, ratios and differences.
+        what goes into the JSON file: every measurement, ratios and differences. One that is interrupted (Ctrl-C)
+        after its first pair has those that are finished, and the entry ``interrupted``.
+
+    Raises:
+        RuntimeError: with the end of what it said, if a side fails.
     """
 
     def process(action: str) -> Any:
@@ -73,18 +77,28 @@ def measure_pairs(benchmark: Benchmark, module: str, folder: Path, *, pairs: int
     if benchmark.prepare is not None:
         process("prepare")
     measured: list[dict[str, Any]] = []
-    for index in range(pairs):
-        order = SIDES if index % 2 == 0 else SIDES[::-1]
-        pair = {side: process(side) for side in order}
-        measured.append({**pair, "load_average": os.getloadavg()[0]})
-        print(f"  pair {index + 1} of {pairs}: {_times(pair)}", file=sys.stderr, flush=True)
+    differences: Mapping[str, float] = {}
+    interrupted = False
+    try:
+        for index in range(pairs):
+            order = SIDES if index % 2 == 0 else SIDES[::-1]
+            pair = {side: process(side) for side in order}
+            measured.append({**pair, "load_average": os.getloadavg()[0]})
+            print(f"  pair {index + 1} of {pairs}: {_times(pair)}", file=sys.stderr, flush=True)
+        if benchmark.compare is not None:
+            differences = process("compare")
+    except KeyboardInterrupt:
+        if not measured:
+            raise
+        interrupted = True
     return {
         "name": benchmark.name,
         "title": benchmark.title,
         "goals": {} if small else {quantity: asdict(goal) for quantity, goal in benchmark.goals.items()},
         "ratios": {quantity: ratio(measured, quantity) for quantity in ("wall", "cpu", "memory")},
-        "differences": process("compare") if benchmark.compare is not None else {},
+        "differences": differences,
         "pairs": measured,
+        **({"interrupted": True} if interrupted else {}),
     }
 
 
@@ -101,8 +115,8 @@ def missed(result: Mapping[str, Any]) -> list[str]:
     return [q for q, goal in result["goals"].items() if result["ratios"][q]["median"] < goal["at_least"]]
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Ratios of all benchmarks as text; a goal that is not met is marked."""
+def _rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Head and lines of the table; a goal that is not met is marked."""
     rows = [("comparison", "", "ours", "opponent", "ratio", "(of pairs)", "CPU ratio", "at least", "aim")]
     for result in results:
         for quantity, unit in (("wall", "s"), ("memory", "MB")):
@@ -124,6 +138,19 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
             )
         for what, value in result["differences"].items():
             rows.append((f"  {what}: {value:.3g}", *[""] * 8))
+    return rows
+
+
+def markdown(results: Sequence[Mapping[str, Any]]) -> str:
+    """The table for a page of documentation."""
+    head, *rows = (tuple(cell.strip() for cell in row) for row in _rows(results))
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Ratios of all benchmarks as text."""
+    rows = _rows(results)
     widths = [max(len(row[column]) for row in rows if row[1] or column) for column in range(9)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import dataset, measure
+from benchmarks import __main__ as command
+from benchmarks import dataset, harness, measure
 from benchmarks.__main__ import selected
-from benchmarks.harness import missed, ratio, table
+from benchmarks.harness import Benchmark, markdown, measure_pairs, missed, ratio, table
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,6 +62,63 @@ def test_the_table_marks_what_is_missed() -> None:
         "9",
     ]
     assert "voxels that differ: 3" in lines[-1]
+
+
+def test_a_page_gets_the_same_table() -> None:
+    head, rule, *lines = markdown([result(4.1)]).splitlines()
+    assert head.count("|") == rule.count("|") == lines[0].count("|") and set(rule) <= set("|- ")
+    assert lines[0].startswith("| what | time | 1 s | 4 s | 4.00 ! |") and "voxels that differ: 3" in lines[-1]
+
+
+FAKE = tuple(Benchmark(name, f"title of {name}", lambda side, folder, small: None) for name in ("a", "b", "c", "d"))  # type: ignore[arg-type, return-value]
+
+
+def test_one_that_fails_and_an_interruption_keep_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pretend(benchmark: Benchmark, module: str, folder: Path, **_: Any) -> dict[str, Any]:
+        if benchmark.name == "b":
+            raise RuntimeError("b, ours failed:\nthe reason")
+        if benchmark.name == "d":
+            raise KeyboardInterrupt
+        return result(4.1 if benchmark.name == "c" else 4) | {"name": benchmark.name, "title": benchmark.title}
+
+    monkeypatch.setattr(command, "measure_pairs", pretend)
+    monkeypatch.setattr(command, "selected", lambda patterns: [("fake", b) for b in FAKE if b.name in patterns[0]])
+    out = tmp_path / "out.json"
+
+    def run(names: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["benchmarks", "--only", names, "-o", str(out)])
+        code = command.main()
+        return code, *capsys.readouterr()
+
+    assert run("a")[0] == 0
+    code, _, said = run("ac")
+    assert code == 1 and 'Below "at least": c (wall 4.00, at least 4.1)' in said
+    code, printed, said = run("abcd")
+    assert code == 130 and "title of a" in printed and "title of c" in printed and "the reason" in said
+    assert "Failed: b" in said
+    kept = json.loads(out.read_text())["benchmarks"]
+    assert [entry["name"] for entry in kept] == ["a", "b", "c"] and "the reason" in kept[1]["error"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--saved", str(out), "--markdown"])
+    assert command.main() == 1 and "| title of c |" in capsys.readouterr().out
+
+
+def test_pairs_that_are_finished_outlast_an_interruption(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started = []
+
+    def pretend(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        started.append(words)
+        if len(started) % 4 == 0:
+            raise KeyboardInterrupt
+        return subprocess.CompletedProcess(words, 0, json.dumps({"wall": 1.0, "cpu": 1.0, "memory": 10**8}), "")
+
+    monkeypatch.setattr(harness.subprocess, "run", pretend)
+    found = measure_pairs(FAKE[0], "fake", tmp_path, pairs=3, small=True)
+    assert found["interrupted"] and len(found["pairs"]) == 1 and found["ratios"]["wall"]["median"] == 1
+    started[:] = [[]] * 3
+    with pytest.raises(KeyboardInterrupt):
+        measure_pairs(FAKE[0], "fake", tmp_path, pairs=3, small=True)
 
 
 def test_names_choose_benchmarks() -> None:
