@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks.harness import Benchmark, markdown, measure_pairs, missed, table
 from nnunet_fm.evaluation.machine import processor_name, versions
 
-MODULES = ("preprocess", "export", "encoder", "swinunetr", "training", "prediction", "lookup")
+MODULES = ("preprocess", "export", "encoder", "swinunetr", "augmentation", "training", "prediction", "lookup")
 OPPONENTS = ("segment-anything", "batchgenerators", "scipy", "scikit-image", "SimpleITK", "blosc2")
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
