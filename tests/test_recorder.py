@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -213,6 +214,13 @@ def test_a_training_leaves_its_record(trained: Any) -> None:
     assert record.threads == 1 and record.versions["nnunetv2"] and record.processor
     assert told.told["per_volume/dice"] == [(v.per_volume.dice, v.epoch) for v in record.validations[1::2]]
     assert not list(Path(trainer.output_folder).glob("training_record.json.*"))
+
+
+def test_each_epoch_says_how_long_it_waited_for_data(trained: Any) -> None:
+    log = next(Path(trained.output_folder).glob("training_log_*.txt")).read_text()
+    said = re.findall(r"Training steps: (\S+) samples/s, (\d+)% of the time waiting for data", log)
+    assert len(said) == len(record_of(trained).validations)
+    assert all(float(rate) > 0 and 0 <= int(share) <= 100 for rate, share in said)
 
 
 def test_pictures_show_the_same_slices_each_time_and_some_go(trained: Any) -> None:

@@ -64,6 +64,7 @@ class Recorder:
         self.slices = SliceOverlap(trainer.label_manager)
         self.record: TrainingRecord | None = None
         self._rates = _Rates()
+        self._epoch = _Rates()
         self._validations: list[Validation] = []
         self._peaks: dict[str, int | None] = {"peak_memory": None, "device_memory": None}
         self._pictures: SamplePictures | None = None
@@ -111,8 +112,10 @@ class Recorder:
             waited: s for the batch.
             total: s for batch and training step.
         """
+        rate = self.trainer.configuration_manager.batch_size / total
+        self._epoch.add(rate, waited, total)
         if self.trainer.iteration > BURN_IN:
-            self._rates.add(self.trainer.configuration_manager.batch_size / total, waited, total)
+            self._rates.add(rate, waited, total)
 
     def validated(self, volumes: Overlap | None, domains: dict[str, Overlap]) -> None:
         """Record an epoch after its validation: write the file, draw the pictures, tell the loggers.
@@ -123,6 +126,11 @@ class Recorder:
         """
         trainer = self.trainer
         per_slice = self._gather_slices()
+        if (speed := self._epoch.speed()) is not None:
+            trainer.print_to_log_file(
+                f"Training steps: {speed.mean:.3g} samples/s, {speed.waiting_share:.0%} of the time waiting for data"
+            )
+        self._epoch = _Rates()
         if self.record is None:
             return
         value = {
