@@ -71,7 +71,7 @@ def test_names_are_real(page: Path) -> None:
 def test_external_links_are_well_formed(page: Path) -> None:
     for link in re.findall(r"\]\((http[^)\s]*)", page.read_text(encoding="utf-8")):
         parts = urlsplit(link)
-        assert parts.scheme == "https" and "." in parts.netloc and parts.path, link
+        assert parts.scheme == "https" and "." in parts.netloc and " " not in link, link
 
 
 def test_every_model_has_its_costs_counted_at_its_plan() -> None:

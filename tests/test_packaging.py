@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -66,6 +67,23 @@ def test_every_source_file_is_in_the_wheel(source_tree: Path, wheel: Path) -> No
     """A sub-package without ``__init__.py`` would be left out in silence."""
     sources = {path.relative_to(source_tree).as_posix() for path in source_tree.glob("nnunet_fm/**/*.py")}
     assert sources <= set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_builds_are_reproducible(source_tree: Path, tmp_path: Path) -> None:
+    """The same bytes from two copies of the source with other times and modes of files; without a network."""
+    hashes = []
+    for number in range(2):
+        tree, out = tmp_path / f"tree{number}" / "source", tmp_path / f"out{number}"
+        shutil.copytree(source_tree, tree, symlinks=True)
+        for path in tree.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                path.chmod(0o644 if number else 0o664)
+                os.utime(path, (10**9 + 10**6 * number, 10**9 + 10**6 * number))
+        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, tree]
+        environment = os.environ | {"SOURCE_DATE_EPOCH": "1700000000", "PIP_NO_INDEX": "1"}
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+        hashes.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.iterdir()})
+    assert len(hashes[0]) == 2 and hashes[0] == hashes[1]
 
 
 @pytest.mark.parametrize("way", ["wheel", "sdist", "editable"])
