@@ -42,6 +42,7 @@ def prepare(folder: Path, small: bool, *, model: Model) -> None:
     patch = model.small_patch if small else model.patch
     spacing = list(SPACING[-len(patch) :])
     plans = dataset.plan(PLANS, model.planner, spacing=spacing, patch=list(patch), iterations=10)
+    plans = json.loads(json.dumps(plans))  # as trainings read them: checkpoints hold no numpy strings
     dataset.preprocess(PLANS, model.configuration)
     import torch
 
