@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -120,7 +121,7 @@ class fm_trainer(BudgetTrainer):
         The official files are looked for before anything is built: a missing one should not cost the user any time.
         """
         files = [] if self._restoring else self._official_files()
-        with mock.patch.object(nnunet_trainer_module, "DDP", _distributed):
+        with mock.patch.object(nnunet_trainer_module, "DDP", _distributed), _batch_norms_for(self.device):
             super().initialize()
         if files:
             self._load_official(files)
@@ -399,6 +400,13 @@ class fm_trainer(BudgetTrainer):
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
         self._best_volume_dice, self._lowest_loss = state["best_volume_dice"], state["lowest_loss"]
+
+
+def _batch_norms_for(device: torch.device) -> AbstractContextManager[Any]:
+    """On a CPU, batch norms stay as they are: PyTorch's that take their numbers from all processes need a GPU."""
+    if device.type != "cpu":
+        return nullcontext()
+    return mock.patch.object(nn.SyncBatchNorm, "convert_sync_batchnorm", lambda module: module)
 
 
 def _distributed(network: FoundationNetwork, **arguments: Any) -> DistributedDataParallel:
