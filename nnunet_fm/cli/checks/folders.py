@@ -1,0 +1,45 @@
+"""nnU-Net's folders: named, there, writable, on a disk with space left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from nnunet_fm.cli.checks.finding import GB, NOTE, OK, PROBLEM, Check, size
+
+PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+LITTLE, TOO_LITTLE = 20 * GB, GB
+"""Free bytes: a training's three checkpoints may have 10 GB and more, a small one's have 200 MB."""
+
+
+def folders() -> Iterator[Check]:
+    """A finding for each of nnU-Net's variables."""
+    for name in PATHS:
+        yield _folder(name, os.environ.get(name))
+
+
+def missing() -> list[Path]:
+    """Folders that the variables name and nobody has made."""
+    named = [Path(folder) for name in PATHS if (folder := os.environ.get(name))]
+    return [folder for folder in named if not folder.exists()]
+
+
+def _folder(name: str, folder: str | None) -> Check:
+    if not folder:
+        return Check(name, PROBLEM, "not set", f"export {name}=FOLDER")
+    if not Path(folder).exists():
+        return Check(name, PROBLEM, f"{folder} does not exist", f"mkdir -p {folder}, or nnunet-fm doctor --fix")
+    if not Path(folder).is_dir():
+        return Check(name, PROBLEM, f"{folder} is not a folder", f"export {name}=FOLDER")
+    free = shutil.disk_usage(folder).free
+    detail = f"{folder} ({size(free)} free)"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        if name == "nnUNet_raw":  # others may own the images
+            return Check(name, NOTE, f"{detail} is read-only: nothing can be converted into it")
+        return Check(name, PROBLEM, f"{detail} is read-only", f"chmod u+w {folder}, or export {name}=ANOTHER_FOLDER")
+    cure = f"remove what is not needed any more, or export {name} to a folder on another disk"
+    if free < LITTLE and name != "nnUNet_raw":
+        return Check(name, PROBLEM if free < TOO_LITTLE else NOTE, f"{detail}, which is little", cure)
+    return Check(name, OK, detail)

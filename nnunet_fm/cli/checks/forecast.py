@@ -1,0 +1,128 @@
+"""Memory that the export of a dataset's largest prediction takes: with nnU-Net's default, and with ours.
+
+Both are counted from the code, for logits ``(K, …)`` in half precision of N voxels in the network's grid that become a
+label map of V voxels in the image's. nnU-Net's default resampling takes a copy of the logits in float64, the resampled
+logits whole in half precision, for one class at a time two float64 images, and labels of 64 bits. Ours takes logits,
+label map and blocks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from nnunet_fm.cli.checks.dataset import Dataset, Grid
+from nnunet_fm.cli.checks.finding import NOTE, OK, PROBLEM, Check, size
+from nnunet_fm.cli.checks.limits import memory
+from nnunet_fm.cli.checks.machine import batch_bytes
+
+PROGRAM = 700 * 10**6
+"""Resident bytes of a process with PyTorch and nnU-Net, before it has read anything."""
+BLOCKS = 50 * 10**6
+"""What our export has at hand besides logits and label map."""
+EXPORTS = 3
+"""Processes in which nnUNetv2_predict exports, unless -nps says otherwise."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes at the peak of predicting one case, without what the network itself takes.
+
+    Attributes:
+        stock: of nnUNetv2_predict with one process that exports (-nps 1).
+        stock_default: of nnUNetv2_predict with as many as it starts by itself, each with a case of this size.
+        ours: of nnunet-fm predict.
+    """
+
+    stock: int
+    stock_default: int
+    ours: int
+
+
+def forecast(grid: Grid, voxels: int, outputs: int, channels: int, *, linear: bool = True) -> Forecast:
+    """Predict the memory of one case.
+
+    Args:
+        grid: of the image.
+        voxels: of the image in the network's grid.
+        outputs: channels of the logits.
+        channels: of the image.
+        linear: whether our export knows the plan's resampling; it takes nnU-Net's way elsewhere.
+    """
+    image = prod(grid[0])
+    logits = 2 * outputs * voxels
+    network = 4 * channels * voxels + logits + 2 * voxels  # input, sums, and how often each voxel was predicted
+    if image == voxels:  # nothing is resampled
+        export = logits + 8 * image
+    else:
+        export = logits + 8 * outputs * voxels + 2 * outputs * image + 2 * 8 * image
+    reading = 3 * 4 * channels * image
+    sent = logits  # a pickled copy, on its way to a process that exports
+    own = logits + image + BLOCKS if linear else export
+    return Forecast(
+        stock=2 * PROGRAM + network + sent + export,
+        stock_default=(1 + EXPORTS) * PROGRAM + network + sent + EXPORTS * export,
+        ours=PROGRAM + max(network + reading, own),
+    )
+
+
+def predicting(dataset: Dataset) -> Iterator[Check]:
+    """Whether there is memory for the dataset's largest case."""
+    planned = dataset.planned
+
+    def voxels(case: str) -> int:
+        grid = dataset.cases[case]
+        return planned.voxels(grid) if planned else prod(grid[0])
+
+    def need(case: str) -> Forecast:
+        linear = planned.linear if planned else True
+        return forecast(dataset.cases[case], voxels(case), dataset.outputs, dataset.channels, linear=linear)
+
+    largest = max(dataset.cases, key=lambda case: need(case).stock)
+    shape, spacing = dataset.cases[largest]
+    found = need(largest)
+    grid = f"{' × '.join(map(str, shape))} voxels of {' × '.join(f'{s:.3g}' for s in spacing)} mm"
+    where = f"{planned.plans}, {planned.configuration}" if planned else "not planned yet: the image's own grid"
+    yield Check("largest case", OK, f"{dataset.name}, {largest}: {grid}, {dataset.outputs} outputs ({where})")
+    detail = (
+        f"besides the network, nnunet-fm predict needs {size(found.ours)}; nnUNetv2_predict {size(found.stock)} with "
+        f"one process that exports (-nps 1), {size(found.stock_default)} with its {EXPORTS}"
+    )
+    machine = memory()
+    if machine is None:
+        yield Check("prediction", OK, detail)
+        return
+    total, left = machine
+    detail = f"{detail}; {size(left)} of {size(total)} are left"
+    if found.ours > left:
+        cure = "predict elsewhere, or plan with a coarser --spacing"
+        if found.ours <= total:
+            cure = "end what else runs here"
+        yield Check("prediction", PROBLEM, detail, cure)
+    elif found.stock_default > left:
+        stock = " or nnUNetv2_predict -nps 1" if found.stock <= left else ""
+        what = "nnUNetv2_predict is likely to be killed"
+        yield Check("prediction", NOTE, f"{detail}: {what}", f"predict with nnunet-fm predict -npp 0 -nps 0{stock}")
+    else:
+        yield Check("prediction", OK, detail)
+
+
+def training_batch(dataset: Dataset) -> int | None:
+    """Bytes of a training batch of the dataset's plans."""
+    planned = dataset.planned
+    return batch_bytes(prod(planned.patch), planned.batch, dataset.channels) if planned else None
+
+
+def preprocessed(dataset: Dataset) -> Iterator[Check]:
+    """Whether the preprocessed cases fit on their disk, if nothing of them is there yet and nothing is compressed."""
+    planned, folder = dataset.planned, os.environ.get("nnUNet_preprocessed")
+    if planned is None or not folder or not os.path.isdir(folder):
+        return
+    need = sum(planned.voxels(grid) for grid in dataset.cases.values()) * (4 * dataset.channels + 1)
+    free = shutil.disk_usage(folder).free
+    detail = f"all cases take up to {size(need)} uncompressed, {size(free)} are free"
+    cure = f"export nnUNet_preprocessed to another disk, or make room on that of {folder}"
+    yield Check("preprocessed", *((NOTE, detail, cure) if need > free else (OK, detail)))

@@ -1,0 +1,130 @@
+"""What commands of ours that were killed have left behind, and its removal; never what anybody could want back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from nnunet_fm.cli.checks.finding import NOTE, Check, size
+from nnunet_fm.cli.checks.folders import missing
+
+STALE = 24 * 3600
+"""Seconds without a change after which something temporary belongs to no process any more."""
+
+TEMPORARY = {
+    "nnUNet_raw": (".Dataset*.partial", ".unpacking_*"),
+    "nnUNet_preprocessed": ("Dataset*/fm_*.partial",),
+    "nnUNet_results": (
+        "Dataset*/*__*__*/fold_*/checkpoint_*.pth.partial",
+        "Dataset*/*__*__*/fold_*/training_record.json.[0-9]*",
+    ),
+}
+"""What conversion, preprocessing and training write before they rename it, by the folder of nnU-Net that it is in."""
+SCRATCH = "nnunet_fm_convert_*"
+"""What a conversion unpacks, in the folder for temporary files."""
+LOCKS = ("nnUNet_preprocessed", "nnUNet_results")
+"""Where jobs of studies leave ``Dataset*/.locks/*.lock``, which name their processes."""
+
+
+def leftovers() -> list[Path]:
+    """Temporary files and folders that nothing has touched for a day, and locks whose processes are gone."""
+    found = [path for variable, patterns in TEMPORARY.items() for path in _in(variable, *patterns)]
+    found += Path(tempfile.gettempdir()).glob(SCRATCH)
+    stale = [path for path in found if _is_ours(path) and _age(path) > STALE and not _is_held(path)]
+    return sorted(stale + [path for path in _locks() if _age(path) > STALE])
+
+
+def left_behind() -> Iterator[Check]:
+    """A finding where there is anything to remove."""
+    found = leftovers()
+    if found:
+        places = ", ".join(map(str, found[:3])) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        detail = f"{len(found)} left by commands that were killed, {size(sum(map(_bytes, found)))}: {places}"
+        yield Check("leftovers", NOTE, detail, "nnunet-fm doctor --fix")
+
+
+def fix() -> Iterator[str]:
+    """Do what is safe, and say what was done: make folders that are missing, remove `leftovers`."""
+    for folder in missing():
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            yield f"could not make {folder}: {error.strerror}"
+        else:
+            yield f"made {folder}"
+    for path in leftovers():
+        count = _bytes(path)
+        try:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        except OSError as error:
+            yield f"could not remove {path}: {error.strerror}"
+        else:
+            yield f"removed {path} ({size(count)})"
+
+
+def _in(variable: str, *patterns: str) -> Iterator[Path]:
+    folder = os.environ.get(variable)
+    for pattern in patterns if folder else ():
+        yield from Path(str(folder)).glob(pattern)
+
+
+def _locks() -> Iterator[Path]:
+    """Locks of studies whose processes are gone; none where psutil, which knows processes, is not installed."""
+    try:
+        from nnunet_fm.studies.locks import read_holder
+    except ImportError:
+        return
+    for variable in LOCKS:
+        for path in _in(variable, "Dataset*/.locks/*.lock"):
+            holder = read_holder(path)
+            if holder is not None and not holder.alive:
+                yield path
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it belongs to the user who asks: the folder for temporary files is everybody's."""
+    return not hasattr(os, "getuid") or path.lstat().st_uid == os.getuid()
+
+
+def _everything(path: Path) -> Iterator[Path]:
+    yield path
+    if path.is_dir() and not path.is_symlink():
+        yield from path.rglob("*")
+
+
+def _age(path: Path) -> float:
+    """Seconds since anything in it was changed."""
+    changes = []
+    for inner in _everything(path):
+        with suppress(OSError):  # gone meanwhile
+            changes.append(inner.lstat().st_mtime)
+    return time.time() - max(changes, default=time.time())
+
+
+def _bytes(path: Path) -> int:
+    total = 0
+    for inner in _everything(path):
+        with suppress(OSError):
+            total += inner.lstat().st_size
+    return total
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a process holds the lock under which preprocessing writes such a folder."""
+    if not path.name.startswith("fm_"):
+        return False
+    from filelock import FileLock, Timeout
+
+    lock = path.with_name(f"{path.name.removesuffix('.partial')}.lock")
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(str(lock), timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True

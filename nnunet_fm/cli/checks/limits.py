@@ -1,0 +1,101 @@
+"""What this process may use of the machine: cores and memory, under the limits of a container or a batch system."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
+MEMINFO = Path("/proc/meminfo")
+NO_LIMIT = 2**60
+"""Bytes from which on a limit of the first version of control groups says that there is none."""
+
+
+def cores() -> int:
+    """Cores that this process may run on, whatever share of their time it gets."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def core_limit() -> float | None:
+    """Cores' worth of time that the control groups of this process allow it, None without a limit."""
+    found = []
+    for folder in _groups("cpu"):
+        try:
+            quota, period = _quota(folder)
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+        if quota > 0:
+            found.append(quota / period)
+    return min(found, default=None)
+
+
+def usable_cores() -> int:
+    """Threads that can run at a time: `cores` under `core_limit`."""
+    limit = core_limit()
+    return cores() if limit is None else max(1, min(cores(), round(limit)))
+
+
+def memory() -> tuple[int, int] | None:
+    """Bytes of memory in all, and what is left of them; None on systems that do not tell.
+
+    What the system keeps of files counts as left.
+    """
+    try:
+        lines = MEMINFO.read_text(encoding="ascii").splitlines()
+        values = {name: int(value.split()[0]) * 1024 for name, _, value in (line.partition(":") for line in lines)}
+        total, left = values["MemTotal"], values["MemAvailable"]
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+    for folder in _groups("memory"):
+        for limit_file, used_file in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            try:
+                limit = int((folder / limit_file).read_text())
+                used = int((folder / used_file).read_text()) - _of_files(folder)
+            except (OSError, ValueError):
+                continue
+            if limit < NO_LIMIT:
+                total, left = min(total, limit), min(left, max(0, limit - used))
+    return total, left
+
+
+def _quota(folder: Path) -> tuple[int, int]:
+    """Microseconds of processor time in each of so many microseconds."""
+    if (folder / "cpu.max").exists():
+        quota, period = (folder / "cpu.max").read_text().split()
+    else:
+        quota, period = ((folder / f"cpu.cfs_{what}_us").read_text() for what in ("quota", "period"))
+    return int(quota), int(period)
+
+
+def _of_files(folder: Path) -> int:
+    """Bytes of a group's memory that hold parts of files, which the system gives back where memory is wanted."""
+    try:
+        lines = (folder / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    values = {name: int(value) for name, _, value in (line.partition(" ") for line in lines)}
+    return values.get("inactive_file", values.get("total_inactive_file", 0))
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """Folders of the control groups of this process, from its own up to the root."""
+    try:
+        lines = MEMBERSHIP.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = CGROUPS / controllers if controllers else CGROUPS
+        group = root / path.lstrip("/")
+        while True:
+            yield group
+            if group == root:
+                break
+            group = group.parent

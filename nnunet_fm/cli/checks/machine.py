@@ -1,0 +1,122 @@
+"""Processor, processes, memory and shared memory, as nnU-Net's commands find them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+from nnunet_fm.cli.checks.finding import GB, NOTE, OK, PROBLEM, Check, size
+from nnunet_fm.cli.checks.limits import core_limit, cores, memory, usable_cores
+
+SHARED = Path("/dev/shm")
+LOADERS, WORKERS = "nnUNet_n_proc_DA", "nnUNet_def_n_proc"
+MOST_LOADERS = 12
+"""Loader processes that nnU-Net starts by itself where there are as many cores."""
+MOST_WORKERS = 8
+"""Processes that preprocess and export."""
+PATCH, BATCH = 128**3, 2
+"""What a batch of a 3D plan often is; nobody knows better before a plan is named."""
+LITTLE = 8 * GB
+"""Memory below which a 3D training with loader processes is likely to be killed."""
+
+
+def processor(device: bool) -> Iterator[Check]:
+    """Cores, threads and the precision of the processor.
+
+    Args:
+        device: whether there is a GPU, beside which the processor does not train.
+    """
+    import torch
+
+    from nnunet_fm.networks.base import cpu_autocast
+
+    bf16 = "float32" if isinstance(cpu_autocast(torch.device("cpu")), nullcontext) else "bfloat16"
+    limit, usable = core_limit(), usable_cores()
+    allowed = f", of whose time {limit:g} cores' worth is allowed" if limit is not None and usable < cores() else ""
+    yield Check("cpu", OK, f"{cores()} cores{allowed}, PyTorch uses {torch.get_num_threads()}, computes in {bf16}")
+    yield _threads(usable, torch.get_num_threads())
+    if not device:
+        yield _waiting()
+    yield from _processes(usable)
+
+
+def _processes(usable: int) -> Iterator[Check]:
+    started = {LOADERS: min(MOST_LOADERS, os.cpu_count() or 1), WORKERS: MOST_WORKERS}
+    many = {name: count for name, count in started.items() if count > usable and name not in os.environ}
+    if many:
+        what = " and ".join(f"{count} {'loaders' if name == LOADERS else 'workers'}" for name, count in many.items())
+        advice = f"export {' '.join(f'{name}={usable}' for name in many)}"
+        yield Check("processes", NOTE, f"nnU-Net starts {what} on {usable} cores", advice)
+
+
+def _threads(usable: int, threads: int) -> Check:
+    chosen = os.environ.get("OMP_NUM_THREADS")
+    said = f"OMP_NUM_THREADS={chosen}" if chosen else "OMP_NUM_THREADS is not set"
+    if threads > usable:
+        detail = f"{said}: {threads} threads share {usable} cores, and wait for one another"
+        return Check("threads", NOTE, detail, f"export OMP_NUM_THREADS={usable}")
+    return Check("threads", OK, said)
+
+
+def _waiting() -> Check:
+    """nnUNetv2_train takes all cores of a machine for a CPU, whatever the variable or a container says."""
+    policy = os.environ.get("OMP_WAIT_POLICY", "")
+    if policy.upper() == "PASSIVE":
+        return Check("waiting", OK, "OMP_WAIT_POLICY=PASSIVE: threads that wait leave their core to others")
+    detail = (
+        f"nnUNetv2_train -device cpu starts {os.cpu_count()} threads whatever OMP_NUM_THREADS says, and they spin "
+        f"while they wait: beside other work, or under a limit, a training is several times slower"
+    )
+    return Check("waiting", NOTE, detail, "export OMP_WAIT_POLICY=PASSIVE, and train one model at a time")
+
+
+def main_memory() -> Iterator[Check]:
+    """Memory, with the limit of a container."""
+    found = memory()
+    if found is None:
+        return
+    total, left = found
+    detail = f"{size(total)}, of which {size(left)} are left"
+    if total < LITTLE:
+        cure = f"export {LOADERS}=2 {WORKERS}=1, and plan with a small -gpu_memory_target"
+        yield Check("memory", NOTE, f"{detail}: little for 3D images", cure)
+    else:
+        yield Check("memory", OK, detail)
+
+
+def batch_bytes(voxels: int = PATCH, batch: int = BATCH, channels: int = 1) -> int:
+    """Bytes of a batch: images in float32, targets of 16 bits with those of deep supervision."""
+    return round(batch * voxels * (4 * channels + 2 * 8 / 7))
+
+
+def shared_memory(batch: int | None = None) -> Iterator[Check]:
+    """Whether the batches that loaders keep ready fit into shared memory, through which they are sent.
+
+    Args:
+        batch: bytes of a batch; None for that of a common 3D plan.
+    """
+    if not SHARED.is_dir():  # not Linux
+        return
+    total = shutil.disk_usage(SHARED).total
+    try:
+        loaders = int(os.environ.get(LOADERS, min(MOST_LOADERS, os.cpu_count() or 1)))
+    except ValueError:
+        yield Check("shared memory", PROBLEM, f"{LOADERS}={os.environ[LOADERS]} is not a number", f"unset {LOADERS}")
+        return
+    detail = f"{SHARED} has {size(total)}"
+    if loaders == 0:
+        yield Check("shared memory", OK, f"{detail}; {LOADERS}=0, so nothing is sent through it")
+        return
+    # Training and validation: queued, and one in the hands of each loader.
+    batches = max(6, loaders // 2) + max(3, loaders // 4) + loaders + max(1, loaders // 2)
+    need = batches * (batch or batch_bytes())
+    what = f"{batches} batches of {loaders} loaders need up to {size(need)}"
+    if need <= total:
+        yield Check("shared memory", OK, f"{detail}; {what}")
+        return
+    gigabytes = -(-need // GB) + 1
+    cure = f"give the container --shm-size={gigabytes}g (or --ipc=host), or export {LOADERS} to fewer, 0 for none"
+    yield Check("shared memory", NOTE if batch is None and total > need / 4 else PROBLEM, f"{detail}; {what}", cure)
