@@ -142,10 +142,12 @@ def check_ranking(study: Study) -> None:
         if label != best and len(means) > 1:
             study.same((label, "p"), holm[frozenset((label, best))], row["p (Holm) against the best"], 1e-6)
         values = [value for value in cases[label].values() if not math.isnan(value)]
-        interval = stats.bootstrap((values,), np.mean, method="BCa", n_resamples=9999, random_state=1)
-        width = interval.confidence_interval.high - interval.confidence_interval.low
-        for end in ("low", "high"):  # another seed
-            study.same((label, end), getattr(interval.confidence_interval, end), row[end], 0.1 * width)
+        low = high = values[0]  # of cases that score alike, such as 0 each; their bootstrap is not defined
+        if np.ptp(values) > 0:
+            interval = stats.bootstrap((values,), np.mean, method="BCa", n_resamples=9999, random_state=1)
+            low, high = interval.confidence_interval
+        study.same((label, "low"), low, row["low"], 0.1 * (high - low))  # another seed
+        study.same((label, "high"), high, row["high"], 0.1 * (high - low))
         by_run = [mean(study.case_means([run]).values()) for run in study.labels()[label]]
         if len(by_run) > 1 and "sd over runs" in row:  # runs of several datasets have none in common
             study.same((label, "sd"), float(np.std(by_run, ddof=1)), row["sd over runs"])
