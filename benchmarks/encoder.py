@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,15 @@ def _encoder(side: Side, edge: int, small: bool) -> tuple[Callable[[Any], Any], 
     return lambda x: backbone.features(x, (depth - 1,))[0], list(backbone.parameters())
 
 
+def _as_in_a_network(side: Side) -> AbstractContextManager[object]:
+    """What every network of ours enters when it is called, of which the encoder is a part."""
+    import torch
+
+    from nnunet_fm.layers.products import fast_products
+
+    return fast_products(torch.device("cpu")) if side == "ours" else nullcontext()
+
+
 def run(side: Side, folder: Path, small: bool, *, edge: int, batch: int, training: bool = False) -> Measurement:
     """Forward, in training also backward, of random images."""
     import torch
@@ -51,7 +61,7 @@ def run(side: Side, folder: Path, small: bool, *, edge: int, batch: int, trainin
     x = torch.randn(batch, 3, edge, edge)
 
     def step() -> None:
-        with torch.set_grad_enabled(training):
+        with torch.set_grad_enabled(training), _as_in_a_network(side):
             out = encode(x)
         if training:
             out.square().mean().backward()
@@ -67,8 +77,11 @@ def compare(folder: Path, small: bool, *, edge: int) -> dict[str, float]:
 
     edge = SMALL_EDGE if small else edge
     x = torch.randn(1, 3, edge, edge, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        ours, theirs = (_encoder(side, edge, small)[0](x) for side in ("ours", "opponent"))
+    maps = []
+    for side in ("ours", "opponent"):
+        with torch.no_grad(), _as_in_a_network(side):
+            maps.append(_encoder(side, edge, small)[0](x))
+    ours, theirs = maps
     return {"largest difference of the maps, in standard deviations": float((ours - theirs).abs().max() / theirs.std())}
 
 
