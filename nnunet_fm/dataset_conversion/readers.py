@@ -279,7 +279,8 @@ def _read_by_sitk(path: Path, image_io: str) -> sitk.Image:
 def _check_size(header: sitk.ImageFileReader, path: Path) -> None:
     """Raise a ForeignFileError for a header that promises more voxels than the file, or the one beside it, can hold."""
     if path.suffix.lower() not in (".mhd", ".nhdr"):
-        check_promise(path, math.prod(header.GetSize()) * header.GetNumberOfComponents())
+        voxels = math.prod(header.GetSize()) * header.GetNumberOfComponents()
+        check_promise(path, voxels, 8 * DEFLATE)  # PNG has pixels of one bit
 
 
 def _check_data_is_here(path: Path) -> None:

@@ -16,6 +16,7 @@ import tarfile
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from errno import EINVAL
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -169,7 +170,9 @@ class Tree:
         try:
             with zipfile.ZipFile(entry.path) as archive, archive.open(entry.member) as member, target.open("wb") as out:
                 shutil.copyfileobj(member, out, 1 << 20)
-        except UNREADABLE as error:
+        except (*UNREADABLE, OSError) as error:
+            if isinstance(error, OSError) and error.errno != EINVAL:  # a member that would begin before the archive
+                raise
             raise Invalid(name, f"cannot be unpacked: the archive is damaged, cut off or locked ({error})") from None
         return target
 
@@ -239,7 +242,7 @@ class _Opening:
                     self.problems.append(Problem(name, "a member whose name leads out of the archive is refused"))
                 else:
                     self.add(name, entry)
-        except ForeignFileError as error:
+        except (ForeignFileError, Invalid) as error:
             raise ConversionError(str(error)) from None
         except UNREADABLE as error:
             raise ConversionError(f"{shown}: the archive is damaged or cut off ({error})") from None

@@ -28,12 +28,23 @@ def write_scores(scores: pd.DataFrame, path: Path) -> None:
 
 
 def read_scores(path: Path) -> pd.DataFrame:
-    """Read scores that `write_scores` wrote; cases and classes stay text, whatever they look like."""
-    scores = pd.read_csv(
-        path,
-        dtype={CASE: "str", CLASS: "str", SIZE_GROUP: "str", SLICE: "Int64"},
-        keep_default_na=False,
-        na_values={VALUE: [""], SLICE: [""]},
-    )
-    scores[VALUE] = scores[VALUE].astype(float)
+    """Read scores that `write_scores` wrote; cases and classes stay text, whatever they look like.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no table with these columns and numbers.
+    """
+    try:
+        scores = pd.read_csv(
+            path,
+            dtype={CASE: "str", CLASS: "str", SIZE_GROUP: "str", SLICE: "Int64"},
+            keep_default_na=False,
+            na_values={VALUE: [""], SLICE: [""]},
+        )
+        missing = [column for column in COLUMNS if column not in scores]
+        if missing:
+            raise ValueError(f"it has no column {', '.join(missing)}")
+        scores[VALUE] = scores[VALUE].astype(float)
+    except (ValueError, TypeError, LookupError, OverflowError) as error:
+        raise ValueError(f"{path} holds no scores: {' '.join(str(error).split())}") from None
     return scores

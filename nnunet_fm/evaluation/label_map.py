@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import zlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_fm.foreign import DEFLATE, check_promise, read_object
+
 NIFTI = (".nii.gz", ".nii")
 PICTURES = (".png", ".bmp")
 TIFF = (".tif", ".tiff")
+TIFF_RATIO = 2**16
+"""Most bytes that one byte of a TIFF file can become, by the best of its many ways to compress."""
 FILE_ENDINGS = (*NIFTI, ".nrrd", ".mha", ".gipl", *PICTURES, *TIFF)
 """What nnU-Net's readers know; the longer of two that fit comes first."""
 
@@ -48,7 +51,7 @@ def read_label_map(path: Path) -> LabelMap:
     read = _nifti if name.endswith(NIFTI) else _picture if name.endswith(PICTURES) else _itk
     try:
         array, spacing, affine = (_tiff if name.endswith(TIFF) else read)(path)
-    except (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, zlib.error) as error:
+    except Exception as error:  # readers of images let through whatever numpy, struct or zlib say of damaged files
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} cannot be read: damaged, cut off, or no image ({reason})") from None
     while array.ndim > 3 and 1 in array.shape:  # further dimensions of one entry carry nothing
@@ -94,6 +97,7 @@ def _nifti(path: Path) -> _Parts:
         image: Any = nibabel.load(path)
     except nibabel.filebasedimages.ImageFileError as error:
         raise ValueError(str(error)) from None
+    check_promise(path, math.prod(image.shape) * image.get_data_dtype().itemsize)
     spacing = tuple(float(step) for step in image.header.get_zooms())
     return np.asanyarray(image.dataobj).T, spacing[::-1], image.affine
 
@@ -101,7 +105,11 @@ def _nifti(path: Path) -> _Parts:
 def _itk(path: Path) -> _Parts:
     import SimpleITK as sitk
 
-    image = sitk.ReadImage(str(path))
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    check_promise(path, math.prod(reader.GetSize()) * reader.GetNumberOfComponents())
+    image = reader.Execute()
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError(f"it has {image.GetNumberOfComponentsPerPixel()} channels")
     edges = image.GetDimension()
@@ -113,8 +121,11 @@ def _itk(path: Path) -> _Parts:
 
 
 def _picture(path: Path) -> _Parts:
+    from PIL import Image
     from skimage.io import imread
 
+    with Image.open(path) as image:
+        check_promise(path, image.width * image.height, 8 * DEFLATE)  # pixels of one bit
     array = imread(path)
     if array.ndim != 2:
         raise ValueError(f"it has {array.shape[-1]} channels")
@@ -123,12 +134,14 @@ def _picture(path: Path) -> _Parts:
 
 def _tiff(path: Path) -> _Parts:
     """TIFF has no spacing; nnU-Net writes that of volumes into a JSON file of the same name."""
-    from tifffile import imread
+    from tifffile import TiffFile
 
-    array = imread(path)
+    with TiffFile(path) as file:
+        check_promise(path, file.series[0].nbytes, TIFF_RATIO)
+        array = file.asarray()
     beside = path.with_suffix(".json")
     if array.ndim == 3 and beside.is_file():
-        spacing = tuple(map(float, json.loads(beside.read_text(encoding="utf-8"))["spacing"]))
+        spacing = tuple(map(float, read_object(beside)["spacing"]))
         if len(spacing) != 3:
             raise ValueError(f"{beside.name} has {len(spacing)} numbers as spacing, not 3")
         return array, spacing, None

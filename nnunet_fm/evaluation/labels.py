@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from nnunet_fm.foreign import read_object
 
 Labels = Mapping[str, int | Sequence[int]]
 """Class name -> label, or the labels of a region, as in ``dataset.json``."""
@@ -34,7 +35,7 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
         ValueError: if it is no JSON object, or its labels are not name -> number or numbers.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_object(path)
         labels = content["labels"]
         usable = bool(labels) and all(_is_label(value) for value in labels.values())
     except (ValueError, TypeError, KeyError, AttributeError):

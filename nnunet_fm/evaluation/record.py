@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nnunet_fm.foreign import read_text
 
 FILE = "training_record.json"
 BURN_IN = 50
@@ -114,9 +116,20 @@ class TrainingRecord(_Strict):
 
     @classmethod
     def read(cls, folder: Path) -> TrainingRecord | None:
-        """The record of a fold's folder, None where there is none."""
+        """The record of a fold's folder, None where there is none.
+
+        Raises:
+            ValueError: if the file holds something else.
+        """
         path = folder / FILE
-        return cls.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return cls.model_validate_json(read_text(path))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            place = ".".join(map(str, problem["loc"])) or "the file"
+            raise ValueError(f"{path} does not hold the record of a training ({place}: {problem['msg']})") from None
 
 
 CONVERGED = 0.99

@@ -7,7 +7,6 @@ nnUNetv2_train 501 3d_fullres 0 -tr fm_trainer -p FMPlans_stunet_b --npz
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from nnunet_fm.foreign import ForeignFileError, read_json
 from nnunet_fm.models.names import (
     PLANNER_PREFIX,
     PLANS_PREFIX,
@@ -77,19 +77,22 @@ class Plan:
     def read(cls, path: Path) -> Plan | None:
         """The plan in a JSON file, None if the file holds something else."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ShortFormError(f"{path} is not a JSON file: {error}") from None
+            content = read_json(path)
+        except ForeignFileError as error:
+            raise ShortFormError(str(error)) from None
         if not isinstance(content, dict) or not isinstance(content.get("configurations"), dict):
             return None
-        key = content.get(KEY, {})
+        key = content.get(KEY)
+        key = {k: v for k, v in key.items() if isinstance(v, (str, dict))} if isinstance(key, dict) else {}
+        adaptation = key.get("adaptation")
+        method = adaptation.get("method") if isinstance(adaptation, dict) else None
         return cls(
             path.name[: -len(".json")],
             tuple(content["configurations"]),
             model=key.get("model"),
             head=key.get("head"),
             adapter=key.get("adapter"),
-            method="stock" if STOCK_KEY in content else (key.get("adaptation") or {}).get("method"),
+            method="stock" if STOCK_KEY in content else method,
         )
 
     def fits(self, spec: Spec) -> bool:

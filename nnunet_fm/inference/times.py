@@ -10,6 +10,8 @@ import torch
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nnunet_fm.foreign import read_text
+
 FILE = "prediction_times.json"
 
 
@@ -55,7 +57,7 @@ class PredictionTimes(_Strict):
         if not path.is_file():
             return None
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            return cls.model_validate_json(read_text(path))
         except ValidationError as error:
             problem = error.errors()[0]
             place = ".".join(map(str, problem["loc"])) or "the file"

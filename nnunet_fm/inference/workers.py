@@ -30,6 +30,7 @@ from nnunetv2.inference.data_iterators import PreprocessAdapter
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunet_fm.foreign import check_promise
 from nnunet_fm.inference import inputs
 from nnunet_fm.inference.label_map import label_map
 
@@ -203,6 +204,7 @@ def preprocess(setting: Setting, case: Case) -> Preprocessed | Failure:
 def check_whole(file: str) -> None:
     """Raise a ValueError for a compressed NIfTI file that is cut off, whose rest SimpleITK would read as zeros.
 
+    One that promises more than any file of its size can hold is noticed before there is memory for it.
     The file is decompressed only where the size at its end is not the one that its header promises.
     """
     if not file.endswith(".nii.gz"):
@@ -215,6 +217,7 @@ def check_whole(file: str) -> None:
         return
     voxels = cast(Any, image).dataobj
     promised = int(voxels.offset) + math.prod(voxels.shape) * int(voxels.dtype.itemsize)
+    check_promise(Path(file), promised)
     with open(file, "rb") as raw:
         raw.seek(-4, os.SEEK_END)
         (size,) = struct.unpack("<I", raw.read())

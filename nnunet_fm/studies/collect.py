@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from nnunet_fm.evaluation.frame import read_scores
 from nnunet_fm.evaluation.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, TIME_COLUMNS, Results, Run
+from nnunet_fm.foreign import read_yaml
 from nnunet_fm.studies.cases import label_names
 from nnunet_fm.studies.marks import read_json
 from nnunet_fm.studies.trained import collect_results, read_records
@@ -34,7 +34,7 @@ def collect(folder: Path) -> Results:
     """
     if not (folder / "study.yaml").is_file() or not (folder / "runs").is_dir():
         raise FileNotFoundError(f"{folder} is no study's folder: it has no study.yaml, or no runs")
-    study: dict[str, Any] = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
+    study: dict[str, Any] = read_yaml(folder / "study.yaml")
     jobs = read_json(folder / "jobs.json") or {}
     runs = _runs(folder, jobs.get("runs"))
     raw = Path(jobs.get("raw") or os.environ.get("nnUNet_raw") or "nnUNet_raw")

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -23,6 +22,7 @@ from pydantic import (
 )
 
 from nnunet_fm.evaluation.frame import METRICS
+from nnunet_fm.foreign import ForeignFileError, read_yaml
 from nnunet_fm.models.card import Recipe
 from nnunet_fm.models.names import PLANS_PREFIX, TRAINER_PREFIX, Spec, UnknownNameError
 from nnunet_fm.models.registry import get_card, grammar
@@ -367,15 +367,15 @@ def read_study(path: Path) -> Study:
         StudyError: with one line per fault: the key, what is wrong and the nearest legal key.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError:
         raise StudyError(f"there is no {path}; `nnunet-fm study --example` prints one") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} is no YAML: {error}") from None
+    except ForeignFileError as error:
+        raise StudyError(str(error)) from None
     if not isinstance(content, dict):
         raise StudyError(f"{path} holds no study; `nnunet-fm study --example` prints one")
     try:
-        return Study(**content)
+        return Study.model_validate(content)
     except ValidationError as error:
         faults = [f"{_place(e['loc'])}{_reason(e)}" for e in error.errors()]
         raise StudyError(f"{path}: " + "; ".join(faults)) from None

@@ -7,12 +7,17 @@ import shutil
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from errno import EINVAL
+from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from zlib import error as ZlibError
 
 from nnunet_fm.foreign import check_unpacking
 from nnunet_fm.weights.cache import cache_folder, compute_sha256, pin, sha256
 from nnunet_fm.weights.files import WeightsFileError
+
+DAMAGED_ZIP = (zipfile.BadZipFile, ZlibError, LZMAError, EOFError, RuntimeError, NotImplementedError)
+"""What zipfile raises on members that are damaged or locked."""
 
 
 @contextmanager
@@ -39,11 +44,14 @@ def opened(source: Path, names: Collection[str]) -> Iterator[tuple[Path, str]]:
             unpacked = cache_folder() / f".unpacked.{os.getpid()}"
             check_unpacking(source, source.stat().st_size, members[name].file_size, cache_folder())
             try:
-                with archive.open(members[name]) as packed, unpacked.open("wb") as file:
-                    shutil.copyfileobj(packed, file, 1 << 20)
+                try:
+                    with archive.open(members[name]) as packed, unpacked.open("wb") as file:
+                        shutil.copyfileobj(packed, file, 1 << 20)
+                except (*DAMAGED_ZIP, OSError) as error:
+                    if isinstance(error, OSError) and error.errno != EINVAL:  # a member before the archive's beginning
+                        raise
+                    raise WeightsFileError(f"{source} is damaged or locked ({error}): download it again") from None
                 yield unpacked, PurePosixPath(name).name
-            except (zipfile.BadZipFile, ZlibError, EOFError, RuntimeError, NotImplementedError) as error:
-                raise WeightsFileError(f"{source} is damaged or locked ({error}): download it again") from None
             finally:
                 unpacked.unlink(missing_ok=True)
     elif source.is_file():
