@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nnunet_fm.backbones.base import Norm
 from nnunet_fm.backbones.vit import ViTBackbone, resample_positions
+from nnunet_fm.layers.attention import use_fast_attention
 
 PATCH_SIZE = 14
 UNUSED = frozenset({"mask_token"})
@@ -44,6 +45,7 @@ class DINOv2(ViTBackbone):
             raise ValueError(f"DINOv2 takes image edges that are multiples of {PATCH_SIZE}, got {image_size}")
         name = f"vit_{size}_patch{PATCH_SIZE}{'_reg4' if registers else ''}_dinov2"
         self.vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=edges)
+        use_fast_attention(self.vit)
         self.registers = registers
         self.embed_dim = int(self.vit.embed_dim)
         self.depth = len(self.vit.blocks)

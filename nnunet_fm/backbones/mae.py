@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nnunet_fm.backbones.base import Norm
 from nnunet_fm.backbones.vit import ViTBackbone, resample_positions
+from nnunet_fm.layers.attention import use_fast_attention
 
 PATCH_SIZES = {"base": 16, "large": 16, "huge": 14}
 
@@ -40,6 +41,7 @@ class MAE(ViTBackbone):
             raise ValueError(f"MAE {size} takes image edges that are multiples of {self.patch_size}, got {image_size}")
         name = f"vit_{size}_patch{self.patch_size}_224.mae"
         self.vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=edges)
+        use_fast_attention(self.vit)
         self.embed_dim = int(self.vit.embed_dim)
         self.depth = len(self.vit.blocks)
         self.grid = (edges[0] // self.patch_size, edges[1] // self.patch_size)
