@@ -32,7 +32,7 @@ from nnunet_fm.inference.workers import (
     failure,
     workers,
 )
-from nnunet_fm.weights.files import data_only
+from nnunet_fm.weights.files import data_only, misfit
 
 CUDA = torch.device("cuda")
 QUEUED = 2
@@ -216,13 +216,17 @@ def load_predictor(
 
     Raises:
         PredictionInputError: for a folder without the model, missing folds or checkpoints, or an absent device.
-        PlanError, WeightsFileError: for plans or a checkpoint that would run code; none of it is run.
+        PlanError, WeightsFileError: for plans or a checkpoint that would run code; none of it is run. Or for a
+            checkpoint of another network than the plans have.
     """
     inputs.check_device(device)
     inputs.check_model_folder(model_folder, folds, checkpoint)
     predictor = FMPredictor(
         tile_step_size, True, mirroring, on_device, device, verbose, verbose_preprocessing=verbose, allow_tqdm=False
     )
-    with data_only():
-        predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)
+    try:
+        with data_only():
+            predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)
+    except RuntimeError as error:
+        raise misfit(error, f"{checkpoint} in {model_folder}") or error from None
     return predictor

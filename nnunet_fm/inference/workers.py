@@ -171,11 +171,13 @@ def preprocess(setting: Setting, case: Case) -> Preprocessed | Failure:
     stock = preprocessor.run_case_npy
     was_read = math.inf
 
-    def run_case_npy(*args: Any, **kwargs: Any) -> Any:
+    def run_case_npy(images: np.ndarray, *args: Any, **kwargs: Any) -> Any:
         # nnU-Net calls this with what it has just read: all before is reading, all after is preprocessing.
         nonlocal was_read
         was_read = perf_counter()
-        return stock(*args, **kwargs)
+        if len(images) != setting.channels:
+            raise ValueError(f"{len(images)} channels, but the model was trained with {setting.channels}")
+        return stock(images, *args, **kwargs)
 
     preprocessor.run_case_npy = run_case_npy
     adapter = PreprocessAdapter(
@@ -195,9 +197,10 @@ def preprocess(setting: Setting, case: Case) -> Preprocessed | Failure:
     except Exception as error:
         return failure(error, setting, printed.getvalue())
     print(printed.getvalue(), end="", file=sys.stderr)
-    added = 0 if case.previous is None else len(adapter.label_manager.foreground_labels)
-    if data.shape[0] - added != setting.channels:
-        return Failure(f"{data.shape[0] - added} channels, but the model was trained with {setting.channels}")
+    if spoiled := [file for file, channel in zip(case.files, data, strict=False) if not np.isfinite(channel.sum())]:
+        # The network would make one label of the whole image, or noise.
+        names = ", ".join(os.path.basename(file) for file in spoiled)
+        return Failure(f"{names} has voxels that are NaN or infinite: replace them, say by the value of air")
     return Preprocessed(data, item["data_properties"], was_read - start, end - was_read)
 
 

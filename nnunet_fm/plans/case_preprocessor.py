@@ -54,7 +54,7 @@ class CasePreprocessor(DefaultPreprocessor):
             float32 images, int8 or int16 labels (-1: background outside the nonzero region), ``properties``.
 
         Raises:
-            ValueError: if images and label map differ in shape.
+            ValueError: if images and label map differ in shape, or an image has voxels that are NaN or infinite.
         """
         if seg is not None and seg.shape[1:] != data.shape[1:]:
             raise ValueError(
@@ -85,6 +85,8 @@ class CasePreprocessor(DefaultPreprocessor):
             image = np.array(channel[crop], dtype=np.float32, order="C")
             image = _normaliser(index, plans_manager, configuration_manager).run(image, labels[0])
             image = configuration_manager.resampling_fn_data(image[None], shape, spacing, target)[0]
+            if not np.isfinite(image.sum()):  # each patch of it would end the training
+                raise ValueError(f"channel {index} has voxels that are NaN or infinite: replace them")
             if images is None:
                 images = np.empty((len(data), *image.shape), dtype=np.float32)
             images[index] = image

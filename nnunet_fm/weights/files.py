@@ -100,6 +100,25 @@ def read_trained(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
+def misfit(error: RuntimeError, checkpoint: str) -> WeightsFileError | None:
+    """PyTorch's error about weights that do not fit a network, of a line for each of them, in a sentence.
+
+    Args:
+        error: of ``load_state_dict``; None is returned for any other.
+        checkpoint: what to call the file.
+    """
+    heading, *lines = str(error).splitlines()
+    if not heading.startswith("Error(s) in loading state_dict") or not lines:
+        return None
+    found = [line for line in map(str.strip, lines) if line]
+    first = found[0] if len(found[0]) < 300 else f"{found[0][:300]} …"
+    more = f"; {len(found) - 1} more like this" if len(found) > 1 else ""
+    return WeightsFileError(
+        f"the weights of {checkpoint} are not those of the network in its plans ({first.rstrip('.')}{more}): one of "
+        "the two files was replaced or edited; put the one back that belongs to the other"
+    )
+
+
 @contextmanager
 def data_only() -> Iterator[None]:
     """No `torch.load` in this process runs code of a file meanwhile, whatever nnU-Net asks for; as `read_trained`."""
@@ -120,7 +139,7 @@ def _read(path: Path, allowed: Sequence[Any]) -> Any:
         raise WeightsFileError(f"{path} is empty: download it again")
     is_zip = zipfile.is_zipfile(path)
     if start == b"PK\x03\x04" and not is_zip:
-        raise WeightsFileError(f"{path} is cut off before its end: download it again")
+        raise WeightsFileError(f"{path} is cut off before its end: download or copy it again")
     if is_zip:
         _check_stored(path)
     try:

@@ -1,0 +1,247 @@
+"""Faults of prediction: what is given, and what happens meanwhile."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from tests.convert_tester import edit
+from tests.datasets import write_image
+from tests.faults.registry import SHAPE, Bench, Outcome, change_json, cut_in_half, fault
+
+STAGE = "Predicting"
+NOTHING = "nothing was written"
+
+
+def call(model: Path, images: Path, output: Path, *more: str | Path) -> tuple[str | Path, ...]:
+    """Arguments of a prediction in this process, on the CPU."""
+    return ("predict", "-m", model, "-i", images, "-o", output, "-f", "0", "-device", "cpu", "-npp", "0", "-nps", "0",
+            "-q", *more)  # fmt: skip
+
+
+def refused(at: Bench, *arguments: str | Path) -> Outcome:
+    """A prediction that has to be refused before anything is written."""
+    with at.unchanged():
+        message = at.fails(*arguments)
+    return Outcome("refused, exit code 1", NOTHING, message)
+
+
+def others_predicted(at: Bench, damaged: Path, images: Path, **model: object) -> Outcome:
+    """One of several images cannot be predicted; all others have to be."""
+    message = at.fails(*call(at.model(**model), images, at.root / "out"))
+    done = {file.name for file in (at.root / "out").glob("*.nii.gz")}
+    cases = {f"{file.name[:7]}.nii.gz" for file in images.iterdir()}
+    assert cases - done == {f"{damaged.name[:7]}.nii.gz"}, done
+    assert damaged.name[:7] in message
+    return Outcome("the case is named, all others are predicted, exit code 1", "the label maps of the others", message)
+
+
+@fault(STAGE, "One of three images is cut off in its middle, which SimpleITK reads as zeros.")
+def an_image_cut_off_among_good_ones(at: Bench) -> Outcome:
+    images = at.images(3, shape=(20, 24, 22))
+    cut_in_half(images / "case_01_0000.nii.gz")
+    return others_predicted(at, images / "case_01_0000.nii.gz", images)
+
+
+@fault(STAGE, "One of three images is a text file with the name of an image.")
+def an_image_that_is_none(at: Bench) -> Outcome:
+    images = at.images(3)
+    (images / "case_01_0000.nii.gz").write_text("see the other folder")
+    return others_predicted(at, images / "case_01_0000.nii.gz", images)
+
+
+@fault(STAGE, "One image is a series in time: it has four dimensions.")
+def a_4d_image(at: Bench) -> Outcome:
+    images = at.images(3)
+    file = images / "case_01_0000.nii.gz"
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((3, *SHAPE), np.float32)), str(file))
+    return others_predicted(at, file, images)
+
+
+@fault(STAGE, "The two channels of one case have different sizes.")
+def channels_of_different_size(at: Bench) -> Outcome:
+    images = at.images(3, channels=("CT", "PET"))
+    write_image(images / "case_01_0001.nii.gz", np.zeros((3, 4, 5), np.float32), (1, 1, 1))
+    return others_predicted(at, images / "case_01_0001.nii.gz", images, channels=("CT", "PET"))
+
+
+@fault(STAGE, "One case lacks its second channel.")
+def a_missing_channel(at: Bench) -> Outcome:
+    images = at.images(3, channels=("CT", "PET"))
+    (images / "case_01_0001.nii.gz").unlink()
+    return refused(at, *call(at.model(channels=("CT", "PET")), images, at.root / "out"))
+
+
+@fault(STAGE, "The input folder is empty.")
+def an_empty_input_folder(at: Bench) -> Outcome:
+    (at.root / "in").mkdir()
+    return refused(at, *call(at.model(), at.root / "in", at.root / "out"))
+
+
+@fault(STAGE, "The images end in .nrrd where the model was trained on .nii.gz.")
+def a_wrong_file_ending(at: Bench) -> Outcome:
+    images = at.images()
+    for file in list(images.iterdir()):
+        file.rename(file.with_name(file.name.replace(".nii.gz", ".nrrd")))
+    return refused(at, *call(at.model(), images, at.root / "out"))
+
+
+@fault(STAGE, "The images have no channel number in their names.")
+def names_without_a_channel(at: Bench) -> Outcome:
+    images = at.images()
+    for file in list(images.iterdir()):
+        file.rename(file.with_name(file.name.replace("_0000", "")))
+    return refused(at, *call(at.model(), images, at.root / "out"))
+
+
+@fault(STAGE, "The output folder is the input folder.")
+def output_into_the_input(at: Bench) -> Outcome:
+    images = at.images()
+    return refused(at, *call(at.model(), images, images))
+
+
+@fault(STAGE, "The output folder is a file.")
+def output_into_a_file(at: Bench) -> Outcome:
+    images, model = at.images(), at.model()
+    (at.root / "out").write_text("")
+    return refused(at, *call(model, images, at.root / "out"))
+
+
+@fault(STAGE, "The device does not exist on this machine.")
+def a_wrong_device(at: Bench) -> Outcome:
+    at.patch.setattr(torch.cuda, "is_available", lambda: False)
+    at.patch.setattr(torch.backends.mps, "is_available", lambda: False)
+    return refused(at, *call(at.model(), at.images(), at.root / "out", "-device", "cuda"))
+
+
+@fault(STAGE, "The fold was not trained.")
+def a_missing_fold(at: Bench) -> Outcome:
+    return refused(at, *call(at.model(folds=(0, 1)), at.images(), at.root / "out", "-f", "0", "3"))
+
+
+@fault(STAGE, "The model has no checkpoint of the name asked for.")
+def a_missing_checkpoint(at: Bench) -> Outcome:
+    return refused(at, *call(at.model(), at.images(), at.root / "out", "-chk", "checkpoint_best.pth"))
+
+
+@fault(STAGE, "The model folder's dataset.json is missing.")
+def a_model_without_dataset_json(at: Bench) -> Outcome:
+    model = at.model()
+    (model / "dataset.json").unlink()
+    return refused(at, *call(model, at.images(), at.root / "out"))
+
+
+@fault(STAGE, "The model folder's plans.json is cut off.")
+def a_model_with_half_a_plan(at: Bench) -> Outcome:
+    model = at.model()
+    cut_in_half(model / "plans.json")
+    return refused(at, *call(model, at.images(), at.root / "out"))
+
+
+@fault(STAGE, "The checkpoint is cut off.")
+def a_checkpoint_cut_off(at: Bench) -> Outcome:
+    model = at.model()
+    cut_in_half(model / "fold_0" / "checkpoint_final.pth")
+    return refused(at, *call(model, at.images(), at.root / "out"))
+
+
+@fault(STAGE, "The checkpoint is of a network of another size.")
+def a_checkpoint_of_another_size(at: Bench) -> Outcome:
+    model = at.model()
+    plans = json.loads((model / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] = [8, 16]
+    change_json(model / "plans.json", **plans)
+    return refused(at, *call(model, at.images(), at.root / "out"))
+
+
+@fault(STAGE, "The checkpoint is one of another model: no weight has a name that the network knows.")
+def a_checkpoint_of_another_model(at: Bench) -> Outcome:
+    model = at.model()
+    file = model / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(file, weights_only=False)
+    content["network_weights"] = {f"swin.{i}": w for i, w in enumerate(content["network_weights"].values())}
+    torch.save(content, file)
+    return refused(at, *call(model, at.images(), at.root / "out"))
+
+
+@fault(STAGE, "The image is smaller than the patch in every direction.")
+def an_image_smaller_than_the_patch(at: Bench) -> Outcome:
+    images = at.images(1, shape=(3, 4, 5))
+    code, printed = at.command(*call(at.model(), images, at.root / "out"))
+    assert code == 0, printed
+    predicted = sitk.ReadImage(str(at.root / "out" / "case_00.nii.gz"))
+    assert predicted.GetSize() == (5, 4, 3)
+    return Outcome("predicted: the network's input is padded, its output cropped", "the image's own size")
+
+
+@fault(STAGE, "The image is one slice.")
+def an_image_of_one_slice(at: Bench) -> Outcome:
+    images = at.images(1, shape=(1, 12, 13))
+    code, printed = at.command(*call(at.model(), images, at.root / "out"))
+    assert code == 0, printed
+    assert sitk.ReadImage(str(at.root / "out" / "case_00.nii.gz")).GetSize() == (13, 12, 1)
+    return Outcome("predicted", "the image's own size")
+
+
+@fault(STAGE, "A .nrrd image has a voxel that is NaN.")
+def an_image_with_nan(at: Bench) -> Outcome:
+    images = at.images(3)
+    for file in list(images.iterdir()):
+        image = sitk.ReadImage(str(file))
+        if "case_01" in file.name:
+            image[4, 3, 2] = float("nan")
+        sitk.WriteImage(image, str(file).replace(".nii.gz", ".nrrd"))
+        file.unlink()
+    message = at.fails(*call(at.model(file_ending=".nrrd"), images, at.root / "out"))
+    assert {file.name for file in (at.root / "out").glob("*.nrrd")} == {"case_00.nrrd", "case_02.nrrd"}
+    return Outcome("the case is named, all others are predicted, exit code 1", "the label maps of the others", message)
+
+
+@fault(STAGE, "A NIfTI image has a voxel that is NaN.")
+def a_nifti_image_with_nan(at: Bench) -> Outcome:
+    def spoil(array: np.ndarray) -> np.ndarray:
+        array[2, 3, 4] = np.nan
+        return array
+
+    images, model = at.images(1), at.model()
+    edit(images / "case_00_0000.nii.gz", spoil)
+    stored = np.asanyarray(nib.load(images / "case_00_0000.nii.gz").dataobj)
+    code, printed = at.command(*call(model, images, at.root / "out"))
+    assert np.isnan(stored).any() and code == 0, printed
+    predicted = sitk.GetArrayFromImage(sitk.ReadImage(str(at.root / "out" / "case_00.nii.gz")))
+    assert len(np.unique(predicted)) > 1
+    return Outcome("predicted: SimpleITK reads NaN in NIfTI files as 0", "all other voxels")
+
+
+@fault(STAGE, "Folders and cases have names with umlauts, Chinese signs, spaces and emoji.")
+def names_beyond_ascii(at: Bench) -> Outcome:
+    images = at.root / "Übung 患者 😀"
+    shutil.copytree(at.images(1), images)
+    (images / "case_00_0000.nii.gz").rename(images / "Müller 患者_0000.nii.gz")
+    model = at.model()
+    moved = model.rename(at.root / "模型 ä")
+    code, printed = at.command(*call(moved, images, at.root / "Ergebnis ß"))
+    assert code == 0, printed
+    assert (at.root / "Ergebnis ß" / "Müller 患者.nii.gz").is_file()
+    return Outcome("predicted", "all names")
+
+
+@fault(STAGE, "Path and case name are as long as the file system takes.")
+def very_long_names(at: Bench) -> Outcome:
+    folder = at.root
+    while len(str(folder)) < 3000:
+        folder = folder / ("x" * 200)
+    folder.mkdir(parents=True)
+    images = shutil.copytree(at.images(1), folder / "in")
+    name = "n" * 220
+    (images / "case_00_0000.nii.gz").rename(images / f"{name}_0000.nii.gz")
+    code, printed = at.command(*call(at.model(), images, folder / "out"))
+    assert code == 0, printed
+    assert (folder / "out" / f"{name}.nii.gz").is_file()
+    return Outcome("predicted", "all names")

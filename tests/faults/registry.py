@@ -1,0 +1,215 @@
+"""The list of faults, and what a fault's function has at hand."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.convert_tester import snapshot
+from tests.datasets import nnunet_folders, write_dataset
+from tests.tiny_models import write_model
+
+STAGES = (
+    "Installation and environment",
+    "Converting",
+    "Planning",
+    "Preprocessing",
+    "Weights",
+    "Training",
+    "Adapting",
+    "Predicting",
+    "Evaluating",
+    "Studies",
+)
+SHAPE = (8, 10, 9)
+"""Of the images of a fault, (z, y, x)."""
+PATIENCE = 120
+"""Seconds that a process may take that is expected to end by itself."""
+PRELOADED = ["nnunet_fm.trainers", "nnunet_fm.trainers.stock", "nnunet_fm.inference.predict", "tests.faults.registry"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a fault led to.
+
+    Attributes:
+        happened: how it ended, in a few words.
+        kept: what was there before and is there still; the function has looked.
+        message: the line that tells the user, empty where all went well.
+    """
+
+    happened: str
+    kept: str
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault that is made on purpose.
+
+    Attributes:
+        name: of its function, with spaces.
+        stage: of `STAGES`.
+        broken: what is broken, in a sentence.
+        run: does it.
+        slow: needs more than two seconds.
+    """
+
+    name: str
+    stage: str
+    broken: str
+    run: Callable[[Bench], Outcome]
+    slow: bool = False
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(stage: str, broken: str, *, slow: bool = False) -> Callable[[Callable[[Bench], Outcome]], Any]:
+    """Put a function on the list."""
+    assert stage in STAGES, stage
+
+    def add(function: Callable[[Bench], Outcome]) -> Callable[[Bench], Outcome]:
+        name = function.__name__.replace("_", " ")
+        assert name not in FAULTS, name
+        FAULTS[name] = Fault(name, stage, broken, function, slow)
+        return function
+
+    return add
+
+
+class Bench:
+    """A folder of its own with nnU-Net's three folders in it, and ways to break and to watch.
+
+    Args:
+        root: an empty folder.
+        patch: undone when the fault is over.
+    """
+
+    def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
+        self.root, self.patch = root, patch
+        self.variables = nnunet_folders(root, patch)
+        self.raw, self.preprocessed, self.results = (Path(folder) for folder in self.variables.values())
+        patch.setenv("NNUNET_FM_WEIGHTS", str(root / "weights"))
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        patch.setenv("nnUNet_def_n_proc", "1")
+
+    # Things to break
+
+    def dataset(self, number: int = 501, **more: Any) -> Path:
+        """A raw dataset of two training cases and a test case."""
+        return write_dataset(self.raw, number, **{"shape": SHAPE, "cases": 2, **more})
+
+    def images(self, cases: int = 2, **more: Any) -> Path:
+        """A folder of images to predict: case_00, case_01 …"""
+        return self.dataset(502, cases=0, test_cases=cases, **more) / "imagesTs"
+
+    def model(self, **more: Any) -> Path:
+        """The folder of a trained model."""
+        return write_model(self.results / "Dataset501_Blobs" / "nnUNetTrainer__nnUNetPlans__3d_fullres", **more)
+
+    # Ways to run
+
+    def command(self, *arguments: str | Path) -> tuple[int, str]:
+        """Run ``nnunet-fm`` in this process; its exit code and all that it printed."""
+        from nnunet_fm.cli.app import main
+
+        self.patch.setattr(sys, "argv", ["nnunet-fm", *map(str, arguments)])
+        printed = io.StringIO()
+        with redirect_stdout(printed), redirect_stderr(printed), pytest.raises(SystemExit) as ended:
+            main()
+        assert "Traceback" not in printed.getvalue(), printed.getvalue()
+        return int(ended.value.code or 0), printed.getvalue()
+
+    def fails(self, *arguments: str | Path, code: int = 1) -> str:
+        """Run ``nnunet-fm``, which has to fail with this code; its last line."""
+        ended, printed = self.command(*arguments)
+        assert ended == code, (ended, printed)
+        return self.shown(printed.strip().splitlines()[-1].removeprefix("nnunet-fm: "))
+
+    def raises(self, kind: type[BaseException] | tuple[type[BaseException], ...], run: Callable[[], object]) -> str:
+        """Run a function, which has to raise an error with a message; the message."""
+        printed = io.StringIO()
+        with redirect_stdout(printed), redirect_stderr(printed), pytest.raises(kind) as raised:
+            run()
+        text = " ".join(str(raised.value).split())
+        assert text
+        return self.shown(text)
+
+    def process(self, run: Callable[..., object], *arguments: Any, **variables: str) -> tuple[int, str]:
+        """Run a function of a module in another process; its exit code (minus a signal) and what it printed.
+
+        An error of ours is printed as its message alone, as commands print it.
+        """
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        output = self.root / "printed.txt"
+        names = (*self.variables, "NNUNET_FM_WEIGHTS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc")
+        environment = {name: os.environ[name] for name in names if name in os.environ} | variables
+        process = context.Process(target=_run, args=(output, environment, run, arguments))
+        process.start()
+        process.join(PATIENCE)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            raise AssertionError(f"still running after {PATIENCE} s: {output.read_text()}")
+        assert process.exitcode is not None
+        return process.exitcode, output.read_text(encoding="utf-8")
+
+    # Ways to watch
+
+    @contextmanager
+    def unchanged(self, *folders: Path) -> Iterator[None]:
+        """Nothing in these folders, all by default, is written, changed or removed."""
+        folders = folders or (self.root,)
+        before = [snapshot(folder) for folder in folders]
+        yield
+        after = [snapshot(folder) for folder in folders]
+        assert after == before, [set(a.items()) ^ set(b.items()) for a, b in zip(after, before, strict=True)]
+
+    def shown(self, text: str) -> str:
+        """A message as the page shows it: without what differs from one machine or run to another."""
+        text = " ".join(text.split())
+        for found, put in ((str(self.root.resolve()), "…"), (str(self.root), "…"), (socket.gethostname(), "HOST")):
+            text = text.replace(found, put)
+        return re.sub(r"\bprocess \d+", "process N", text)
+
+
+def _run(output: Path, environment: Mapping[str, str], run: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    os.environ.update(environment)
+    stream = open(output, "w", encoding="utf-8", buffering=1)  # noqa: SIM115  (as long as the process)
+    os.dup2(stream.fileno(), 1)
+    os.dup2(stream.fileno(), 2)
+    sys.stdout = sys.stderr = stream
+    try:
+        run(*arguments)
+    except BaseException as error:
+        ours = type(error).__module__.startswith("nnunet_fm.") or isinstance(error, OSError)
+        if not ours:
+            raise
+        print(f"Error: {error}")
+        sys.exit(1)
+
+
+def change_json(file: Path, **entries: Any) -> None:
+    """Replace entries of a JSON object; None removes one."""
+    content = json.loads(file.read_text(encoding="utf-8")) | entries
+    file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}), encoding="utf-8")
+
+
+def cut_in_half(file: Path) -> None:
+    """What a full disk or a broken download leaves."""
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
