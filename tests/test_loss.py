@@ -7,10 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from monai.losses import DiceCELoss, DiceLoss
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss, SoftDiceLoss
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_fm.trainers.loss import DiceCE, OutputSupervision
+from nnunet_fm.trainers.loss import DiceCE, FewPassDiceCE, OutputSupervision, in_few_passes
 
 SHAPE = (2, 5, 6, 7)
 """Batch and voxels."""
@@ -112,3 +114,37 @@ def test_outputs_are_enlarged_and_weighted() -> None:
 def test_outputs_of_2d_networks() -> None:
     outputs = [torch.randn(1, 2, 8, 8), torch.randn(1, 2, 4, 4)]
     assert torch.isfinite(OutputSupervision(DiceCE())(outputs, [label_map(2, (1, 8, 8))]))
+
+
+def stock_loss(ignore_label: int | None = None, *, batch: bool = False, background: bool = False) -> DC_and_CE_loss:
+    dice = {"batch_dice": batch, "smooth": 1e-5, "do_bg": background, "ddp": False}
+    return DC_and_CE_loss(dice, {}, ignore_label=ignore_label, dice_class=MemoryEfficientSoftDiceLoss)
+
+
+@pytest.mark.parametrize("batch", [True, False])
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("ignore_label", [None, 5])
+@pytest.mark.parametrize(("ce", "dice"), [(1, 1), (1, 0), (0, 2)])
+def test_few_passes_equal_nnunets_loss(
+    batch: bool, background: bool, ignore_label: int | None, ce: float, dice: float
+) -> None:
+    theirs, ours = (stock_loss(ignore_label, batch=batch, background=background) for _ in range(2))
+    for loss in (theirs, ours):
+        loss.weight_ce, loss.weight_dice = ce, dice
+    assert isinstance(in_few_passes(ours), FewPassDiceCE)
+    logits = 4 * torch.randn(SHAPE[0], 5, *SHAPE[1:])
+    target = label_map(5 if ignore_label is None else 6)
+    assert_same(ours, theirs, logits, target)
+    assert_same(ours, theirs, logits, torch.zeros_like(target))
+
+
+def test_few_passes_of_nothing_but_ignored_voxels() -> None:
+    ours = in_few_passes(stock_loss(5))
+    value, gradient = value_and_gradient(ours, torch.randn(1, 5, 4, 4, 4), torch.full((1, 1, 4, 4, 4), 5))
+    assert value.isfinite()
+    assert gradient.abs().max() == 0
+
+
+def test_other_losses_of_nnunet_stay_as_they_are() -> None:
+    other = DC_and_CE_loss({"smooth": 1e-5}, {}, dice_class=SoftDiceLoss)
+    assert type(in_few_passes(other)) is DC_and_CE_loss

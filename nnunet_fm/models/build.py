@@ -146,5 +146,7 @@ def build_network(
     )
     if adapter is not None:
         apply_adapter(adapter, network, **network.adapter_arguments.get(adapter, {}))
+    if network.convolutional:
+        network.compute_channels_last()
     slim.register(network)
     return network

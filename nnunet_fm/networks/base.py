@@ -12,7 +12,8 @@ from dynamic_network_architectures.architectures.abstract_arch import AbstractDy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_fm.layers.processor import computes_in_bf16
+from nnunet_fm.layers.channels_last import channels_last, use_fast_layers
+from nnunet_fm.layers.processor import computes_in_bf16, gains_from_channels_last
 from nnunet_fm.layers.products import fast_products
 
 if TYPE_CHECKING:
@@ -83,6 +84,11 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
     reversed_axes: bool = False
     """Whether the weights know images as (x, y, z), as MONAI's readers give them, while nnU-Net's are (z, y, x)."""
 
+    convolutional: bool = False
+    """Whether volumes go through convolutions from end to end, so that a CPU gains from the channels-last order."""
+
+    _channels_last: bool = False
+
     @classmethod
     def resolve_arguments(
         cls, arguments: Mapping[str, Any], *, patch_size: Sequence[int], spacing: Sequence[float]
@@ -129,6 +135,11 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
         for key in self.unused_keys:
             self.get_submodule(key).requires_grad_(False)
         return self
+
+    def compute_channels_last(self) -> None:
+        """Compute volumes channels-last from now on, where a CPU gains from it; nothing else changes."""
+        use_fast_layers(self)
+        self._channels_last = True
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -178,6 +189,9 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
         padding = [p for edge, full in zip(reversed(size), reversed(legal), strict=True) for p in (0, full - edge)]
         if any(padding):
             x = F.pad(x, padding, mode="replicate")
+        reordered = self._channels_last and x.ndim == 5 and _reorders(x.device)
+        if reordered:
+            x = channels_last(x)
         with cpu_autocast(x.device), fast_products(x.device):
             if torch.is_grad_enabled() and torch.is_autocast_enabled("cpu"):
                 guard_convolutions(self)
@@ -188,7 +202,14 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
             outputs = [out.transpose(2, 4).contiguous() for out in outputs]
         if x.device.type == "cpu":
             outputs = [out.float() for out in outputs]
+        if reordered:
+            outputs = [out.contiguous() for out in outputs]
         return outputs if self.several_outputs and len(outputs) > 1 else outputs[0]
+
+
+def _reorders(device: torch.device) -> bool:
+    """Whether to compute channels-last; a compiler chooses the order itself."""
+    return device.type == "cpu" and not torch.compiler.is_compiling() and gains_from_channels_last()
 
 
 def _crop(out: Tensor, size: Sequence[int], legal: Sequence[int]) -> Tensor:

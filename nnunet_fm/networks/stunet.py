@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_fm.layers.channels_last import Conv3d
 from nnunet_fm.networks.base import FoundationNetwork
 
 SLOPE = 0.01
@@ -21,7 +22,7 @@ LEVELS = 5
 """Down-sampling stages; the depth is fixed, so that one checkpoint fits every plan."""
 
 
-class HeConv3d(nn.Conv3d):
+class HeConv3d(Conv3d):
     """Convolution with He initialisation (arXiv 1502.01852), as the network was trained from scratch."""
 
     def reset_parameters(self) -> None:
@@ -90,6 +91,7 @@ class STUNet(FoundationNetwork):
     """
 
     key_to_head = ("seg_outputs",)
+    convolutional = True
 
     def __init__(
         self,

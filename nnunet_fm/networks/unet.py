@@ -25,6 +25,7 @@ class VanillaUNet3D(FoundationNetwork):
     """
 
     key_to_head = ("unet.model.2",)
+    convolutional = True
 
     def __init__(
         self,

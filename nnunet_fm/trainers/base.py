@@ -28,6 +28,7 @@ from nnunet_fm.data.augmentation import accelerated, initial_patch_size, with_pr
 from nnunet_fm.data.rare_class import RareClassDataLoader
 from nnunet_fm.data.sampling import FMDataLoader
 from nnunet_fm.evaluation.record import Overlap
+from nnunet_fm.layers.memory import keep_freed_memory
 from nnunet_fm.models.build import build_network
 from nnunet_fm.models.names import Spec
 from nnunet_fm.models.parts import Part, load_part
@@ -35,7 +36,7 @@ from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.plans.domains import preprocessed_cases
 from nnunet_fm.plans.intensity import symmetric_channels
 from nnunet_fm.trainers.budget import Budget, BudgetTrainer
-from nnunet_fm.trainers.loss import DiceCE, OutputSupervision
+from nnunet_fm.trainers.loss import DiceCE, OutputSupervision, in_few_passes
 from nnunet_fm.trainers.optimizer import build_optimizer
 from nnunet_fm.trainers.schedule import ProgressSchedule
 from nnunet_fm.trainers.setting import check_configuration, network_architecture, resolve
@@ -120,6 +121,8 @@ class fm_trainer(BudgetTrainer):
 
         The official files are looked for before anything is built: a missing one should not cost the user any time.
         """
+        if self.device.type == "cpu":
+            keep_freed_memory()
         files = [] if self._restoring else self._official_files()
         with mock.patch.object(nnunet_trainer_module, "DDP", _distributed), _batch_norms_for(self.device):
             super().initialize()
@@ -165,7 +168,7 @@ class fm_trainer(BudgetTrainer):
             level.weight_dice = 0
         elif self.recipe.loss == "dice_ce":
             level = DiceCE(regions=self.label_manager.has_regions, ignore_label=self.label_manager.ignore_label)
-        return self._over_outputs(level, loss)
+        return self._over_outputs(in_few_passes(level), loss)
 
     def _over_outputs(self, level: nn.Module, stock: nn.Module) -> nn.Module:
         """A loss of one output, over all that the network has; weights are those of nnU-Net's own loss, ``stock``."""

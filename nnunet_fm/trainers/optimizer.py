@@ -24,10 +24,12 @@ def build_optimizer(network: FoundationNetwork, recipe: Recipe) -> torch.optim.O
         PlanError: if layer decay is asked for and the network does not name its layers.
     """
     groups = parameter_groups(network, recipe)
+    # On a GPU nnU-Net's gradient scaler and PyTorch's default go together; on a CPU that default is a loop.
+    fused = True if next(network.parameters()).device.type == "cpu" else None
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, recipe.learning_rate, recipe.momentum, nesterov=recipe.momentum > 0)
+        return torch.optim.SGD(groups, recipe.learning_rate, recipe.momentum, nesterov=recipe.momentum > 0, fused=fused)
     adam = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-    return adam(groups, recipe.learning_rate)
+    return adam(groups, recipe.learning_rate, fused=fused)
 
 
 def parameter_groups(network: FoundationNetwork, recipe: Recipe) -> list[dict[str, Any]]:

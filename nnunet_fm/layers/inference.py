@@ -1,0 +1,24 @@
+"""Weights as a network needs them that only predicts on a CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from nnunet_fm.layers.channels_last import FORMAT, Conv3d
+from nnunet_fm.layers.processor import computes_in_bf16, gains_from_channels_last
+
+
+def lay_out_weights(network: nn.Module) -> None:
+    """Put the kernels of volumes where convolutions would copy them to at every call: in bfloat16, channels-last.
+
+    Results stay what they are, and state dicts can be loaded as before; training would lose precision.
+    """
+    for module in network.modules():
+        plain = isinstance(module, nn.Conv3d) and type(module).forward is nn.Conv3d.forward
+        if not plain and type(module) is not nn.ConvTranspose3d:
+            continue
+        if computes_in_bf16():
+            module.to(torch.bfloat16)
+        if isinstance(module, Conv3d) and gains_from_channels_last():
+            module.to(memory_format=FORMAT)
