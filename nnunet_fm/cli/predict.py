@@ -17,6 +17,7 @@ from nnunet_fm.cli.completion import (
     complete_trainers,
 )
 from nnunet_fm.cli.console import Quiet, results_only
+from nnunet_fm.late_imports import import_lightly
 
 EPILOG = """
 Examples:
@@ -115,6 +116,7 @@ def predict(
         )
 
     with results_only(as_json=as_json, quiet=quiet):
+        import_lightly("nnunetv2.inference.predict_from_raw_data", "nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
         import torch
 
         from nnunet_fm.inference.inputs import find_model_folder

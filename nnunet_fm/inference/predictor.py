@@ -32,6 +32,10 @@ from nnunet_fm.inference.workers import (
     failure,
     workers,
 )
+from nnunet_fm.layers.inference import lay_out_weights
+from nnunet_fm.layers.initialisation import WithoutRandomWeights
+from nnunet_fm.layers.memory import give_back_freed_memory, keep_freed_memory
+from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.weights.files import data_only, misfit
 
 CUDA = torch.device("cuda")
@@ -140,6 +144,7 @@ class FMPredictor(nnUNetPredictor):
             logits = self.predict_logits_from_preprocessed_data(torch.from_numpy(case.data)).cpu().numpy()
         except Exception as error:
             return failure(error, self.setting)
+        give_back_freed_memory()  # the export has volumes of its own
         seconds = perf_counter() - start
         so_far = {"reading": case.reading, "preprocessing": case.preprocessing, "inference": seconds}
         return _Logits(logits, case.properties, so_far)
@@ -225,8 +230,13 @@ def load_predictor(
         tile_step_size, True, mirroring, on_device, device, verbose, verbose_preprocessing=verbose, allow_tqdm=False
     )
     try:
-        with data_only():
+        with data_only(), WithoutRandomWeights():
             predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)
     except RuntimeError as error:
         raise misfit(error, f"{checkpoint} in {model_folder}") or error from None
+    if device.type == "cpu":
+        keep_freed_memory()
+        network = getattr(predictor.network, "_orig_mod", predictor.network)  # without the wrapper of a compiled one
+        if isinstance(network, FoundationNetwork):  # which computes in bfloat16 where the processor gains from it
+            lay_out_weights(network)
     return predictor

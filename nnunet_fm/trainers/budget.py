@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_fm.data.sharing import lease
@@ -101,7 +100,7 @@ class BudgetTrainer(nnUNetTrainer):
     def bare_network(self) -> nn.Module:
         """The network without DDP and compile wrappers."""
         module = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
-        return cast(nn.Module, module._orig_mod if isinstance(module, OptimizedModule) else module)
+        return cast(nn.Module, getattr(module, "_orig_mod", module))
 
     def initialize(self) -> None:
         """As nnU-Net's, from the seed.

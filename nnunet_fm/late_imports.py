@@ -1,0 +1,88 @@
+"""Imports of nnU-Net and timm without the heavy packages that they name and a prediction never uses.
+
+These are PyTorch's compiler, seaborn and scikit-learn, half of the time that the imports take. What others take from
+them is found when it is first used.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, wraps
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+HEAVY = ("torch._dynamo", "torch._dynamo.utils", "seaborn", "sklearn.model_selection")
+
+
+def import_lightly(*modules: str) -> None:
+    """Import modules; what they take from `HEAVY` ones is imported when they use it."""
+    import torch  # noqa: F401  (it must not meet a stand-in of a part of itself)
+
+    with _standing_in():
+        for module in modules:
+            import_module(module)
+
+
+@contextmanager
+def _standing_in() -> Iterator[None]:
+    """Have the names of heavy modules that are not imported yet mean stand-ins."""
+    from torch import compiler
+
+    missing = {name: _LateModule(name) for name in HEAVY if name not in sys.modules}
+    disable = _disable_late(compiler.disable) if "torch._dynamo" in missing else compiler.disable
+    sys.modules.update(missing)
+    try:
+        with mock.patch.object(compiler, "disable", disable):
+            yield
+    finally:
+        for module in missing.values():
+            module.leave()
+
+
+def _disable_late(disable: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.compiler.disable`` as a decorator that asks for the compiler when the function is called."""
+
+    def late(function: Callable[..., Any] | None = None, **how: Any) -> Callable[..., Any]:
+        if function is None:
+            return partial(late, **how)
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return disable(function, **how)(*args, **kwargs)
+
+        return call
+
+    return late
+
+
+class _LateModule(ModuleType):
+    """A module of which every name is a stand-in for the real module's."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _StandIn(name, (), {"module": self})
+
+    def leave(self) -> None:
+        """Leave the name to the real module."""
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+
+
+class _StandIn(type):
+    """A class or function of a late module: can be called, and asked what is an instance of it."""
+
+    module: _LateModule
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        cls.module.leave()
+        return getattr(import_module(cls.module.__name__), cls.__name__)(*args, **kwargs)
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        real = sys.modules.get(cls.module.__name__, cls.module)
+        # Without the real module nothing can be an instance of its classes.
+        return real is not cls.module and isinstance(instance, getattr(real, cls.__name__))
