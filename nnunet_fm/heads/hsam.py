@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from nnunet_fm.heads.base import FeatureMaps
 from nnunet_fm.heads.hsam_decoder import RefiningDecoder, cross_first_transformer
 from nnunet_fm.heads.sam_base import SAMHead
 from nnunet_fm.heads.sam_decoder import BatchedMaskDecoder, Decoded, Embedded, dot
+from nnunet_fm.layers.enlarging import enlarge
 
 NOISE = 0.2
 """Standard deviation of the noise on the second stage's image in training, as a share of the image's range."""
@@ -65,8 +65,7 @@ class TwoStageHead(SAMHead):
         second = dot(self.mask_decoder2.kernels(refined.tokens, self.classes), refined.upscaled)
         if self.training:
             return [first, second]
-        first = F.interpolate(first, size=second.shape[2:], mode="bilinear", align_corners=False)
-        return [(first + second) / 2]
+        return [(enlarge(first, second.shape[2:]) + second) / 2]
 
 
 class HSAMHead(TwoStageHead):
