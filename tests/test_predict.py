@@ -22,10 +22,12 @@ from skimage import io
 import nnunet_fm.inference.predict as predict_module
 import nnunet_fm.inference.predictor as predictor_module
 import nnunet_fm.inference.workers as workers_module
+from nnunet_fm.data import whole_files
+from nnunet_fm.data.whole_files import check_whole
 from nnunet_fm.inference.inputs import PredictionInputError
 from nnunet_fm.inference.predict import PredictionError, default_processes, predict_folder
 from nnunet_fm.inference.times import FILE, CaseTimes, PredictionTimes
-from nnunet_fm.inference.workers import Failure, check_whole
+from nnunet_fm.inference.workers import Failure
 from tests.datasets import write_dataset, write_image
 from tests.test_cli import command  # noqa: F401  (a fixture)
 from tests.test_end_to_end import Venv
@@ -396,7 +398,7 @@ def test_files_may_hold_several_channels(tmp_path: Path) -> None:
 def test_whole_files_pass(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of several streams, and with bytes after the image; plain ones without being decompressed."""
     with monkeypatch.context() as patch:
-        patch.setattr(workers_module.gzip, "open", None)
+        patch.setattr(whole_files.gzip, "open", None)
         check_whole(str(images / "case_00_0000.nii.gz"))
     content = gzip.decompress((images / "case_00_0000.nii.gz").read_bytes())
     file = tmp_path / "a.nii.gz"

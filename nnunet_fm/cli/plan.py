@@ -119,11 +119,12 @@ def plan(
         return
 
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
-    from nnunetv2.paths import nnUNet_preprocessed
+    from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
     from nnunet_fm.models.names import PLANNER_PREFIX, VARIANTS
     from nnunet_fm.plans.planner import Options, planner_class
+    from nnunet_fm.plans.raw import check_cases, read_dataset_json
     from nnunet_fm.plans.slices import AXES, PLANES
 
     if variant not in ("mission", *VARIANTS):
@@ -157,6 +158,7 @@ def plan(
     with results_only(as_json=as_json, quiet=quiet):
         dataset_name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
         folder = Path(nnUNet_preprocessed, dataset_name)
+        check_cases(Path(nnUNet_raw, dataset_name), read_dataset_json(Path(nnUNet_raw, dataset_name)))
         if not (folder / "dataset_fingerprint.json").is_file():
             number = int(dataset_name[len("Dataset") :].split("_")[0])
             extract_fingerprint_dataset(number, num_processes=processes)

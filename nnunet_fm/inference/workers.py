@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import math
 import os
 import shutil
-import struct
 import sys
 import traceback
-import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-import nibabel as nib
 import numpy as np
 import torch
 from nnunetv2.configuration import default_num_processes
@@ -30,7 +26,7 @@ from nnunetv2.inference.data_iterators import PreprocessAdapter
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_fm.foreign import check_promise
+from nnunet_fm.data.whole_files import check_whole
 from nnunet_fm.inference import inputs
 from nnunet_fm.inference.label_map import label_map
 
@@ -202,36 +198,6 @@ def preprocess(setting: Setting, case: Case) -> Preprocessed | Failure:
         names = ", ".join(os.path.basename(file) for file in spoiled)
         return Failure(f"{names} has voxels that are NaN or infinite: replace them, say by the value of air")
     return Preprocessed(data, item["data_properties"], was_read - start, end - was_read)
-
-
-def check_whole(file: str) -> None:
-    """Raise a ValueError for a compressed NIfTI file that is cut off, whose rest SimpleITK would read as zeros.
-
-    One that promises more than any file of its size can hold is noticed before there is memory for it.
-    The file is decompressed only where the size at its end is not the one that its header promises.
-    """
-    if not file.endswith(".nii.gz"):
-        return
-    try:
-        image = nib.load(file)
-    except Exception:  # whatever it is: what SimpleITK cannot read either, it says itself
-        return
-    if not isinstance(image, nib.Nifti1Image):
-        return
-    voxels = cast(Any, image).dataobj
-    promised = int(voxels.offset) + math.prod(voxels.shape) * int(voxels.dtype.itemsize)
-    check_promise(Path(file), promised)
-    with open(file, "rb") as raw:
-        raw.seek(-4, os.SEEK_END)
-        (size,) = struct.unpack("<I", raw.read())
-    if size == promised % 2**32:
-        return
-    found = 0  # several streams in one file, something behind the image, or indeed too little
-    with gzip.open(file) as content, suppress(EOFError, OSError, zlib.error):
-        while chunk := content.read(2**20):
-            found += len(chunk)
-    if found < promised:
-        raise ValueError(f"{os.path.basename(file)} is cut off: its header promises {promised} bytes")
 
 
 def export(

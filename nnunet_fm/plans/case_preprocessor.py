@@ -9,6 +9,7 @@ from typing import Any
 
 import nnunetv2
 import numpy as np
+import pandas as pd
 import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from nnunet_fm.data.class_locations import sample_locations
 from nnunet_fm.data.cropping import nonzero_region
+from nnunet_fm.data.whole_files import check_whole
 
 Case = tuple[NDArray[np.float32], NDArray[np.integer], dict[str, Any]]
 
@@ -56,6 +58,11 @@ class CasePreprocessor(DefaultPreprocessor):
         Raises:
             ValueError: if images and label map differ in shape, or an image has voxels that are NaN or infinite.
         """
+        schemes = configuration_manager.normalization_schemes
+        if len(data) != len(schemes):
+            raise ValueError(f"{len(data)} channels or volumes in time, where the plan has {len(schemes)}")
+        if seg is not None and len(seg) != 1:
+            raise ValueError(f"the label map has {len(seg)} volumes, not one")
         if seg is not None and seg.shape[1:] != data.shape[1:]:
             raise ValueError(
                 f"images of {data.shape[1:]} voxels come with a label map of {seg.shape[1:]}: put both on one grid"
@@ -112,11 +119,16 @@ class CasePreprocessor(DefaultPreprocessor):
         """Read the files of a case, one per channel and the label map or ``None``, and preprocess it; see above.
 
         Raises:
-            ValueError: as `run_case_npy`, and where a normaliser refuses an image; the message names the files.
+            ValueError: as `run_case_npy`, for files that are cut off, where a normaliser refuses an image, and for labels
+                that ``dataset.json`` does not have; the message names the files.
         """
+        for file in (*image_files, *([] if seg_file is None else [seg_file])):
+            check_whole(str(file))
         reader = plans_manager.image_reader_writer_class()
         data, properties = reader.read_images(image_files)
         seg = None if seg_file is None else _read_labels(reader, seg_file)
+        if seg is not None:
+            _check_labels(seg, str(seg_file), _content(dataset_json))
         try:
             return self.run_case_npy(data, seg, properties, plans_manager, configuration_manager, dataset_json)
         except ValueError as error:
@@ -161,11 +173,29 @@ def _integers(labels: NDArray[np.number]) -> NDArray[np.number]:
     return integers if fits else labels.copy(order="C")
 
 
+def _check_labels(labels: NDArray[np.number], file: str, dataset_json: dict[str, Any]) -> None:
+    """Raise a ValueError for a label map with values that no class has: the loss would end the training."""
+    values = dataset_json["labels"].values()
+    known = {number for value in values for number in (value if isinstance(value, (list, tuple)) else [value])}
+    foreign = sorted(set(pd.unique(labels.reshape(-1)).tolist()) - known - {0})
+    if not foreign:
+        return
+    shown = ", ".join(f"{value:g}" for value in foreign[:5]) + (" …" if len(foreign) > 5 else "")
+    rule = "labels are whole numbers" if any(value % 1 for value in foreign) else "dataset.json has no such labels"
+    raise ValueError(f"{file} has voxels of {shown}, but {rule}: correct the label map or dataset.json")
+
+
+def _content(dataset_json: dict[str, Any] | str) -> dict[str, Any]:
+    """``dataset.json``, of which nnU-Net may give the path."""
+    if isinstance(dataset_json, str):
+        content: dict[str, Any] = json.loads(Path(dataset_json).read_text(encoding="utf-8"))
+        return content
+    return dataset_json
+
+
 def _classes(plans_manager: PlansManager, dataset_json: dict[str, Any] | str) -> list[int | tuple[int, ...]]:
     """The labels or regions whose locations nnU-Net wants; with an ignore label also everything annotated as one."""
-    if isinstance(dataset_json, str):
-        dataset_json = json.loads(Path(dataset_json).read_text(encoding="utf-8"))
-    manager = plans_manager.get_label_manager(dataset_json)
+    manager = plans_manager.get_label_manager(_content(dataset_json))
     classes = list(manager.foreground_regions if manager.has_regions else manager.foreground_labels)
     if manager.has_ignore_label:
         classes.append((OUTSIDE, *manager.all_labels))

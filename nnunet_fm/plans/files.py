@@ -16,8 +16,12 @@ from nnunet_fm.models.plan_key import KEY, PlanError
 def write_json(content: Any, target: Path) -> None:
     """Write a JSON file in one step: nobody reads half of it."""
     partial = target.with_name(f"{target.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=4), encoding="utf-8")
-    os.replace(partial, target)
+    try:
+        partial.write_text(json.dumps(content, indent=4), encoding="utf-8")
+        os.replace(partial, target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, f"{target} cannot be written and is as before ({error.strerror})") from None
 
 
 def save_plans(plans: Mapping[str, Any], *, force: bool) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -32,6 +32,7 @@ from nnunet_fm.plans.geometry import Choice, choose_spacing, median_shape, nnune
 from nnunet_fm.plans.intensity import channel_names, normalization
 from nnunet_fm.plans.orientation import dataset_orientations, orientation_warning
 from nnunet_fm.plans.preprocessor import data_identifier
+from nnunet_fm.plans.raw import check_cases, read_dataset_json
 from nnunet_fm.plans.slices import converter_slice_axis, count_slices, on_dataset, slice_axis
 from nnunet_fm.weights.cache import find, sha256
 
@@ -104,6 +105,8 @@ class FMPlanner(ExperimentPlanner):
         suppress_transpose: bool = False,
         options: Options | None = None,
     ) -> None:
+        raw = Path(nnUNet_raw, maybe_convert_to_dataset_name(dataset_name_or_id))
+        check_cases(raw, read_dataset_json(raw))
         super().__init__(
             dataset_name_or_id,
             gpu_memory_target_in_gb,

@@ -19,7 +19,7 @@ from rich.progress import track
 from nnunet_fm.data.sharing import check_not_leased, is_current, lock, raw_stamp, replace_folder
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.case_preprocessor import CasePreprocessor
-from nnunet_fm.plans.raw import training_cases
+from nnunet_fm.plans.raw import check_cases, read_dataset_json, training_cases
 
 PREPROCESSING_VERSION = 1
 """Raised whenever the code changes what preprocessing writes for the same settings."""
@@ -86,7 +86,9 @@ class FMPreprocessor(CasePreprocessor):
                 f"data_identifier: plan again, or set it to '{expected}'"
             )
         folder = base / identifier
-        dataset = training_cases(raw, json.loads((raw / "dataset.json").read_text(encoding="utf-8")))
+        dataset_json = read_dataset_json(raw)
+        check_cases(raw, dataset_json)
+        dataset = training_cases(raw, dataset_json)
         base.mkdir(parents=True, exist_ok=True)
         with lock(folder):
             stamp = {"settings": settings, "raw": raw_stamp(dataset)}
@@ -151,4 +153,14 @@ class FMPreprocessor(CasePreprocessor):
                             ) from None
 
     def _save(self, case: tuple[Any, ...]) -> None:
-        self.run_case_save(*case)
+        target = Path(case[0])
+        try:
+            self.run_case_save(*case)
+        except (OSError, RuntimeError) as error:
+            if not any(target.parent.glob(f"{target.name}*.b2nd")):  # reading, which names its file
+                raise
+            free = shutil.disk_usage(target.parent).free
+            raise PreprocessingError(
+                f"{target.name} could not be written to {target.parent} ({error}; the disk has {free / 1e9:.1f} GB "
+                "left): make room, or export nnUNet_preprocessed to another disk, and run the same command again"
+            ) from None

@@ -152,6 +152,7 @@ def check_configuration(setting: Setting, plans: Mapping[str, Any], configuratio
         chain = known[chain].get("inherits_from")
         if chain in visited:
             raise PlanError(f"configuration '{configuration}' inherits from itself")
+    _check_numbers(entry, f"plans '{plans.get('plans_name')}', configuration '{configuration}'")
     dim = len(entry["patch_size"])
     if dim != setting.card.dim:
         raise PlanError(
@@ -169,6 +170,19 @@ def check_configuration(setting: Setting, plans: Mapping[str, Any], configuratio
             f"'{setting.card.name}' know the order (z, y, x): plan with FMPlanner_{setting.card.name} to keep it"
         )
     return None
+
+
+def _check_numbers(entry: Mapping[str, Any], where: str) -> None:
+    """Raise a PlanError for a patch, batch or spacing that is missing or impossible: the plan was edited by hand."""
+    batch, patch, spacing = (entry.get(name) for name in ("batch_size", "patch_size", "spacing"))
+    cure = "plan again with --patch, --batch or --spacing instead of editing"
+    if type(batch) is not int or batch < 1:
+        raise PlanError(f"{where}: batch_size is {batch!r}, not a whole number from 1: {cure}")
+    if not isinstance(patch, list) or not all(type(edge) is int and edge > 0 for edge in patch):
+        raise PlanError(f"{where}: patch_size is {patch!r}, not a list of whole numbers from 1: {cure}")
+    numbers = isinstance(spacing, list) and all(type(size) in (int, float) and size > 0 for size in spacing)
+    if not numbers or len(spacing) != len(patch):  # type: ignore[arg-type]
+        raise PlanError(f"{where}: spacing is {spacing!r}, not {len(patch)} positive numbers in mm: {cure}")
 
 
 def network_architecture(setting: Setting, configuration: ConfigurationManager) -> Architecture:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shutil
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -51,14 +52,32 @@ class WeightsFileError(ValueError):
     """A file that is not a readable checkpoint; the message names the file and the reason."""
 
 
+class CheckpointError(OSError):
+    """A checkpoint that could not be written; the message names the file and the reason."""
+
+
 def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint under a temporary name and rename it, so that a crash leaves the previous one whole."""
+    """Write a checkpoint under a temporary name and rename it, so that a crash leaves the previous one whole.
+
+    Raises:
+        CheckpointError: if it cannot be written, as on a full disk; nothing of it is left.
+    """
     partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as handle:
-        torch.save(content, handle)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as handle:
+            torch.save(content, handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer turns what the system says into one of its own
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        kept = "the one before it is kept" if path.exists() else "there was none before it"
+        free = shutil.disk_usage(path.parent).free
+        raise CheckpointError(
+            f"{path} could not be written ({_first_line(error)}; the disk has {free / 1e9:.1f} GB left); {kept}. Make "
+            "room or give access, then continue the training with --c"
+        ) from error
 
 
 def read_state_dict(path: Path, containers: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -130,6 +149,11 @@ def data_only() -> Iterator[None]:
     finally:
         del os.environ[FORCE]
         os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def _first_line(error: Exception) -> str:
+    reason = error.__context__ if isinstance(error, RuntimeError) and error.__context__ is not None else error
+    return (str(reason).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _read(path: Path, allowed: Sequence[Any]) -> Any:

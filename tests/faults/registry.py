@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import multiprocessing
 import os
 import re
+import resource
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -168,6 +170,26 @@ class Bench:
         assert process.exitcode is not None
         return process.exitcode, output.read_text(encoding="utf-8")
 
+    @contextmanager
+    def full_disk(self, left: int = 256) -> Iterator[None]:
+        """No file can grow beyond so many bytes: writing comes up short, then fails, as on a full disk."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (left, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    @contextmanager
+    def read_only(self, folder: Path) -> Iterator[None]:
+        """Nothing can be made, changed or removed in a folder, by root neither."""
+        folder.chmod(0o555)
+        try:
+            with without_override():
+                yield
+        finally:
+            folder.chmod(0o755)
+
     # Ways to watch
 
     @contextmanager
@@ -184,7 +206,33 @@ class Bench:
         text = " ".join(text.split())
         for found, put in ((str(self.root.resolve()), "…"), (str(self.root), "…"), (socket.gethostname(), "HOST")):
             text = text.replace(found, put)
-        return re.sub(r"\bprocess \d+", "process N", text)
+        return re.sub(
+            r"\bprocess \d+|(?<=left )[\d.]+(?= GB)|[\d.]+(?= GB left)",
+            lambda m: "N" if m[0][0] != "p" else "process N",
+            text,
+        )
+
+
+@contextmanager
+def without_override() -> Iterator[None]:
+    """Permissions hold for this thread of root, too: its effective capabilities are those of any user (Linux)."""
+    if os.geteuid() != 0:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # the third version of the interface, this thread
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; then the same for bits from 32 on
+    if libc.capget(header, sets) != 0:
+        raise OSError(ctypes.get_errno(), "capget")
+    effective = sets[0]
+    sets[0] = effective & ~0b1110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
+    if libc.capset(header, sets) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+    try:
+        yield
+    finally:
+        sets[0] = effective
+        libc.capset(header, sets)
 
 
 def _run(output: Path, environment: Mapping[str, str], run: Callable[..., object], arguments: tuple[Any, ...]) -> None:

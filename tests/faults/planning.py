@@ -1,0 +1,211 @@
+"""Faults of plans: made by hand, by another version, for another network; and of datasets that cannot be planned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunet_fm.models.names import UnknownNameError
+from nnunet_fm.models.plan_key import KEY, PlanError
+from nnunet_fm.plans.planner import Options, planner_class
+from tests.datasets import write_fingerprint
+from tests.faults.registry import SHAPE, Bench, Outcome, change_json, cut_in_half, fault
+
+STAGE = "Planning"
+REFUSED = "refused before anything is written"
+
+
+def planned(at: Bench, planner: str = "FMPlanner_stunet_s", number: int = 501, **options: Any) -> dict[str, Any]:
+    """A dataset of two cases and its plan."""
+    folder = at.dataset(number)
+    write_fingerprint(folder, [SHAPE] * 2, [(1.0, 1.0, 1.0)] * 2)
+    made = Options(iterations=4, **options)
+    return planner_class(planner)(number, 40, options=made).plan_experiment()
+
+
+def train(at: Bench, plans: dict[str, Any], configuration: str = "3d_fullres", name: str = "fm_trainer_scratch") -> Any:
+    """A trainer as nnU-Net's command builds it, from the plan in its file."""
+    import nnunet_fm.trainers
+
+    folder = at.preprocessed / plans["dataset_name"]
+    content = json.loads((folder / f"{plans['plans_name']}.json").read_text())
+    dataset = json.loads((at.raw / plans["dataset_name"] / "dataset.json").read_text())
+    return getattr(nnunet_fm.trainers, name)(content, configuration, 0, dataset, torch.device("cpu"))
+
+
+def edited(at: Bench, change: Callable[[dict[str, Any]], object], **how: Any) -> Outcome:
+    """A plan that somebody edits before training."""
+    plans = planned(at)
+    file = at.preprocessed / plans["dataset_name"] / f"{plans['plans_name']}.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    with at.unchanged():
+        message = at.raises((PlanError, UnknownNameError), lambda: train(at, plans, **how))
+    return Outcome(REFUSED, "data and plan", message)
+
+
+@fault(STAGE, "A plan edited by hand has a key that no plan has.")
+def a_plan_with_a_wrong_key(at: Bench) -> Outcome:
+    return edited(at, lambda plans: plans[KEY].update(learning_rate=0.1))
+
+
+@fault(STAGE, "A plan edited by hand has a recipe with a rate that is a word.")
+def a_plan_with_a_wrong_value(at: Bench) -> Outcome:
+    return edited(at, lambda plans: plans[KEY]["recipe"].update(learning_rate="small"))
+
+
+@fault(STAGE, "A plan edited by hand has a patch that the network cannot take.")
+def a_plan_with_a_wrong_patch(at: Bench) -> Outcome:
+    return edited(at, lambda plans: plans["configurations"]["3d_fullres"].update(patch_size=[0, 20, 20]))
+
+
+@fault(STAGE, "A plan edited by hand has batch size 0.")
+def a_plan_with_batch_0(at: Bench) -> Outcome:
+    return edited(at, lambda plans: plans["configurations"]["3d_fullres"].update(batch_size=0))
+
+
+@fault(STAGE, "A plan edited by hand has no spacing.")
+def a_plan_without_spacing(at: Bench) -> Outcome:
+    return edited(at, lambda plans: plans["configurations"]["3d_fullres"].pop("spacing"))
+
+
+@fault(STAGE, "A plan was written by a newer nnunet-fm.")
+def a_plan_of_a_newer_version(at: Bench) -> Outcome:
+    return edited(at, lambda plans: plans[KEY].update(version=2))
+
+
+@fault(STAGE, "A plan was written by an older nnunet-fm, before its entry had a version.")
+def a_plan_of_an_older_version(at: Bench) -> Outcome:
+    return edited(at, lambda plans: plans[KEY].pop("version"))
+
+
+@fault(STAGE, "A plan names a model that no card describes.")
+def a_plan_of_an_unknown_model(at: Bench) -> Outcome:
+    return edited(at, lambda plans: plans[KEY].update(model="stunet_xl"))
+
+
+@fault(STAGE, "A configuration is trained that the plan does not have.")
+def a_configuration_that_is_not_planned(at: Bench) -> Outcome:
+    return edited(at, lambda plans: None, configuration="2d")
+
+
+@fault(STAGE, "A pinned trainer is given the plan of another model.")
+def a_trainer_of_another_model(at: Bench) -> Outcome:
+    return edited(at, lambda plans: None, name="fm_trainer_stunet_b")
+
+
+@fault(STAGE, "A plan file is cut off.")
+def half_a_plan_file(at: Bench) -> Outcome:
+    plans = planned(at)
+    cut_in_half(at.preprocessed / plans["dataset_name"] / "FMPlans_stunet_s.json")
+    from nnunet_fm.hook.short_form import ShortFormError, expand
+
+    message = at.raises(ShortFormError, lambda: expand(["501", "fm_trainer", "0"]))
+    return Outcome(REFUSED, "all files", message)
+
+
+def dataset_json(at: Bench, change: Callable[[Path], object]) -> Outcome:
+    """A dataset whose dataset.json is wrong, planned."""
+    file = at.dataset() / "dataset.json"
+    change(file)
+    with at.unchanged(at.raw):
+        message = at.fails("plan", "-d", "501", "-m", "stunet_s")
+    assert not list(at.preprocessed.rglob("FMPlans*"))
+    return Outcome("refused, exit code 1", "the raw data; no plan is written", message)
+
+
+@fault(STAGE, "dataset.json is missing.")
+def a_missing_dataset_json(at: Bench) -> Outcome:
+    return dataset_json(at, lambda file: file.unlink())
+
+
+@fault(STAGE, "dataset.json is cut off.")
+def half_a_dataset_json(at: Bench) -> Outcome:
+    return dataset_json(at, cut_in_half)
+
+
+@fault(STAGE, "dataset.json has no labels.")
+def a_dataset_json_without_labels(at: Bench) -> Outcome:
+    return dataset_json(at, lambda file: change_json(file, labels=None))
+
+
+@fault(STAGE, "dataset.json gives two classes the same label.")
+def a_dataset_json_with_a_label_twice(at: Bench) -> Outcome:
+    return dataset_json(at, lambda file: change_json(file, labels={"background": 0, "liver": 1, "spleen": 1}))
+
+
+@fault(STAGE, "dataset.json leaves out a number between its labels.")
+def a_dataset_json_with_a_gap(at: Bench) -> Outcome:
+    return dataset_json(at, lambda file: change_json(file, labels={"background": 0, "liver": 1, "spleen": 3}))
+
+
+@fault(STAGE, "dataset.json has the labels the wrong way round: number -> name, as nnU-Net v1 had them.")
+def a_dataset_json_of_version_1(at: Bench) -> Outcome:
+    return dataset_json(at, lambda file: change_json(file, labels={"0": "background", "1": "liver"}))
+
+
+@fault(STAGE, "dataset.json names another file ending than the images have.")
+def a_dataset_json_with_a_wrong_ending(at: Bench) -> Outcome:
+    return dataset_json(at, lambda file: change_json(file, file_ending=".nrrd"))
+
+
+@fault(STAGE, "A training case has an image and no label map.")
+def a_case_without_labels(at: Bench) -> Outcome:
+    return dataset_json(at, lambda file: (file.parent / "labelsTr" / "case_01.nii.gz").unlink())
+
+
+@fault(STAGE, "A training case lacks its second channel.")
+def a_training_case_without_a_channel(at: Bench) -> Outcome:
+    return dataset_json(at, lambda file: change_json(file, channel_names={"0": "CT", "1": "PET"}))
+
+
+@fault(STAGE, "The folders of training cases are empty.")
+def an_empty_dataset(at: Bench) -> Outcome:
+    def remove(file: Path) -> None:
+        for image in (*file.parent.glob("imagesTr/*"), *file.parent.glob("labelsTr/*")):
+            image.unlink()
+
+    return dataset_json(at, remove)
+
+
+@fault(STAGE, "There is no dataset of this number.")
+def a_dataset_that_does_not_exist(at: Bench) -> Outcome:
+    at.dataset()
+    with at.unchanged():
+        message = at.fails("plan", "-d", "777", "-m", "stunet_s")
+    return Outcome("refused, exit code 1", "all files", message)
+
+
+@fault(STAGE, "A model name with a typing error.")
+def a_misspelt_model(at: Bench) -> Outcome:
+    at.dataset()
+    with at.unchanged():
+        message = at.fails("plan", "-d", "501", "-m", "stunet_x")
+    return Outcome("refused, exit code 1", "all files", message)
+
+
+@fault(STAGE, "A plan of the same name was trained, and planning again would change it.")
+def a_plan_with_trained_models(at: Bench) -> Outcome:
+    plans = planned(at)
+    trained = at.results / plans["dataset_name"] / f"fm_trainer__{plans['plans_name']}__3d_fullres" / "fold_0"
+    trained.mkdir(parents=True)
+    (trained / "checkpoint_final.pth").write_bytes(b"hours of work")
+    with at.unchanged():
+        message = at.fails("plan", "-d", "501", "-m", "stunet_s", "--iterations", "5000")
+    return Outcome("refused, exit code 1", "plan and models", message)
+
+
+@fault(STAGE, "No folder can be written any more while a plan is replaced (the disk is full).")
+def a_full_disk_while_a_plan_is_written(at: Bench) -> Outcome:
+    plans = planned(at)
+    file = at.preprocessed / plans["dataset_name"] / f"{plans['plans_name']}.json"
+    before = file.read_text()
+    with at.full_disk():
+        message = at.fails("plan", "-d", "501", "-m", "stunet_s", "--iterations", "5000")
+    assert file.read_text() == before and not list(file.parent.glob("*.json.*"))
+    return Outcome("exit code 1", "the former plan; nothing half-written is left", message)

@@ -1,0 +1,199 @@
+"""Faults of raw data and of preprocessing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from nnunet_fm.data.sharing import FolderInUseError, lease
+from nnunet_fm.models.plan_key import PlanError
+from nnunet_fm.plans.preprocessor import FMPreprocessor
+from tests.convert_tester import edit, snapshot
+from tests.datasets import write_image
+from tests.faults.planning import planned
+from tests.faults.registry import SHAPE, Bench, Outcome, change_json, cut_in_half, fault
+
+STAGE = "Preprocessing"
+
+
+def preprocess(plans: dict[str, Any]) -> None:
+    """Preprocess in this process."""
+    FMPreprocessor(verbose=False).run(501, "3d_fullres", plans["plans_name"], 1)
+
+
+def folder_of(at: Bench, plans: dict[str, Any]) -> Path:
+    return at.preprocessed / plans["dataset_name"] / plans["configurations"]["3d_fullres"]["data_identifier"]
+
+
+def spoiled(at: Bench, damage: Callable[[Path], object], kind: Any = (ValueError, RuntimeError)) -> Outcome:
+    """One of two cases is damaged: it is named, and no folder is left that a training would take for complete."""
+    plans = planned(at)
+    raw = at.raw / plans["dataset_name"]
+    damage(raw)
+    before = snapshot(raw)
+    message = at.raises(kind, lambda: preprocess(plans))
+    assert "case_01" in message, message
+    left = [path.name for path in folder_of(at, plans).parent.glob("fm_*") if path.is_dir()]
+    assert left == [] and snapshot(raw) == before
+    return Outcome("stopped, the case is named", "the raw data; no half-written folder is left", message)
+
+
+def change_labels(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+    return lambda raw: edit(raw / "labelsTr" / "case_01.nii.gz", change)
+
+
+def with_voxel(value: float, dtype: Any) -> Callable[[np.ndarray], np.ndarray]:
+    def change(array: np.ndarray) -> np.ndarray:
+        array = array.astype(dtype)
+        array[1, 2, 3] = value
+        return array
+
+    return change
+
+
+@fault(STAGE, "A label map has a label that dataset.json does not list.")
+def a_label_that_is_not_listed(at: Bench) -> Outcome:
+    return spoiled(at, change_labels(with_voxel(9, np.uint8)))
+
+
+@fault(STAGE, "A label map has a negative label.")
+def a_negative_label(at: Bench) -> Outcome:
+    return spoiled(at, change_labels(with_voxel(-1, np.int16)))
+
+
+@fault(STAGE, "A label map has a label beyond what 16 bits hold.")
+def a_label_beyond_16_bits(at: Bench) -> Outcome:
+    return spoiled(at, change_labels(with_voxel(65537, np.int32)))
+
+
+@fault(STAGE, "A label map was resampled by interpolation: it has fractions.")
+def fractions_in_a_label_map(at: Bench) -> Outcome:
+    return spoiled(at, change_labels(with_voxel(0.5, np.float32)))
+
+
+@fault(STAGE, "A label map is stored as float32, in whole numbers.")
+def labels_stored_as_floats(at: Bench) -> Outcome:
+    plans = planned(at)
+    change_labels(lambda array: array.astype(np.float32))(at.raw / plans["dataset_name"])
+    preprocess(plans)
+    assert len(list(folder_of(at, plans).glob("*.pkl"))) == 2
+    return Outcome("preprocessed", "all labels")
+
+
+@fault(STAGE, "Image and label map have different sizes.")
+def an_image_larger_than_its_labels(at: Bench) -> Outcome:
+    return spoiled(at, lambda raw: write_image(raw / "labelsTr/case_01.nii.gz", np.zeros((3, 4, 5), np.uint8), [1] * 3))
+
+
+@fault(STAGE, "A label map is four-dimensional.")
+def a_4d_label_map(at: Bench) -> Outcome:
+    def four(raw: Path) -> None:
+        sitk.WriteImage(
+            sitk.GetImageFromArray(np.zeros((2, *SHAPE), np.uint8)), str(raw / "labelsTr" / "case_01.nii.gz")
+        )
+
+    return spoiled(at, four)
+
+
+@fault(STAGE, "A training image is four-dimensional.")
+def a_4d_training_image(at: Bench) -> Outcome:
+    def four(raw: Path) -> None:
+        sitk.WriteImage(
+            sitk.GetImageFromArray(np.zeros((2, *SHAPE), np.float32)), str(raw / "imagesTr" / "case_01_0000.nii.gz")
+        )
+
+    return spoiled(at, four)
+
+
+@fault(STAGE, "A training image is cut off.")
+def a_training_image_cut_off(at: Bench) -> Outcome:
+    return spoiled(at, lambda raw: cut_in_half(raw / "imagesTr" / "case_01_0000.nii.gz"))
+
+
+@fault(STAGE, "A label map vanishes after planning.")
+def a_label_map_that_vanished(at: Bench) -> Outcome:
+    return spoiled(at, lambda raw: (raw / "labelsTr" / "case_01.nii.gz").unlink(), PlanError)
+
+
+@fault(STAGE, "A class of dataset.json is in no training case.")
+def a_class_that_no_case_has(at: Bench) -> Outcome:
+    plans = planned(at)
+    change_json(at.raw / plans["dataset_name"] / "dataset.json", labels={"background": 0, "one": 1, "two": 2, "x": 3})
+    change_json(
+        at.preprocessed / plans["dataset_name"] / "dataset.json", labels={"background": 0, "one": 1, "two": 2, "x": 3}
+    )
+    preprocess(plans)
+    assert len(list(folder_of(at, plans).glob("*.pkl"))) == 2
+    return Outcome("preprocessed; the class has no voxels to draw patches from", "all cases")
+
+
+@fault(STAGE, "A setting of preprocessing was edited in the plan, not the name of its folder.")
+def a_setting_edited_by_hand(at: Bench) -> Outcome:
+    plans = planned(at)
+    file = at.preprocessed / plans["dataset_name"] / f"{plans['plans_name']}.json"
+    plans["configurations"]["3d_fullres"]["spacing"] = [3.0, 3.0, 3.0]
+    change_json(file, **plans)
+    with at.unchanged():
+        message = at.raises(PlanError, lambda: preprocess(plans))
+    return Outcome("refused before anything is written", "all files", message)
+
+
+@fault(STAGE, "Raw data change while a training reads the preprocessed folder.")
+def new_data_under_a_training(at: Bench) -> Outcome:
+    plans = planned(at)
+    preprocess(plans)
+    folder = folder_of(at, plans)
+    before = snapshot(folder)
+    os.utime(at.raw / plans["dataset_name"] / "imagesTr" / "case_00_0000.nii.gz", ns=(1, 1))
+    held = lease(folder)
+    assert held is not None
+    with held:
+        message = at.raises(FolderInUseError, lambda: preprocess(plans))
+    assert snapshot(folder) == before
+    return Outcome("refused", "the folder that the training reads", message)
+
+
+@fault(STAGE, "The disk is full in the middle of preprocessing.")
+def a_full_disk_in_preprocessing(at: Bench) -> Outcome:
+    plans = planned(at)
+    preprocess(plans)
+    folder = folder_of(at, plans)
+    before = snapshot(folder)
+    os.utime(at.raw / plans["dataset_name"] / "imagesTr" / "case_00_0000.nii.gz", ns=(1, 1))
+    with at.full_disk(1500):
+        message = at.raises((OSError, RuntimeError), lambda: preprocess(plans))
+    assert snapshot(folder) == before and not list(folder.parent.glob("*.partial"))
+    preprocess(plans)
+    return Outcome("stopped", "the folder preprocessed before; the same command works when there is room", message)
+
+
+def killed_at_the_second_case(plans: dict[str, Any]) -> None:
+    """Preprocess, and be killed when the first case is written."""
+
+    class Killed(FMPreprocessor):
+        def _save(self, case: tuple[Any, ...]) -> None:
+            if case[0].endswith("case_01"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            super()._save(case)
+
+    Killed(verbose=False).run(501, "3d_fullres", plans["plans_name"], 1)
+
+
+@fault(STAGE, "Preprocessing is killed (SIGKILL) after the first of two cases.", slow=True)
+def killed_in_preprocessing(at: Bench) -> Outcome:
+    plans = planned(at)
+    preprocess(plans)
+    folder = folder_of(at, plans)
+    before = snapshot(folder)
+    os.utime(at.raw / plans["dataset_name"] / "imagesTr" / "case_00_0000.nii.gz", ns=(1, 1))
+    code, _ = at.process(killed_at_the_second_case, plans)
+    assert code == -signal.SIGKILL and snapshot(folder) == before
+    preprocess(plans)
+    assert not list(folder.parent.glob("*.partial")) and len(list(folder.glob("*.pkl"))) == 2
+    return Outcome("the same command, run again, takes the lock and starts anew", "the folder preprocessed before")
