@@ -101,7 +101,7 @@ def convert_case(job: Job, case: Case, part: str, *, write: bool) -> Outcome:
     except LeftOut as reason:
         return Outcome(case.name, left_out=str(reason), sources=work.sources)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OSError(error.errno, f"{case.name}: the disk is full ({error.filename or job.target})") from None
         raise
     except MemoryError:

@@ -11,8 +11,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
-from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
@@ -36,6 +34,7 @@ from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.plans.domains import preprocessed_cases
 from nnunet_fm.plans.intensity import symmetric_channels
 from nnunet_fm.trainers.budget import Budget, BudgetTrainer
+from nnunet_fm.trainers.loading import ProcessLoader, ThisProcessLoader
 from nnunet_fm.trainers.loss import DiceCE, OutputSupervision, in_few_passes
 from nnunet_fm.trainers.optimizer import build_optimizer
 from nnunet_fm.trainers.schedule import ProgressSchedule
@@ -283,8 +282,8 @@ class fm_trainer(BudgetTrainer):
     def _start(self, loader: nnUNetDataLoader, processes: int, cached: int) -> Any:
         """Run a loader in this process or, as nnU-Net does, in others that keep some batches ready."""
         if get_allowed_n_proc_DA() == 0:
-            return SingleThreadedAugmenter(loader, None)
-        return NonDetMultiThreadedAugmenter(
+            return ThisProcessLoader(loader, None)
+        return ProcessLoader(
             loader,
             None,
             max(1, processes),
@@ -333,6 +332,8 @@ class fm_trainer(BudgetTrainer):
         if loss is None:
             self.iteration += 1
             return {"loss": np.array(np.nan)}
+        if self.grad_scaler is None:
+            self.check_loss(float(loss.detach()), batch)  # before the weights are spoilt
         if self.grad_scaler is not None:
             self.grad_scaler.scale(loss).backward()
             self.grad_scaler.unscale_(self.optimizer)
@@ -343,8 +344,11 @@ class fm_trainer(BudgetTrainer):
             loss.backward()
             self._clip_gradient()
             self.optimizer.step()
+        value = loss.detach().cpu().numpy()
+        if self.grad_scaler is not None:
+            self.check_loss(float(value), batch)  # only now: asking earlier would have the GPU wait
         self.iteration += 1
-        return {"loss": loss.detach().cpu().numpy()}
+        return {"loss": value}
 
     def batch_loss(self, data: Tensor, target: Tensor | list[Tensor]) -> Tensor | None:
         """The loss that a step goes down, of a batch on the device; None leaves the batch out, and its loss is NaN."""

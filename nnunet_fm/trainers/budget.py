@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import IO, Any, cast
+from unittest import mock
 
 import torch
 import torch.distributed as dist
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_trainer_module
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -18,11 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_fm.data.sharing import lease
 from nnunet_fm.evaluation.record import End, Overlap
 from nnunet_fm.models.plan_key import PlanError
+from nnunet_fm.trainers.finite import LEFT_OUT, check_weights, stop
+from nnunet_fm.trainers.fold_lock import check_free, training_in
+from nnunet_fm.trainers.loading import ProcessLoader, ThisProcessLoader
 from nnunet_fm.trainers.random_state import random_state, seed_everything, set_random_state
 from nnunet_fm.trainers.recorder import Recorder
-from nnunet_fm.trainers.split import first_cases
+from nnunet_fm.trainers.split import check_split, first_cases
 from nnunet_fm.trainers.tensorboard import TensorBoardLogger, tensorboard_enabled
-from nnunet_fm.weights.files import data_only, read_trained, write_checkpoint
+from nnunet_fm.weights.files import data_only, misfit, read_trained, write_checkpoint
 
 CHECKPOINT_KEY = "nnunet_fm"
 
@@ -87,6 +94,8 @@ class BudgetTrainer(nnUNetTrainer):
         self._restored_random_state: dict[str, Any] | None = None
         self._restoring = False
         self._lease: IO[str] | None = None
+        self._not_finite = 0
+        """Steps in a row whose loss was no number."""
 
     def set_budget(self, budget: Budget) -> None:
         """Set what nnU-Net's loop reads."""
@@ -106,11 +115,26 @@ class BudgetTrainer(nnUNetTrainer):
         """As nnU-Net's, from the seed.
 
         Raises:
-            PlanError: for a batch that several processes cannot share, before anything is built.
+            FolderBusyError: if another process trains in the fold's folder, before anything is built.
+            PlanError: for a batch that several processes cannot share, or without preprocessed data, likewise.
         """
+        if self.local_rank == 0:
+            check_free(Path(self.output_folder))
         self._check_shares()
+        if not Path(self.preprocessed_dataset_folder).is_dir():
+            raise PlanError(
+                f"plans '{self.plans_manager.plans_name}' are not preprocessed, {self.preprocessed_dataset_folder} is "
+                f"not there: run `{self._preprocess_again}`"
+            )
         seed_everything(self.budget.seed + self.local_rank)
         super().initialize()
+
+    @property
+    def _preprocess_again(self) -> str:
+        number = int(self.plans_manager.dataset_name[len("Dataset") :].split("_")[0])
+        return (
+            f"nnUNetv2_preprocess -d {number} -plans_name {self.plans_manager.plans_name} -c {self.configuration_name}"
+        )
 
     def _check_shares(self) -> None:
         """A Dice over the batch is summed up over processes, for which each must have as many images."""
@@ -124,6 +148,9 @@ class BudgetTrainer(nnUNetTrainer):
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's training and validation cases, the former restricted to ``train_cases``."""
+        folder, base = Path(self.preprocessed_dataset_folder), Path(self.preprocessed_dataset_folder_base)
+        dataset = self.dataset_class or infer_dataset_class(str(folder))
+        check_split(base / "splits_final.json", dataset.get_identifiers(str(folder)), folder, self._preprocess_again)
         training, validation = super().do_split()
         wanted = self.budget.train_cases
         if wanted is None:
@@ -177,7 +204,18 @@ class BudgetTrainer(nnUNetTrainer):
         self._agreed_seconds = float(seconds)
 
     def run_training(self) -> None:
-        """nnU-Net's loop, except that the last epoch ends with the budget, not with a full count of iterations."""
+        """nnU-Net's loop, except that the last epoch ends with the budget, not with a full count of iterations.
+
+        Raises:
+            FolderBusyError: if another process trains in the fold's folder.
+            NotFiniteError: for a loss or weights that are no numbers.
+            LoadingError: for a damaged case, or a loading process that was killed.
+            CheckpointError: if the disk is full.
+        """
+        with training_in(Path(self.output_folder)) if self.local_rank == 0 else nullcontext():
+            self._run_training()
+
+    def _run_training(self) -> None:
         self.on_train_start()
         self._take_time()
         self.finished = self.ended_by is not None
@@ -205,6 +243,23 @@ class BudgetTrainer(nnUNetTrainer):
         output = self.train_step(batch)
         self.recorder.step(waited, perf_counter() - start)
         return output
+
+    def check_loss(self, loss: float, batch: dict[str, Any]) -> None:
+        """End the training with a loss that is no number, unless a gradient scaler mends it within some steps."""
+        if math.isfinite(loss):
+            self._not_finite = 0
+            return
+        self._not_finite += 1
+        if self._not_finite > (0 if self.grad_scaler is None else LEFT_OUT):
+            stop(Path(self.output_folder), batch, loss, self.iteration + 1)
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """nnU-Net's, which name a case or the memory when they fail."""
+        with (
+            mock.patch.object(nnunet_trainer_module, "NonDetMultiThreadedAugmenter", ProcessLoader),
+            mock.patch.object(nnunet_trainer_module, "SingleThreadedAugmenter", ThisProcessLoader),
+        ):
+            return cast(tuple[Any, Any], super().get_dataloaders())
 
     def on_train_start(self) -> None:
         self._lease = lease(Path(self.preprocessed_dataset_folder))
@@ -325,14 +380,20 @@ class BudgetTrainer(nnUNetTrainer):
         """Write nnU-Net's checkpoint with the training's progress and random state, in one step.
 
         The file is written under a temporary name and renamed, so that a crash leaves the previous one whole.
+
+        Raises:
+            NotFiniteError: for weights that are no numbers.
+            CheckpointError: if it cannot be written.
         """
         if self.local_rank != 0:
             return
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
+        weights = self.network_state()
+        check_weights(weights, filename, self.iteration)
         checkpoint = {
-            "network_weights": self.network_state(),
+            "network_weights": weights,
             "optimizer_state": self.optimizer.state_dict(),
             "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
             "logging": self.logger.get_checkpoint(),
@@ -350,8 +411,11 @@ class BudgetTrainer(nnUNetTrainer):
         self._restoring = True
         # Memory-mapped: the weights, which nnU-Net reads next, are not read twice.
         extra = read_trained(Path(filename_or_checkpoint)).get(CHECKPOINT_KEY)
-        with data_only():
-            super().load_checkpoint(filename_or_checkpoint)
+        try:
+            with data_only():
+                super().load_checkpoint(filename_or_checkpoint)
+        except RuntimeError as error:
+            raise misfit(error, filename_or_checkpoint) or error from None
         if extra is None:
             raise RuntimeError(f"{filename_or_checkpoint} was not written by a trainer of nnunet-fm")
         self.load_state(extra)

@@ -50,5 +50,6 @@ class fm_trainer_stock(BudgetTrainer):
         """One optimiser step of nnU-Net's, with the rate of the progress."""
         self.lr_scheduler.step(self.progress * self.num_epochs)
         output: dict[str, Any] = super().train_step(batch)
+        self.check_loss(float(output["loss"]), batch)
         self.iteration += 1
         return output

@@ -197,7 +197,8 @@ def _reason(path: Path, message: str) -> str:
         )
     if zipfile.is_zipfile(path):
         return f"{path} is an archive, but not one written by torch.save: unpack it and use the checkpoint inside"
-    last = (message.splitlines() or ["?"])[-1][:200]
+    lines = [line for line in message.splitlines() if line and not line.startswith("Check the documentation")]
+    last = (lines or ["?"])[-1][:200]
     return f"{path} is no PyTorch checkpoint, or a damaged one: download it again ({last})"
 
 

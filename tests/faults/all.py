@@ -1,7 +1,19 @@
 """All faults: importing the modules puts them on the list."""
 
-from tests.faults import planning, predicting, preprocessing
+from tests.faults import (
+    adapting,
+    converting,
+    environment,
+    evaluating,
+    planning,
+    predicting,
+    preprocessing,
+    studies,
+    training,
+    weights,
+)
 from tests.faults.registry import FAULTS
 
-MODULES = (planning, preprocessing, predicting)
+MODULES = (environment, converting, planning, preprocessing, weights, training, adapting)
+MODULES += (predicting, evaluating, studies)
 __all__ = ["FAULTS", "MODULES"]

@@ -200,7 +200,7 @@ def a_plan_with_trained_models(at: Bench) -> Outcome:
     return Outcome("refused, exit code 1", "plan and models", message)
 
 
-@fault(STAGE, "No folder can be written any more while a plan is replaced (the disk is full).")
+@fault(STAGE, "The disk is full when a plan is replaced.")
 def a_full_disk_while_a_plan_is_written(at: Bench) -> Outcome:
     plans = planned(at)
     file = at.preprocessed / plans["dataset_name"] / f"{plans['plans_name']}.json"

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import threading
+import time
+from multiprocessing import active_children
 from pathlib import Path
 
 import nibabel as nib
@@ -245,3 +250,100 @@ def very_long_names(at: Bench) -> Outcome:
     assert code == 0, printed
     assert (folder / "out" / f"{name}.nii.gz").is_file()
     return Outcome("predicted", "all names")
+
+
+# Meanwhile
+
+
+def die_in(step: str, model: Path, images: Path, output: Path) -> None:
+    """Predict, and be killed in a step of the second case."""
+    from nnunet_fm.inference import workers
+    from nnunet_fm.inference.predict import predict_folder
+    from nnunet_fm.inference.predictor import FMPredictor
+
+    def kill(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if step == "prediction":
+        predict = FMPredictor.predict_logits_from_preprocessed_data
+        calls: list[int] = []
+
+        def second(self: FMPredictor, data: torch.Tensor) -> torch.Tensor:
+            calls.append(1)
+            return kill() if len(calls) == 2 else predict(self, data)  # type: ignore[return-value, func-returns-value]
+
+        FMPredictor.predict_logits_from_preprocessed_data = second  # type: ignore[method-assign]
+    else:
+        replace = os.replace
+        workers.os.replace = lambda file, to: kill() if "case_01" in str(to) else replace(file, to)  # type: ignore[assignment]
+    predict_folder(model, images, output, folds=[0], device=torch.device("cpu"), processes_preprocessing=0,
+                   processes_export=0)  # fmt: skip
+
+
+def killed(at: Bench, step: str) -> Outcome:
+    images, model, output = at.images(3), at.model(), at.root / "out"
+    code, printed = at.process(die_in, step, model, images, output)
+    assert code == -signal.SIGKILL, printed
+    assert [file.name for file in output.glob("*.nii.gz")] == ["case_00.nii.gz"]
+    assert (output / ".case_01.partial").is_dir() == (step == "export")
+    written = (output / "case_00.nii.gz").stat().st_mtime_ns
+    code, printed = at.command(*call(model, images, output, "--continue_prediction"))
+    assert code == 0 and len(list(output.glob("*.nii.gz"))) == 3, printed
+    assert (output / "case_00.nii.gz").stat().st_mtime_ns == written and not list(output.glob(".*.partial"))
+    return Outcome("--continue_prediction does the rest", "the finished label maps; no half-written one has its name")
+
+
+@fault(STAGE, "A prediction is killed (SIGKILL) in the network's part of the second case.")
+def killed_in_prediction(at: Bench) -> Outcome:
+    return killed(at, "prediction")
+
+
+@fault(STAGE, "A prediction is killed (SIGKILL) while the second label map is put in its place.")
+def killed_in_export(at: Bench) -> Outcome:
+    return killed(at, "export")
+
+
+@fault(STAGE, "The disk is full when the label maps are written.")
+def a_full_disk_in_export(at: Bench) -> Outcome:
+    images, model, output = at.images(2, shape=(30, 40, 36)), at.model(), at.root / "out"
+    output.mkdir()
+    with at.full_disk(1000):
+        message = at.fails(*call(model, images, output))
+    assert list(output.glob("*.nii.gz")) == [] and not list(output.glob(".*.partial"))
+    code, printed = at.command(*call(model, images, output, "--continue_prediction"))
+    assert code == 0 and len(list(output.glob("*.nii.gz"))) == 2, printed
+    return Outcome(
+        "each case is named, exit code 1", "no half-written label map; the same command works later", message
+    )
+
+
+@fault(STAGE, "The output folder is read-only.")
+def a_read_only_output(at: Bench) -> Outcome:
+    images, model, output = at.images(1), at.model(), at.root / "out"
+    output.mkdir()
+    with at.read_only(output):
+        return refused(at, *call(model, images, output))
+
+
+def with_killed_workers(model: Path, images: Path, output: Path) -> None:
+    """Predict with processes that export, each of which is killed as if memory ran out."""
+    from nnunet_fm.inference.predict import predict_folder
+
+    def kill() -> None:
+        while True:
+            for process in active_children():
+                process.kill()
+            time.sleep(0.01)
+
+    threading.Thread(target=kill, daemon=True).start()
+    predict_folder(model, images, output, folds=[0], device=torch.device("cpu"), processes_preprocessing=0,
+                   processes_export=1)  # fmt: skip
+
+
+@fault(STAGE, "The system kills a process that exports, as it does when memory runs out.", slow=True)
+def an_exporting_process_killed(at: Bench) -> Outcome:
+    images, model = at.images(2), at.model()
+    code, printed = at.process(with_killed_workers, model, images, at.root / "out")
+    assert code == 1 and not list((at.root / "out").glob("*.nii.gz")), printed
+    message = next(line for line in printed.splitlines() if "worker process ended" in line)
+    return Outcome("stopped", "finished label maps", at.shown(message.partition(": ")[2]))

@@ -39,7 +39,7 @@ SHAPE = (8, 10, 9)
 """Of the images of a fault, (z, y, x)."""
 PATIENCE = 120
 """Seconds that a process may take that is expected to end by itself."""
-PRELOADED = ["nnunet_fm.trainers", "nnunet_fm.trainers.stock", "nnunet_fm.inference.predict", "tests.faults.registry"]
+PRELOADED = ["tests.faults.all", "nnunet_fm.inference.predict"]
 
 
 @dataclass(frozen=True)
@@ -155,13 +155,7 @@ class Bench:
 
         An error of ours is printed as its message alone, as commands print it.
         """
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
-        output = self.root / "printed.txt"
-        names = (*self.variables, "NNUNET_FM_WEIGHTS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc")
-        environment = {name: os.environ[name] for name in names if name in os.environ} | variables
-        process = context.Process(target=_run, args=(output, environment, run, arguments))
-        process.start()
+        process, output = self.start(run, *arguments, **variables)
         process.join(PATIENCE)
         if process.is_alive():
             process.kill()
@@ -169,6 +163,25 @@ class Bench:
             raise AssertionError(f"still running after {PATIENCE} s: {output.read_text()}")
         assert process.exitcode is not None
         return process.exitcode, output.read_text(encoding="utf-8")
+
+    def start(self, run: Callable[..., object], *arguments: Any, **variables: str) -> tuple[Any, Path]:
+        """Start a function of a module in another process; the process, and the file that it prints into.
+
+        It is forked from one that has imported the libraries, and takes a moment.
+        """
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        output = self.root / "printed.txt"
+        output.touch()
+        names = (*self.variables, "NNUNET_FM_WEIGHTS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc")
+        environment = {name: os.environ[name] for name in names if name in os.environ} | variables
+        process = context.Process(target=_run, args=(output, environment, run, arguments))
+        process.start()
+        return process, output
+
+    def limit(self) -> int:
+        """Bytes that a file may grow to."""
+        return resource.getrlimit(resource.RLIMIT_FSIZE)[0]
 
     @contextmanager
     def full_disk(self, left: int = 256) -> Iterator[None]:
@@ -236,6 +249,7 @@ def without_override() -> Iterator[None]:
 
 
 def _run(output: Path, environment: Mapping[str, str], run: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # as in any process that was not forked from a server
     os.environ.update(environment)
     stream = open(output, "w", encoding="utf-8", buffering=1)  # noqa: SIM115  (as long as the process)
     os.dup2(stream.fileno(), 1)

@@ -1,0 +1,58 @@
+"""A training whose numbers are none: it stops, with the batch saved, before a checkpoint is spoilt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch import Tensor
+
+from nnunet_fm.weights.files import write_checkpoint
+
+BATCH_FILE = "not_finite_batch.pt"
+LEFT_OUT = 10
+"""Steps in a row that a gradient scaler may leave out: it halves its scale each time, and weights stay as they are."""
+
+
+CURE = (
+    "plan with a lower rate (--set recipe.learning_rate=…) or a clipped gradient (--set recipe.gradient_clip=1); --c "
+    "goes on from the last checkpoint"
+)
+
+
+class NotFiniteError(RuntimeError):
+    """Loss or weights are NaN or infinite; the message names the cases and what to do."""
+
+
+def stop(folder: Path, batch: Mapping[str, Any], loss: float, iteration: int) -> NoReturn:
+    """Save a batch and end the training.
+
+    Args:
+        folder: of the fold.
+        batch: of nnU-Net's loader: ``data`` (B, C, [Z,] Y, X), ``target`` (or a list), and ``keys``, its cases.
+        loss: of this batch.
+        iteration: that it would have been, from 1.
+
+    Raises:
+        NotFiniteError: always.
+    """
+    cases = [str(case) for case in batch.get("keys", ())]
+    content = {"iteration": iteration, "loss": loss, "cases": cases, "data": batch["data"], "target": batch["target"]}
+    write_checkpoint(content, folder / BATCH_FILE)
+    spoiled = "" if batch["data"].isfinite().all() else "; its images are not finite: preprocess these cases again"
+    raise NotFiniteError(
+        f"the loss is {loss} in iteration {iteration}, of patches of {', '.join(cases) or 'unknown cases'}{spoiled}. "
+        f"The batch is saved in {folder / BATCH_FILE}; checkpoints are those from before. Look at these cases, then "
+        f"{CURE}"
+    )
+
+
+def check_weights(weights: Mapping[str, Tensor], filename: str, iteration: int) -> None:
+    """Raise a `NotFiniteError` for weights that are NaN or infinite, instead of writing them over good ones."""
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not tensor.sum().isfinite():
+            raise NotFiniteError(
+                f"the weights '{name}' are NaN or infinite after iteration {iteration}: {filename} is not written, a "
+                f"file of this name is the one from before. To mend it, {CURE}"
+            )

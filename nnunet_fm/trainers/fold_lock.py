@@ -1,0 +1,71 @@
+"""One training at a time writes a fold's folder; the system ends its lock with the process, however that ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks; there, two trainings in one folder are not noticed
+    fcntl = None  # type: ignore[assignment]
+
+FILE = ".training.lock"
+
+
+class FolderBusyError(RuntimeError):
+    """Another process trains in this folder; the message names it."""
+
+
+def check_free(folder: Path) -> None:
+    """Raise a `FolderBusyError` if another process trains in a fold's folder; nothing is written."""
+    if not (folder / FILE).is_file():
+        return
+    with (folder / FILE).open("r+", encoding="utf-8") as handle:
+        _lock(handle, folder)
+
+
+@contextmanager
+def training_in(folder: Path) -> Iterator[None]:
+    """Hold a fold's folder. What a process that is gone held is free, at once and on any host that shares the disk.
+
+    The lock is the process's own: those that it starts, to load data, neither have it nor keep it alive.
+
+    Raises:
+        FolderBusyError: if another process trains there.
+    """
+    with (folder / FILE).open("a+", encoding="utf-8") as handle:
+        _lock(handle, folder)
+        handle.truncate(0)
+        json.dump({"host": socket.gethostname(), "process": os.getpid()}, handle)
+        handle.flush()
+        yield
+
+
+def _lock(handle: IO[str], folder: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise FolderBusyError(_refusal(handle, folder)) from None
+    except OSError:  # a file system without locks
+        return
+
+
+def _refusal(handle: IO[str], folder: Path) -> str:
+    handle.seek(0)
+    try:
+        holder = json.loads(handle.read())
+        who = f"process {int(holder['process'])} on {holder['host']}"
+    except (ValueError, KeyError, TypeError):  # it has taken the lock and not yet written who it is
+        who = "another process"
+    return (
+        f"{folder} is being trained by {who}: wait until it ends, or end it and continue with --c. Another fold, "
+        "trainer or plans of another name have a folder of their own"
+    )

@@ -1,0 +1,163 @@
+"""nnU-Net's two ways of loading batches, which name the case that failed, or the memory that was needed.
+
+nnU-Net says "One or more background workers are no longer alive" whatever the reason.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from math import prod
+from multiprocessing import RawArray, parent_process
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+
+from nnunet_fm.models.plan_key import PlanError
+
+NAME_BYTES = 256
+PR_SET_PDEATHSIG = 1
+
+
+class LoadingError(RuntimeError):
+    """A batch could not be loaded; the message names the case or the memory, and what to do."""
+
+
+class _Noted:
+    """nnU-Net's dataset, which notes the case that each process reads.
+
+    Args:
+        data: the dataset.
+        notes: a row of bytes for each process.
+    """
+
+    def __init__(self, data: Any, notes: Any) -> None:
+        self._noted, self._notes, self.row = data, notes, 0
+
+    def load_case(self, identifier: str) -> Any:
+        name = identifier.encode()[: NAME_BYTES - 1]
+        start = self.row * NAME_BYTES
+        self._notes[start : start + NAME_BYTES] = name.ljust(NAME_BYTES, b"\0")
+        return self._noted.load_case(identifier)
+
+    def __getitem__(self, identifier: str) -> Any:
+        return self.load_case(identifier)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # while it is unpickled there is nothing to ask yet
+            raise AttributeError(name)
+        return getattr(self._noted, name)
+
+
+def _in_worker(set_thread_id: Callable[[int], None], data: _Noted, number: int) -> None:
+    """What a process that loads data does first: it notes its cases in a row of its own, and ends with its parent."""
+    set_thread_id(number)
+    data.row = number
+    if sys.platform == "linux":  # else a training that is killed leaves it waiting for ever, with its memory
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        parent = parent_process()
+        if parent is not None and not parent.is_alive():  # it was killed before this line
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _watch(loader: Any, processes: int) -> Any:
+    """Let a loader note its cases; returns the notes."""
+    notes = RawArray(ctypes.c_char, max(1, processes) * NAME_BYTES)
+    loader._data = _Noted(loader._data, notes)
+    loader.set_thread_id = partial(_in_worker, loader.set_thread_id, loader._data)
+    return notes
+
+
+def _cases(notes: Any) -> list[str]:
+    """The case that each process read last."""
+    raw = bytes(notes)
+    rows = (raw[start : start + NAME_BYTES].rstrip(b"\0") for start in range(0, len(raw), NAME_BYTES))
+    return [row.decode(errors="replace") for row in rows]
+
+
+def _damaged(loader: Any, cases: list[str]) -> LoadingError | None:
+    """The first of these cases that cannot be read as a whole."""
+    data = loader._data._noted
+    while not hasattr(data, "source_folder"):  # one that hides labels
+        data = data._data
+    for case in dict.fromkeys(filter(None, cases)):
+        try:
+            image, labels, _, _ = data.load_case(case)
+            np.asarray(image[:]), np.asarray(labels[:])
+        except Exception as error:  # whatever is wrong with its files
+            folder = Path(data.source_folder)
+            files = ", ".join(sorted(f.name for f in folder.glob(f"{case}*") if f.stem in (case, f"{case}_seg")))
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            return LoadingError(
+                f"the preprocessed case {case} is damaged ({reason}): delete {files or 'what is left of it'} and "
+                f"{folder.name}.stamp.json in {folder.parent}, run nnUNetv2_preprocess again, and continue with --c"
+            )
+    return None
+
+
+class ThisProcessLoader(SingleThreadedAugmenter):
+    """Loads batches in this process."""
+
+    def __init__(self, data_loader: Any, transform: Any) -> None:
+        super().__init__(data_loader, transform)
+        self._notes = _watch(data_loader, 1)
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()
+        except (MemoryError, PlanError):
+            raise
+        except Exception:
+            error = _damaged(self.data_loader, _cases(self._notes))
+            if error is None:
+                raise
+            raise error from None
+
+
+class ProcessLoader(NonDetMultiThreadedAugmenter):
+    """Loads batches in other processes, which end with this one."""
+
+    def __init__(self, data_loader: Any, transform: Any, num_processes: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(data_loader, transform, num_processes, *args, **kwargs)
+        self._notes = _watch(data_loader, num_processes)
+        self._ends: list[int | None] = []
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()
+        except RuntimeError:
+            cases = _cases(self._notes)
+            error = _damaged(self.generator, cases) or self._killed(cases)
+            if error is None:
+                raise
+            raise error from None
+
+    def _finish(self, *args: Any, **kwargs: Any) -> None:
+        if self._processes:
+            self._ends = [process.exitcode for process in self._processes]
+        super()._finish(*args, **kwargs)
+
+    def _killed(self, cases: list[str]) -> LoadingError | None:
+        """A process that ended by a signal, as the system ends one when memory runs out."""
+        dead = [number for number, end in enumerate(self._ends) if end is not None and end < 0]
+        if not dead:
+            return None
+        loader = self.generator
+        signals = ", ".join(dict.fromkeys(signal.Signals(-(self._ends[number] or 0)).name for number in dead))
+        read = ", ".join(dict.fromkeys(filter(None, (cases[number] for number in dead)))) or "its first case"
+        channels = loader._data.load_case(cases[dead[0]])[0].shape[0] if cases[dead[0]] else 1
+        batch = 4 * loader.batch_size * (channels + 1) * prod(int(edge) for edge in loader.patch_size)
+        held = f"{max(1, 3 * batch // 10**6)} MB of batches"
+        return LoadingError(
+            f"{len(dead)} of {self.num_processes} processes that load data ended by {signals} while reading {read}, "
+            f"most likely because memory ran out: each holds about {held} beside what PyTorch takes. Export "
+            f"nnUNet_n_proc_DA={self.num_processes // 2} (0: load in the training's own process), and continue with "
+            "--c; `nnunet-fm doctor` shows memory and its limits"
+        )

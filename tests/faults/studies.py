@@ -1,0 +1,61 @@
+"""Faults of studies that need no Snakemake; kills and interruptions of running ones are in tests/test_study_run.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from tests.faults.registry import Bench, Outcome, fault
+
+STAGE = "Studies"
+
+
+def refused(at: Bench, text: str) -> Outcome:
+    file = at.root / "study.yaml"
+    file.write_text(text)
+    with at.unchanged():
+        message = at.fails("study", file, "--dry-run")
+    return Outcome("refused, exit code 1", "all files", message)
+
+
+@fault(STAGE, "A study's file has a key with a typing error.")
+def a_study_with_a_wrong_key(at: Bench) -> Outcome:
+    return refused(at, "name: x\ndatasets: [501]\nmodells: [stunet_s]\n")
+
+
+@fault(STAGE, "A study's file is no YAML.")
+def a_study_that_is_no_yaml(at: Bench) -> Outcome:
+    return refused(at, "datasets: [501\nmodels: {\n")
+
+
+@fault(STAGE, "A study names a dataset that does not exist.")
+def a_study_of_a_missing_dataset(at: Bench) -> Outcome:
+    return refused(at, "name: x\ndatasets: [777]\nmodels: [stunet_s]\n")
+
+
+def hold(path: Path) -> None:
+    from nnunet_fm.studies.locks import Lock
+
+    assert Lock(path, "trains").take() is None
+    print("held", flush=True)
+    time.sleep(60)
+
+
+@fault(STAGE, "The process that held a study's lock was killed (SIGKILL).")
+def the_lock_of_a_killed_study(at: Bench) -> Outcome:
+    from nnunet_fm.studies.locks import Lock
+
+    process, output = at.start(hold, at.root / "lock")
+    while "held" not in output.read_text():
+        time.sleep(0.02)
+    lock = Lock(at.root / "lock", "trains")
+    holder = lock.take()
+    assert holder is not None and holder.pid == process.pid
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert lock.take() is None and lock.left_behind is not None
+    message = at.shown(str(holder))
+    lock.release()
+    return Outcome("taken over at once", "finished jobs, which are not repeated", message)
