@@ -26,6 +26,7 @@ from nnunet_fm.data.slice_augmentation import GreyLevels
 from nnunet_fm.models.names import Spec
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
+from nnunet_fm.trainers.loading import ThisProcessLoader
 from nnunet_fm.trainers.setting import check_configuration, resolve
 from tests.datasets import nnunet_folders, write_dataset, write_fingerprint, write_image
 
@@ -290,7 +291,7 @@ def test_a_trainer_draws_preprocessed_slices(folders: Path) -> None:
         trainer = nnunet_fm.trainers.fm_trainer(plans, "2d", 0, content, torch.device("cpu"))  # type: ignore[attr-defined]
         trainer._set_batch_size_and_oversample()
         training, validation = trainer.get_dataloaders()
-        assert type(training) is type(validation) is SingleThreadedAugmenter
+        assert type(training) is type(validation) is ThisProcessLoader
         made = training.data_loader
         assert type(made) is RareClassDataLoader
         assert (len({id(slices) for slices in made.slices.values()}) == 1) == faithful
@@ -308,7 +309,7 @@ def test_trainings_of_volumes_refuse_what_is_for_slices(folders: Path) -> None:
     plans = {
         "plans_name": "nnUNetPlans",
         "transpose_forward": [0, 1, 2],
-        "configurations": {"3d_fullres": {"patch_size": [32, 32, 32]}},
+        "configurations": {"3d_fullres": {"patch_size": [32, 32, 32], "batch_size": 2, "spacing": [1.0, 1.0, 1.0]}},
     }
     setting = resolve(plans, Spec(model="stunet_s", scratch=True))
     assert check_configuration(setting, plans, "3d_fullres") is None

@@ -60,5 +60,7 @@ def main() -> None:
         if os.environ.get(DEBUG_SWITCH) == "1":
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, NotADirectoryError):
+            reason += ": a part of this path is a file, correct the variable or option that names it"
         print(f"nnunet-fm: {reason}", file=sys.stderr)
         sys.exit(1)

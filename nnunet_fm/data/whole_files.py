@@ -16,17 +16,20 @@ import nibabel as nib
 from nnunet_fm.foreign import check_promise
 
 
-def check_whole(file: str) -> None:
+def check_whole(file: str, *, strict: bool = False) -> None:
     """Raise a ValueError for a compressed NIfTI file that is cut off, whose rest SimpleITK would read as zeros.
 
     One that promises more than any file of its size can hold is noticed before there is memory for it.
-    The file is decompressed only where the size at its end is not the one that its header promises.
+    The file is decompressed only where the size at its end is not the one that its header promises. With ``strict``, a
+    header that cannot be read is an error, too.
     """
     if not file.endswith(".nii.gz"):
         return
     try:
         image = nib.load(file)
     except Exception:  # whatever it is: what SimpleITK cannot read either, it says itself
+        if strict:
+            raise
         return
     if not isinstance(image, nib.Nifti1Image):
         return

@@ -236,7 +236,8 @@ def check_output(output: Path, images: Path | None) -> None:
     if images is not None and output.resolve() == images.resolve():
         raise PredictionInputError(f"the output folder {output} is the input folder: choose another with -o")
     existing = next(path for path in (output, *output.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
+    effective = os.access in os.supports_effective_ids
+    if not existing.is_dir() or not os.access(existing, os.W_OK, effective_ids=effective):
         raise PredictionInputError(f"cannot write to the output folder {output}: {existing} is no writable folder")
 
 

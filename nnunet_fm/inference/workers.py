@@ -226,6 +226,7 @@ def export(
             )  # fmt: skip
         else:
             setting.plans.image_reader_writer_class().write_seg(segmentation, str(partial / name), properties)
+        _check_written(setting, partial / name)
         for file in sorted(partial.iterdir(), key=lambda file: file.name == name):
             os.replace(file, case.output.with_name(file.name))
         partial.rmdir()
@@ -233,6 +234,21 @@ def export(
         shutil.rmtree(partial, ignore_errors=True)
         return failure(error, setting)
     return perf_counter() - start
+
+
+def _check_written(setting: Setting, file: Path) -> None:
+    """Raise an OSError for a label map that is not whole: SimpleITK's writer says nothing when the disk is full."""
+    try:
+        if file.name.endswith(".nii.gz"):
+            check_whole(str(file), strict=True)
+        else:
+            setting.plans.image_reader_writer_class().read_seg(str(file))
+    except Exception:
+        free = shutil.disk_usage(file.parent).free
+        raise OSError(
+            f"its label map cannot be written whole, the disk has {free / 1e9:.1f} GB left: make room and predict "
+            "again with --continue_prediction"
+        ) from None
 
 
 @contextmanager

@@ -21,7 +21,9 @@ def folders(at: Bench) -> tuple[Path, Path]:
 
 def refused(at: Bench, predictions: Path, references: Path, *more: str) -> Outcome:
     with at.unchanged():
-        message = at.fails("evaluate", predictions, references, "-djfile", references.parent / "dataset.json", *more)
+        message = at.fails(
+            "evaluate", predictions, references, "-djfile", references.parent / "dataset.json", "-np", "1", *more
+        )
     return Outcome("refused, exit code 1", "all files; no table of a part is written", message)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from tests.faults.registry import FAULTS, STAGES, Outcome
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+LONGEST = 420
+"""Signs of a message that the page shows."""
 HEAD = """# Reliability
 
 What happens when something breaks. A suite breaks each of these things on purpose, with signals, limits, permissions
@@ -33,7 +35,8 @@ def text(outcomes: Mapping[str, Outcome]) -> str:
             continue
         parts.append(f"## {stage}\n\n| fault | what happens | what is kept | message |\n|---|---|---|---|")
         for broken, outcome in rows:
-            message = f"`{_cell(outcome.message).replace('`', chr(39))}`" if outcome.message else ""
+            words = outcome.message if len(outcome.message) <= LONGEST else f"{outcome.message[:LONGEST]} …"
+            message = f"`{_cell(words).replace('`', chr(39))}`" if words else ""
             cells = (broken.broken, outcome.happened, outcome.kept)
             parts[-1] += f"\n| {' | '.join(map(_cell, cells))} | {message} |"
         parts[-1] += "\n"

@@ -305,10 +305,11 @@ def killed_in_export(at: Bench) -> Outcome:
 
 @fault(STAGE, "The disk is full when the label maps are written.")
 def a_full_disk_in_export(at: Bench) -> Outcome:
-    images, model, output = at.images(2, shape=(30, 40, 36)), at.model(), at.root / "out"
+    images, model, output = at.images(2, shape=(56, 60, 58)), at.model(), at.root / "out"
     output.mkdir()
-    with at.full_disk(1000):
+    with at.full_disk(5000):
         message = at.fails(*call(model, images, output))
+    assert "case_00" in message and "case_01" in message, message
     assert list(output.glob("*.nii.gz")) == [] and not list(output.glob(".*.partial"))
     code, printed = at.command(*call(model, images, output, "--continue_prediction"))
     assert code == 0 and len(list(output.glob("*.nii.gz"))) == 2, printed

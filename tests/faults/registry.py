@@ -216,7 +216,8 @@ class Bench:
 
     def shown(self, text: str) -> str:
         """A message as the page shows it: without what differs from one machine or run to another."""
-        text = " ".join(text.split())
+        text = re.sub(r"\.\d+(?='$)", ".N", " ".join(text.split()))  # the process in the name of a temporary file
+        text = re.sub(r"/\S+\.cxx:\d+: ", "", text)  # where SimpleITK was built
         for found, put in ((str(self.root.resolve()), "…"), (str(self.root), "…"), (socket.gethostname(), "HOST")):
             text = text.replace(found, put)
         return re.sub(

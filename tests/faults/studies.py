@@ -30,11 +30,6 @@ def a_study_that_is_no_yaml(at: Bench) -> Outcome:
     return refused(at, "datasets: [501\nmodels: {\n")
 
 
-@fault(STAGE, "A study names a dataset that does not exist.")
-def a_study_of_a_missing_dataset(at: Bench) -> Outcome:
-    return refused(at, "name: x\ndatasets: [777]\nmodels: [stunet_s]\n")
-
-
 def hold(path: Path) -> None:
     from nnunet_fm.studies.locks import Lock
 
