@@ -6,7 +6,6 @@ from importlib import import_module
 from typing import Any
 
 from nnunet_fm.backbones.base import Backbone
-from nnunet_fm.late_imports import import_lightly
 
 BACKBONES: dict[str, tuple[str, str, dict[str, Any]]] = {
     **{
@@ -58,5 +57,4 @@ def _entry(name: str) -> tuple[type[Backbone], dict[str, Any]]:
     if name not in BACKBONES:
         raise ValueError(f"unknown backbone '{name}', known are {', '.join(sorted(BACKBONES))}")
     module, class_name, arguments = BACKBONES[name]
-    import_lightly("torchvision" if module == "resnet" else "timm")
     return getattr(import_module(f"{__name__}.{module}"), class_name), arguments
