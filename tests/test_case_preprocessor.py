@@ -233,7 +233,8 @@ def test_errors_name_the_files(files: Callable[..., tuple[list[str], str]]) -> N
     images[0, 3, 3, 3] = np.nan
     written = files(images, labels, ".mha")  # ITK reads NaN in NIfTI files as 0
     with pytest.raises(ValueError, match=r"größe_0000.*NaN"):
-        CasePreprocessor(False).run_case(*written, *managers(stock=False, schemes=["ScaleIntensity"]), {"labels": LABELS})
+        scaled = managers(stock=False, schemes=["ScaleIntensity"])
+        CasePreprocessor(False).run_case(*written, *scaled, {"labels": LABELS})
     with pytest.raises(ValueError, match="scheme 'Nothing' is known neither"):
         CasePreprocessor(False).run_case(*written, *managers(stock=False, schemes=["Nothing"]), {"labels": LABELS})
 

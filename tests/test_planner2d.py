@@ -124,7 +124,8 @@ def test_other_datasets_keep_their_median_spacing(plan: Planner) -> None:
     assert configuration["normalization_schemes"] == ["FMPercentileNormalization"] * 2
     assert key.recipe.learning_rate == 2e-5 and "learning_rate" not in key.reasons
     both = ("CT", "MRI")
-    assert plan("Knee", channels=both, slice_axis="x")[0]["spacing"] == [5.0, 0.6]  # nnU-Net would take 3.4 mm, the 10th percentile
+    # nnU-Net would take 3.4 mm, the 10th percentile.
+    assert plan("Knee", channels=both, slice_axis="x")[0]["spacing"] == [5.0, 0.6]
     assert plan("Knee", f"{PLANNER}_nnunet", channels=both, slice_axis="x")[0]["spacing"] == pytest.approx([3.4, 0.6])
 
 

@@ -151,7 +151,8 @@ def test_plan_makes_what_it_needs_once(folders: Path) -> None:
     preprocessed = folders / "nnUNet_preprocessed" / DATASET
     what = {
         "dataset": DATASET, "name": "StudyPlans_x", "base": "nnUNetPlans", "planner": "ExperimentPlanner",
-        "gpu_memory_target": None, "options": {"--control": "stock", "--seed": 3}, "set": {"recipe.iterations_per_epoch": 5},
+        "gpu_memory_target": None, "options": {"--control": "stock", "--seed": 3},
+        "set": {"recipe.iterations_per_epoch": 5},
     }  # fmt: skip
 
     class Planner(Recorder):

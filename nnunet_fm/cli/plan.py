@@ -114,7 +114,8 @@ def plan(
         if given:
             raise typer.BadParameter(f"stock nnU-Net has no {', '.join(given)}", param_hint="--control")
         _control(
-            control, gpu_memory_target, dataset, iterations, seed, train_cases, settings or [], name, force, as_json, quiet
+            control, gpu_memory_target, dataset, iterations, seed, train_cases, settings or [], name, force,
+            as_json, quiet,
         )  # fmt: skip
         return
 

@@ -212,7 +212,7 @@ class ModelCard(_Strict):
         description="open: under, or beside code under, an open licence; research: non-commercial; unclear: ask",
     )
     aliases: list[str] = Field(default_factory=list, description="other names that mean this model")
-    pretraining: Pretraining = Field(default_factory=Pretraining, description="what the weights have seen")
+    pretraining: Pretraining = Field(default_factory=lambda: Pretraining(), description="what the weights have seen")
     network: NetworkCard = Field(description="what is built")
     head_weights: dict[str, str] = Field(
         default_factory=dict,

@@ -119,8 +119,8 @@ class CasePreprocessor(DefaultPreprocessor):
         """Read the files of a case, one per channel and the label map or ``None``, and preprocess it; see above.
 
         Raises:
-            ValueError: as `run_case_npy`, for files that are cut off, where a normaliser refuses an image, and for labels
-                that ``dataset.json`` does not have; the message names the files.
+            ValueError: as `run_case_npy`, for files that are cut off, where a normaliser refuses an image, and for
+                labels that ``dataset.json`` does not have; the message names the files.
         """
         for file in (*image_files, *([] if seg_file is None else [seg_file])):
             check_whole(str(file))
