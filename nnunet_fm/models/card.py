@@ -165,7 +165,7 @@ class Checkpoint(_Strict):
     )
     bytes: PositiveInt | None = Field(None, description="size of the file, where it is known")
     sha256: str | None = Field(None, description="published hash; a file with another one is refused")
-    note: str = Field("", description="a sentence for the reader of docs/models.md")
+    note: str = Field(default="", description="a sentence for the reader of docs/models.md")
 
 
 class Pretraining(_Strict):
@@ -174,7 +174,7 @@ class Pretraining(_Strict):
     datasets: list[str] = Field(default_factory=list, description="a model is not tested on what it has seen")
     modality: list[str] = Field(default_factory=list, description="CT, MR, photographs, …")
     orientation: str | None = Field(default=None, description="axis codes of the image axes x, y, z, as nibabel's: RAS")
-    note: str = Field("", description="how the images were prepared")
+    note: str = Field(default="", description="how the images were prepared")
 
 
 class NetworkCard(_Strict):
@@ -212,7 +212,7 @@ class ModelCard(_Strict):
         description="open: under, or beside code under, an open licence; research: non-commercial; unclear: ask",
     )
     aliases: list[str] = Field(default_factory=list, description="other names that mean this model")
-    pretraining: Pretraining = Field(default_factory=lambda: Pretraining(), description="what the weights have seen")
+    pretraining: Pretraining = Field(default_factory=Pretraining, description="what the weights have seen")
     network: NetworkCard = Field(description="what is built")
     head_weights: dict[str, str] = Field(
         default_factory=dict,
