@@ -390,10 +390,10 @@ class BudgetTrainer(nnUNetTrainer):
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
-        weights = self.network_state()
-        check_weights(weights, filename, self.iteration)
+        trained = {name: p.detach() for name, p in self.bare_network.named_parameters() if p.requires_grad}
+        check_weights(trained, filename, self.iteration)
         checkpoint = {
-            "network_weights": weights,
+            "network_weights": self.network_state(),
             "optimizer_state": self.optimizer.state_dict(),
             "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
             "logging": self.logger.get_checkpoint(),
