@@ -28,6 +28,7 @@ PARTS = {
     "cli": "Flags",
     "hook": "The hook",
     "foreign": "Foreign files",
+    "late_imports": "Start-up",
 }
 """Folder or module of the package -> heading."""
 
