@@ -51,6 +51,7 @@ ENCODERS = {"linear": "backbone.", "hsam": ("backbone.", "rein."), "stunet": "co
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """nnU-Net's folders with both datasets, and a weights folder with a file of the official DINOv2's shapes."""
     root = tmp_path_factory.mktemp("adapt")
+    _sources.clear()  # of folders that are gone: tests of other files may have come between those of this one
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:

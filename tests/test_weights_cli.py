@@ -276,7 +276,7 @@ def test_a_file_that_does_not_load_is_removed(
     if kind != "other model":
         server.files["tiny.model"] = b"\x00" * 9000 if kind == "no checkpoint" else content[:-4000]
     code, _, err = command("pull", "tiny")
-    expected = {"no checkpoint": "no PyTorch checkpoint", "other model": "other shape", "cut": "download it again"}
+    expected = {"no checkpoint": "no PyTorch checkpoint", "other model": "other shape", "cut": "cut off before its end"}
     assert code == 1 and expected[kind] in reason(err)
     assert not list(folder.glob("tiny.model*"))
 

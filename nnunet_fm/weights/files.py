@@ -35,8 +35,10 @@ NUMPY_ARRAYS: list[Any] = [
     *((np.zeros(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
     np.ndarray,
     type(np.dtype("u4")),
+    type(np.dtype("U1")),
 ]
-"""Further globals of checkpoints of trainings: states of random generators are numpy arrays. None of object type."""
+"""Further globals of checkpoints of trainings: states of random generators are numpy arrays, names in plans may be
+numpy strings. None of object type."""
 
 FORCE, FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 """PyTorch's own variables: the first overrules ``weights_only=False``, which nnU-Net passes; never both."""
@@ -93,7 +95,7 @@ def read_state_dict(path: Path, containers: Sequence[str] = ()) -> dict[str, Ten
     """
     content = _read(path, NUMPY_SCALARS)
     keys = [*dict.fromkeys((*containers, *CONTAINERS))]
-    while not (content and _is_state_dict(content)):
+    while not (_is_state_dict(content) and content):
         inner = next((k for k in keys if isinstance(content, Mapping) and isinstance(content.get(k), Mapping)), None)
         if inner is None:
             raise WeightsFileError(_no_state_dict(path, content, keys))
