@@ -18,7 +18,7 @@ from tests.test_end_to_end import SHORT, Venv, predict
 
 pytestmark = pytest.mark.slow
 DATA = Path(__file__).parent / "data"
-MODELS = ("stunet_s", "suprem", "dae", "spadnet", "misfm", "swinmm")
+MODELS = ("stunet_s", "dae", "spadnet", "swinmm")
 IGNORE = 6
 
 

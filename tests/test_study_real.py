@@ -43,6 +43,7 @@ def test_a_killed_study_goes_on_and_its_report_is_right(
         "models": ["vanilla_unet3d"],
         "controls": {"stock": True, "resenc": False, "scratch": False},
         "budget": {"iterations": 4, "iterations_per_epoch": 2, "validation_iterations": 1},
+        "gpu_memory_target": 1,  # GB: small batches
         "resources": {"gpu": 0, "cores": 1},
     }
     file.write_text(yaml.safe_dump(content))
