@@ -6,9 +6,12 @@ import json
 import shutil
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, ValidationError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 TEXT_BYTES = 2**28
 """Largest JSON file that is read; plans and records have some megabytes at most."""
@@ -68,6 +71,25 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ForeignFileError(f"{path} holds a {type(content).__name__}, not a JSON object")
     return content
+
+
+def read_model(path: Path, model: type[Model], what: str, cure: str = "") -> Model:
+    """The pydantic model in a JSON file.
+
+    Args:
+        model: its class.
+        what: what the file is to hold, for the message.
+        cure: what to do, for the end of the message.
+
+    Raises:
+        ForeignFileError: as `read_text`, and if the file holds something else.
+    """
+    try:
+        return model.model_validate_json(read_text(path))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"])) or "the file"
+        raise ForeignFileError(f"{path} does not hold {what} ({place}: {problem['msg']}){cure}") from None
 
 
 def read_yaml(path: Path) -> Any:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from nnunet_fm.foreign import read_text
+from nnunet_fm.foreign import read_model
 
 FILE = "training_record.json"
 BURN_IN = 50
@@ -124,12 +124,7 @@ class TrainingRecord(_Strict):
         path = folder / FILE
         if not path.is_file():
             return None
-        try:
-            return cls.model_validate_json(read_text(path))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            place = ".".join(map(str, problem["loc"])) or "the file"
-            raise ValueError(f"{path} does not hold the record of a training ({place}: {problem['msg']})") from None
+        return read_model(path, cls, "the record of a training")
 
 
 CONVERGED = 0.99

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from nnunet_fm.foreign import read_text
+from nnunet_fm.foreign import read_model
 
 FILE = "prediction_times.json"
 
@@ -56,12 +56,7 @@ class PredictionTimes(_Strict):
         path = folder / FILE
         if not path.is_file():
             return None
-        try:
-            return cls.model_validate_json(read_text(path))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            place = ".".join(map(str, problem["loc"])) or "the file"
-            raise ValueError(f"{path} does not hold times ({place}: {problem['msg']}): remove it") from None
+        return read_model(path, cls, "times", ": remove it")
 
     def add_to(self, folder: Path) -> PredictionTimes:
         """Add these cases to the times of a folder, in one step; what it holds now is returned.

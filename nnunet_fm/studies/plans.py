@@ -12,7 +12,7 @@ from typing import Any
 
 from nnunet_fm.evaluation.results import Run
 from nnunet_fm.plans.slices import on_dataset
-from nnunet_fm.plans.stock import base_plans
+from nnunet_fm.plans.stock import BASES, PLANNERS, base_plans
 from nnunet_fm.studies.datasets import Dataset
 from nnunet_fm.studies.naming import digest, join
 from nnunet_fm.studies.rows import Row
@@ -77,7 +77,7 @@ def stock_plan(
     target = study.gpu_memory_target
     control = f"resenc_{size.lower()}" if size else "stock"
     base = base_plans(control, target)
-    planner = f"nnUNetPlannerResEnc{size}" if size else "ExperimentPlanner"
+    planner = PLANNERS[BASES[control]] or "ExperimentPlanner"
     data = ("stock", configuration) if target is None else ("stock", f"{target:g}GB", configuration)
     what: dict[str, Any] = {
         "dataset": source.name, "name": base, "base": base, "planner": planner, "gpu_memory_target": target

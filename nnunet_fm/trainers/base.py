@@ -332,23 +332,20 @@ class fm_trainer(BudgetTrainer):
         if loss is None:
             self.iteration += 1
             return {"loss": np.array(np.nan)}
-        if self.grad_scaler is None:
-            self.check_loss(float(loss.detach()), batch)  # before the weights are spoilt
         if self.grad_scaler is not None:
             self.grad_scaler.scale(loss).backward()
             self.grad_scaler.unscale_(self.optimizer)
             self._clip_gradient()
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
+            self.check_loss(float(loss.detach()), batch)  # only now: asking earlier would have the GPU wait
         else:
+            self.check_loss(float(loss.detach()), batch)  # before the weights are spoilt
             loss.backward()
             self._clip_gradient()
             self.optimizer.step()
-        value = loss.detach().cpu().numpy()
-        if self.grad_scaler is not None:
-            self.check_loss(float(value), batch)  # only now: asking earlier would have the GPU wait
         self.iteration += 1
-        return {"loss": value}
+        return {"loss": loss.detach().cpu().numpy()}
 
     def batch_loss(self, data: Tensor, target: Tensor | list[Tensor]) -> Tensor | None:
         """The loss that a step goes down, of a batch on the device; None leaves the batch out, and its loss is NaN."""
