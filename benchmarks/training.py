@@ -29,7 +29,9 @@ def prepare(folder: Path, small: bool) -> None:
 def run(side: Side, folder: Path, small: bool, *, bf16: bool) -> Measurement:
     """Draw, augment and train batches in one process. Stock's trainer always computes in float32 on a CPU."""
     dataset.use(folder)
-    os.environ |= {"nnUNet_n_proc_DA": "0", "NNUNET_FM_BF16": str(int(bf16 and side == "ours"))}
+    os.environ |= {"nnUNet_n_proc_DA": "0"}
+    if not bf16 or side == "opponent":
+        os.environ["NNUNET_FM_BF16"] = "0"
     import torch
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 

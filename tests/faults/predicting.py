@@ -91,17 +91,18 @@ def an_empty_input_folder(at: Bench) -> Outcome:
 
 @fault(STAGE, "The images end in .nrrd where the model was trained on .nii.gz.")
 def a_wrong_file_ending(at: Bench) -> Outcome:
-    images = at.images()
-    for file in list(images.iterdir()):
-        file.rename(file.with_name(file.name.replace(".nii.gz", ".nrrd")))
-    return refused(at, *call(at.model(), images, at.root / "out"))
+    return renamed(at, ".nii.gz", ".nrrd")
 
 
 @fault(STAGE, "The images have no channel number in their names.")
 def names_without_a_channel(at: Bench) -> Outcome:
+    return renamed(at, "_0000", "")
+
+
+def renamed(at: Bench, old: str, new: str) -> Outcome:
     images = at.images()
     for file in list(images.iterdir()):
-        file.rename(file.with_name(file.name.replace("_0000", "")))
+        file.rename(file.with_name(file.name.replace(old, new)))
     return refused(at, *call(at.model(), images, at.root / "out"))
 
 

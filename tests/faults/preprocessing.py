@@ -93,22 +93,17 @@ def an_image_larger_than_its_labels(at: Bench) -> Outcome:
 
 @fault(STAGE, "A label map is four-dimensional.")
 def a_4d_label_map(at: Bench) -> Outcome:
-    def four(raw: Path) -> None:
-        sitk.WriteImage(
-            sitk.GetImageFromArray(np.zeros((2, *SHAPE), np.uint8)), str(raw / "labelsTr" / "case_01.nii.gz")
-        )
-
-    return spoiled(at, four)
+    return four_dimensional(at, "labelsTr/case_01.nii.gz", np.uint8)
 
 
 @fault(STAGE, "A training image is four-dimensional.")
 def a_4d_training_image(at: Bench) -> Outcome:
-    def four(raw: Path) -> None:
-        sitk.WriteImage(
-            sitk.GetImageFromArray(np.zeros((2, *SHAPE), np.float32)), str(raw / "imagesTr" / "case_01_0000.nii.gz")
-        )
+    return four_dimensional(at, "imagesTr/case_01_0000.nii.gz", np.float32)
 
-    return spoiled(at, four)
+
+def four_dimensional(at: Bench, name: str, kind: type) -> Outcome:
+    image = sitk.GetImageFromArray(np.zeros((2, *SHAPE), kind))
+    return spoiled(at, lambda raw: sitk.WriteImage(image, str(raw / name)))
 
 
 @fault(STAGE, "A training image is cut off.")

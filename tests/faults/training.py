@@ -235,8 +235,8 @@ def train_and_die(where: str) -> None:
     os.fsync = fsync
 
 
-def killed(at: Bench, where: str) -> Outcome:
-    prepare(at)
+def killed(at: Bench, where: str, kept: str = "the checkpoints of the epoch before", **prepared: Any) -> Outcome:
+    prepare(at, **prepared)
     code, printed = at.process(train_and_die, where)
     assert code == -signal.SIGKILL, (code, printed)
     partial = results(at) / f"{where}.pth.partial"
@@ -245,8 +245,7 @@ def killed(at: Bench, where: str) -> Outcome:
     if where == "checkpoint_best":
         assert read_trained(results(at) / "checkpoint_best.pth")["current_epoch"] == 1
     finished(at)
-    kept = "the checkpoints of the epoch before; --c finishes the training"
-    return Outcome("ends with the process", kept)
+    return Outcome("ends with the process", f"{kept}; --c finishes the training")
 
 
 @fault(STAGE, "A training is killed (SIGKILL) in an epoch.")
@@ -256,16 +255,8 @@ def killed_in_an_epoch(at: Bench) -> Outcome:
 
 @fault(STAGE, "A training is killed (SIGKILL) while checkpoint_latest is written.")
 def killed_while_the_latest_checkpoint_is_written(at: Bench) -> Outcome:
-    prepare(at, epochs=3)
-    code, printed = at.process(train_and_die, "checkpoint_latest")
-    assert code == -signal.SIGKILL, (code, printed)
-    assert (results(at) / "checkpoint_latest.pth.partial").is_file()
-    assert read_trained(results(at) / "checkpoint_latest.pth")["current_epoch"] == 1
-    finished(at)
-    kept = (
-        "the former checkpoint_latest: the new one has another name until it is on the disk; --c finishes the training"
-    )
-    return Outcome("ends with the process", kept)
+    kept = "the former checkpoint_latest: the new one has another name until it is on the disk"
+    return killed(at, "checkpoint_latest", kept, epochs=3)
 
 
 @fault(STAGE, "A training is killed (SIGKILL) while checkpoint_best is written.")
