@@ -33,7 +33,7 @@ from nnunet_fm.models.foreign_plans import check_plans, read_plans
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.weights.add import opened
 from nnunet_fm.weights.cache import CACHE_VARIABLE
-from nnunet_fm.weights.files import FORBID, FORCE, WeightsFileError, data_only, read_state_dict
+from nnunet_fm.weights.files import FORBID, FORCE, WeightsFileError, data_only, read_state_dict, read_trained
 from nnunet_fm.weights.slim import ENTRY, HEAD, MARK, full_state_dict
 from tests.datasets import write_image
 from tests.fuzz.readers import READERS
@@ -313,6 +313,15 @@ def test_nothing_runs_while_nnunet_itself_loads(tmp_path: Path, monkeypatch: pyt
     monkeypatch.delenv(FORBID)
     torch.load(file, weights_only=False)
     assert mark.is_dir(), "the file does what it should not"
+
+
+@pytest.mark.parametrize("content", [b"M", b"J", b"G", b"\x80", b"X\xff", b"\x8a\xff", b"."])
+def test_a_pickle_cut_off_after_an_opcode_is_no_checkpoint(content: bytes, tmp_path: Path) -> None:
+    """Which error PyTorch's unpickler raises depends on what the opcode wants to read."""
+    (tmp_path / "a.pth").write_bytes(content)
+    for read in (read_state_dict, read_trained):
+        with pytest.raises(WeightsFileError, match=r"a\.pth"):
+            read(tmp_path / "a.pth")
 
 
 def test_tensors_that_are_no_arrays_are_refused(tmp_path: Path) -> None:

@@ -141,6 +141,11 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
         use_fast_layers(self)
         self._channels_last = True
 
+    def reorders(self, device: torch.device) -> bool:
+        """Whether volumes on this device are computed channels-last; a compiler chooses the order itself."""
+        allowed = self._channels_last and device.type == "cpu" and not torch.compiler.is_compiling()
+        return allowed and gains_from_channels_last()
+
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         for key in self.frozen:
@@ -189,7 +194,7 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
         padding = [p for edge, full in zip(reversed(size), reversed(legal), strict=True) for p in (0, full - edge)]
         if any(padding):
             x = F.pad(x, padding, mode="replicate")
-        reordered = self._channels_last and x.ndim == 5 and _reorders(x.device)
+        reordered = x.ndim == 5 and self.reorders(x.device)
         if reordered:
             x = channels_last(x)
         with cpu_autocast(x.device), fast_products(x.device):
@@ -205,11 +210,6 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
         if reordered:
             outputs = [out.contiguous() for out in outputs]
         return outputs if self.several_outputs and len(outputs) > 1 else outputs[0]
-
-
-def _reorders(device: torch.device) -> bool:
-    """Whether to compute channels-last; a compiler chooses the order itself."""
-    return device.type == "cpu" and not torch.compiler.is_compiling() and gains_from_channels_last()
 
 
 def _crop(out: Tensor, size: Sequence[int], legal: Sequence[int]) -> Tensor:

@@ -26,6 +26,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from nnunet_fm.networks.base import FoundationNetwork
+
 Cost = Callable[[tuple[int, ...], int], float]
 """Bytes needed for a patch size and a batch size."""
 
@@ -88,12 +90,14 @@ def training_memory(
         batch_size: patches per step.
         in_channels: image channels.
         optimizer: a key of `OPTIMIZER_STATES`.
-        cpu: count what convolutions copy on the CPU while they run (`_convolution_copies`).
+        cpu: count what convolutions copy on the CPU while they run (`_convolution_copies`); channels-last they copy
+            nothing.
     """
     with torch.device("meta"):
         network = build().train()
         image = torch.empty(batch_size, in_channels, *patch_size)
-    counter = _LiveBytes([*network.parameters(), *network.buffers()], _convolution_copies if cpu else None)
+    copies = cpu and not (len(patch_size) == 3 and _computes_channels_last(network))
+    counter = _LiveBytes([*network.parameters(), *network.buffers()], _convolution_copies if copies else None)
     trained = [p for p in network.parameters() if p.requires_grad]
     counter.add(image)
     with counter, _FusedAttention(), counter.apart(trained):
@@ -106,6 +110,10 @@ def training_memory(
         activations=counter.peak_apart,
         growth=counter.peak,
     )
+
+
+def _computes_channels_last(network: nn.Module) -> bool:
+    return isinstance(network, FoundationNetwork) and network.reorders(torch.device("cpu"))
 
 
 def training_loss(outputs: Tensor | list[Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import struct
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +46,7 @@ FORCE, FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LO
 
 DAMAGED = (
     pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError, AssertionError,
-    MemoryError, OverflowError, OSError,
+    MemoryError, OverflowError, OSError, struct.error,
 )  # fmt: skip
 """What `torch.load` raises on bytes that are no checkpoint, depending on where it gives up."""
 
