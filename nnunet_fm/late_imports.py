@@ -1,11 +1,11 @@
 """Imports of nnU-Net and timm without the heavy packages that they name and a prediction never uses.
 
-These are PyTorch's compiler, seaborn and scikit-learn, half of the time that the imports take. What others take from
-them is found when it is first used.
+These are PyTorch's compiler, seaborn and scikit-learn, half of the time that the imports take.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,29 +18,37 @@ from unittest import mock
 HEAVY = ("torch._dynamo", "torch._dynamo.utils", "seaborn", "sklearn.model_selection")
 
 
-def import_lightly(*modules: str) -> None:
-    """Import modules; what they take from `HEAVY` ones is imported when they use it."""
-    import torch  # noqa: F401  (it must not meet a stand-in of a part of itself)
-
-    with _standing_in():
-        for module in modules:
-            import_module(module)
-
-
 @contextmanager
-def _standing_in() -> Iterator[None]:
-    """Have the names of heavy modules that are not imported yet mean stand-ins."""
-    from torch import compiler
+def importing_lightly() -> Iterator[None]:
+    """Whatever is imported meanwhile takes from `HEAVY` modules only names; what they are is imported when used.
+
+    Garbage is not looked for meanwhile: modules leave next to none, and going through their hundreds of thousands of
+    objects again and again takes a third of the time.
+    """
+    import torch  # it must not meet a stand-in of a part of itself
 
     missing = {name: _LateModule(name) for name in HEAVY if name not in sys.modules}
+    compiler = torch.compiler
     disable = _disable_late(compiler.disable) if "torch._dynamo" in missing else compiler.disable
     sys.modules.update(missing)
     try:
-        with mock.patch.object(compiler, "disable", disable):
+        with mock.patch.object(compiler, "disable", disable), without_collection():
             yield
     finally:
         for module in missing.values():
             module.leave()
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Python looks for no garbage meanwhile; what nothing refers to is freed all the same."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _disable_late(disable: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,10 +7,13 @@ import subprocess
 import sys
 
 CODE = """
-import json, sys
-from nnunet_fm.late_imports import HEAVY, import_lightly
-import_lightly("nnunetv2.inference.predict_from_raw_data", "nnunetv2.training.nnUNetTrainer.nnUNetTrainer",
-               "nnunetv2.utilities.crossval_split", "timm")
+import gc, json, sys
+from nnunet_fm.late_imports import HEAVY, importing_lightly
+with importing_lightly():
+    import nnunetv2.inference.predict_from_raw_data, nnunetv2.training.nnUNetTrainer.nnUNetTrainer
+    import nnunetv2.utilities.crossval_split, timm
+    assert not gc.isenabled()
+assert gc.isenabled()
 loaded = [name for name in HEAVY if name in sys.modules]
 from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.utilities.crossval_split import generate_crossval_split

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 
@@ -54,6 +56,7 @@ def _options(
 
 def main() -> None:
     """Run the command line: exit code 0 done, 1 failed with a one-line reason, 2 bad usage."""
+    atexit.register(gc.freeze)  # or Python looks for garbage among all that was imported before it ends: a second
     try:
         app()
     except Exception as error:

@@ -17,7 +17,7 @@ from nnunet_fm.cli.completion import (
     complete_trainers,
 )
 from nnunet_fm.cli.console import Quiet, results_only
-from nnunet_fm.late_imports import import_lightly
+from nnunet_fm.late_imports import importing_lightly, without_collection
 
 EPILOG = """
 Examples:
@@ -116,12 +116,12 @@ def predict(
         )
 
     with results_only(as_json=as_json, quiet=quiet):
-        import_lightly("nnunetv2.inference.predict_from_raw_data", "nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
-        import torch
-
-        from nnunet_fm.inference.inputs import find_model_folder
-        from nnunet_fm.inference.predict import ALL_FOLDS, PredictionError, predict_folder
-        from nnunet_fm.inference.workers import Failure
+        with without_collection():
+            import torch
+        with importing_lightly():
+            from nnunet_fm.inference.inputs import find_model_folder
+            from nnunet_fm.inference.predict import ALL_FOLDS, PredictionError, predict_folder
+            from nnunet_fm.inference.workers import Failure
 
         def tell(case: str, result: object) -> None:
             if isinstance(result, Failure):
@@ -156,6 +156,7 @@ def predict(
                     verbose=verbose,
                     on_case=tell,
                     on_progress=progress,
+                    loading=importing_lightly,
                 )
             except PredictionError as error:
                 failure, times = error, error.times

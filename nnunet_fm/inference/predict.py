@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -54,6 +54,7 @@ def predict_folder(
     verbose: bool = False,
     on_case: OnCase | None = None,
     on_progress: OnProgress | None = None,
+    loading: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> PredictionTimes:
     """Predict cases and write nnU-Net's label maps, and ``prediction_times.json``, to a folder.
 
@@ -79,6 +80,7 @@ def predict_folder(
         verbose: whether nnU-Net prints what it does, and errors come with a traceback.
         on_case: called when a case is done, with its name and its seconds or its `Failure`.
         on_progress: called after every sliding window with the cases done, as a fraction, and all cases.
+        loading: makes the context in which the model's code is imported and its weights are loaded.
 
     Returns:
         What the folder's file of times holds now.
@@ -106,10 +108,11 @@ def predict_folder(
     inputs.check_channels(found, dataset_json, reader, numbered=folder is not None)
     inputs.check_output(output, folder)
     PredictionTimes.read(output)
-    predictor = load_predictor(
-        model_folder, folds, checkpoint, device=device, tile_step_size=tile_step_size, mirroring=mirroring,
-        on_device=on_device, verbose=verbose,
-    )  # fmt: skip
+    with loading():
+        predictor = load_predictor(
+            model_folder, folds, checkpoint, device=device, tile_step_size=tile_step_size, mirroring=mirroring,
+            on_device=on_device, verbose=verbose,
+        )  # fmt: skip
     stage = predictor.configuration_manager.previous_stage_name
     inputs.check_previous_stage(stage, previous_stage, found, ending)
 
