@@ -64,9 +64,9 @@ def prepare(folder: Path, small: bool, *, model: Model) -> None:
 
 
 def run(side: Side, folder: Path, small: bool, *, opponent_bf16: bool) -> Measurement:
-    """The command, with its own choice of processes."""
+    """The command, with its own choice of processes but in small form."""
     shutil.rmtree(folder / side, ignore_errors=True)
-    return _predict(side, folder, folder / side, bf16=side == "ours" or opponent_bf16)
+    return _predict(side, folder, folder / side, small, bf16=side == "ours" or opponent_bf16)
 
 
 def compare(folder: Path, small: bool) -> dict[str, float]:
@@ -75,7 +75,7 @@ def compare(folder: Path, small: bool) -> dict[str, float]:
 
     os.environ.pop("NNUNET_FM_BF16", None)
     for side in ("ours", "opponent"):
-        _predict(side, folder, folder / f"{side}_float32", bf16=False)  # type: ignore[arg-type]
+        _predict(side, folder, folder / f"{side}_float32", small, bf16=False)  # type: ignore[arg-type]
     agreement = {}
     for what, ours, theirs in (
         ("float32 on both sides", "ours_float32", "opponent_float32"),
@@ -91,14 +91,15 @@ def compare(folder: Path, small: bool) -> dict[str, float]:
     return agreement
 
 
-def _predict(side: Side, folder: Path, output: Path, *, bf16: bool) -> Measurement:
+def _predict(side: Side, folder: Path, output: Path, small: bool, *, bf16: bool) -> Measurement:
     dataset.use(folder)
     (model,) = (folder / "nnUNet_results" / dataset.NAME).iterdir()
     images = folder / "nnUNet_raw" / dataset.NAME / "imagesTr"
     command = OURS if side == "ours" else ["nnUNetv2_predict_from_modelfolder"]
     environment = {} if bf16 else {"NNUNET_FM_BF16": "0"}
     places = ["-i", str(images), "-o", str(output), "-m", str(model), "-f", "all", "-device", "cpu"]
-    return run_command([*command, *places], **environment)
+    processes = ["-npp", "1", "-nps", "1"] if small else []
+    return run_command([*command, *places, *processes], **environment)
 
 
 def _benchmarks(name: str, what: str, model: Model, goal: Goal) -> tuple[Benchmark, Benchmark]:

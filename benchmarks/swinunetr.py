@@ -18,9 +18,10 @@ def _network(side: Side, features: int) -> Any:
         from monai.networks.nets import SwinUNETR
 
         return SwinUNETR(in_channels=1, out_channels=CLASSES, feature_size=features)
-    from nnunet_fm.networks.swinunetr import SwinUNETR as Ours
+    from nnunet_fm.models.build import build_network
 
-    return Ours(1, CLASSES, feature_size=features)
+    name = "nnunet_fm.networks.swinunetr.SwinUNETR"
+    return build_network({"network_class_name": name, "arch_kwargs": {"feature_size": features}}, 1, CLASSES)
 
 
 def run(side: Side, folder: Path, small: bool, *, training: bool) -> Measurement:

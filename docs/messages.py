@@ -29,6 +29,7 @@ PARTS = {
     "hook": "The hook",
     "foreign": "Foreign files",
     "late_imports": "Start-up",
+    "replacing": "Files that are replaced",
 }
 """Folder or module of the package -> heading."""
 

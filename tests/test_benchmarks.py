@@ -165,18 +165,23 @@ def test_a_benchmark_runs_from_the_command_line(tmp_path: Path) -> None:
     assert difference < 1e-4
 
 
+DIFFERENCES = {
+    "preprocess": [1e-4, 0, 0],
+    "export": [1e-3],
+    "encoder-1024": [1e-4],
+    "augmentation": [5e-3, 1e-4],
+    "augmentation-few": [5e-3, 1e-4],
+}
+"""How much the results of both sides may differ, where a benchmark compares them."""
+AGREEMENT = {"prediction-3d": [99.99, 95.0], "prediction-2d": [99.99, 95.0]}
+"""Or agree at least, in per cent: in float32, and with bfloat16 against float32 (random weights: close calls)."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "differences"),
-    [
-        ("preprocess", [1e-4, 0, 0]),
-        ("export", [1e-3]),
-        ("swinunetr-forward", []),
-        ("augmentation", [5e-3, 1e-4]),
-        ("training", []),
-        ("trainer-lookup", []),
-    ],
-)
-def test_every_subject_runs(name: str, differences: list[float], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [b.name for _, b in selected(["*"]) if b.name != "encoder-224"])
+def test_every_benchmark_runs(name: str, tmp_path: Path) -> None:
     found = list(run_small(name, tmp_path)["differences"].values())
-    assert len(found) == len(differences) and all(f <= d for f, d in zip(found, differences, strict=True))
+    most, least = DIFFERENCES.get(name, []), AGREEMENT.get(name, [])
+    assert len(found) == len(most) + len(least)
+    assert all(f <= m for f, m in zip(found, most, strict=False))
+    assert all(f >= x for f, x in zip(found, least, strict=False))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import subprocess
 import sys
+import time
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ import SimpleITK as sitk
 
 from nnunet_fm.cli.demo import _Run
 from nnunet_fm.dataset_conversion.demo import unpack
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_data_are_a_raw_dataset_with_unseen_labelled_cases(tmp_path: Path) -> None:
@@ -68,9 +73,23 @@ def test_a_failed_step_shows_the_end_of_its_output(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_the_demo_learns_and_shows_it(fresh_venv: Any, tmp_path: Path) -> None:
-    output = tmp_path / "demo"
-    done = fresh_venv.run("nnunet-fm", "demo", "--minutes", "1", "--output", output, "--json", timeout=900)
+def test_from_a_clone_to_the_first_prediction(
+    make_venv: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the README tells a new user to type, with a minute of training for six, and a folder predicted after it."""
+    (line,) = (line for line in (ROOT / "README.md").read_text("utf-8").splitlines() if ".venv/bin/nnunet-fm" in line)
+    steps = [step.split() for step in line.strip().replace(".venv/bin/", "").split(" && ")]
+    assert steps[1][:3] == ["pip", "install", "torch==2.14.1"] and steps[3] == ["nnunet-fm", "demo"]
+    clone, output, environment = tmp_path / "clone", tmp_path / "demo", make_venv()  # with the libraries of the tests
+    times = {"start": time.monotonic()}
+
+    subprocess.run(["git", "clone", "--quiet", "--depth", "1", f"file://{ROOT}", clone], check=True)
+    times["clone"] = time.monotonic()
+    assert steps[2] == ["pip", "install", '".[dev]"']
+    environment.pip("install", f"{clone}[dev]")
+    times["install"] = time.monotonic()
+    done = environment.run(*steps[3], "--minutes", "1", "--output", output, "--json", timeout=900)
+    times["demo"] = time.monotonic()
     result = json.loads(done.stdout)
     assert set(result["dice_per_class"]) == {"anterior", "posterior"}
     assert 0.3 < result["mean_dice"] < 1  # a minute, on a busy machine only ten iterations; six minutes give 0.88
@@ -82,5 +101,16 @@ def test_the_demo_learns_and_shows_it(fresh_venv: Any, tmp_path: Path) -> None:
     assert len(list(Path(result["predictions"]).glob("*.nii.gz"))) == 10
     assert "$ nnUNetv2_predict" in done.stderr and "$ export nnUNet_raw=" in done.stderr
 
-    again = fresh_venv.run("nnunet-fm", "demo", "--output", output, check=False)
+    (images,) = (output / "nnUNet_raw").glob("*/imagesTs")
+    predicted = tmp_path / "predicted"
+    where = ["-i", images, "-o", predicted, "-m", result["model"], "-f", "all", "-device", "cpu"]
+    environment.run("nnunet-fm", "predict", *where)
+    times["predict"] = time.monotonic()
+    files = sorted(path.name for path in predicted.glob("*.nii.gz"))
+    assert files == sorted(path.name for path in Path(result["predictions"]).glob("*.nii.gz"))
+    with capsys.disabled():
+        print(", ".join(f"{b} {times[b] - times[a]:.0f} s" for a, b in itertools.pairwise(times)))
+    assert times["predict"] - times["start"] < 900
+
+    again = environment.run("nnunet-fm", "demo", "--output", output, check=False)
     assert again.returncode == 1 and "not empty" in again.stderr

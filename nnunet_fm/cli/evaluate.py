@@ -17,6 +17,7 @@ import typer
 
 from nnunet_fm.cli.console import Quiet
 from nnunet_fm.cli.table import print_table
+from nnunet_fm.replacing import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,12 +178,11 @@ def evaluate(
     }
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        partial = output.with_name(f".{output.name}.{os.getpid()}")
-        if output.suffix.lower() == ".csv":
-            write_scores(scores, partial)
-        else:
-            partial.write_text(json.dumps(_content(scores, settings), indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, output)
+        with replacing(output) as partial:
+            if output.suffix.lower() == ".csv":
+                write_scores(scores, partial)
+            else:
+                partial.write_text(json.dumps(_content(scores, settings), indent=1) + "\n", encoding="utf-8")
     if as_json:
         print(json.dumps(_content(scores, settings)))
         return

@@ -12,6 +12,8 @@ from typing import IO, Any
 
 from filelock import FileLock
 
+from nnunet_fm.replacing import write_text
+
 try:
     import fcntl
 except ImportError:  # Windows has no shared locks on files; there, a running training is not protected
@@ -66,9 +68,7 @@ def replace_folder(new: Path, folder: Path, stamp: Mapping[str, Any]) -> None:
         if folder.is_dir():
             os.replace(folder, old)
         os.replace(new, folder)
-        partial = stamp_path(folder).with_suffix(".partial")
-        partial.write_text(json.dumps(stamp), encoding="utf-8")
-        os.replace(partial, stamp_path(folder))
+        write_text(stamp_path(folder), json.dumps(stamp))
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_fm.dataset_conversion.volume import Grid
+from nnunet_fm.replacing import write_text
 
 FILE_ENDING = ".nii.gz"
 
@@ -55,9 +55,7 @@ def storable(array: NDArray[Any]) -> NDArray[Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file in one step, for people to read."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

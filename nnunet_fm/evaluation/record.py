@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from nnunet_fm.foreign import read_model
+from nnunet_fm.replacing import write_text
 
 FILE = "training_record.json"
 BURN_IN = 50
@@ -110,9 +110,7 @@ class TrainingRecord(_Strict):
 
     def write(self, folder: Path) -> None:
         """Write the record into a fold's folder, in one step."""
-        partial = folder / f"{FILE}.{os.getpid()}"
-        partial.write_text(self.model_dump_json(indent=1), encoding="utf-8")
-        os.replace(partial, folder / FILE)
+        write_text(folder / FILE, self.model_dump_json(indent=1))
 
     @classmethod
     def read(cls, folder: Path) -> TrainingRecord | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
 from nnunet_fm.foreign import read_model
+from nnunet_fm.replacing import write_text
 
 FILE = "prediction_times.json"
 
@@ -69,9 +69,7 @@ class PredictionTimes(_Strict):
             before = self.read(folder)
             kept = before.cases if before is not None and before.same_machine(self) else {}
             together = self.model_copy(update={"cases": dict(sorted({**kept, **self.cases}.items()))})
-            partial = path.with_name(f".{FILE}.{os.getpid()}")
-            partial.write_text(together.model_dump_json(indent=1), encoding="utf-8")
-            os.replace(partial, path)
+            write_text(path, together.model_dump_json(indent=1))
         return together
 
     def same_machine(self, other: PredictionTimes) -> bool:

@@ -33,27 +33,36 @@ def channels_last(x: Tensor) -> Tensor:
 def use_fast_layers(network: nn.Module) -> None:
     """Give a network's convolutions and instance norms of volumes the layers of this file, in place."""
     for module in network.modules():
-        for plain, fast in ((nn.Conv3d, Conv3d), (nn.InstanceNorm3d, InstanceNorm3d)):
-            if type(module) is plain:
-                module.__class__ = fast
+        if fast := FAST.get(type(module)):
+            module.__class__ = fast
 
 
 class Conv3d(nn.Conv3d):
-    """``nn.Conv3d``, whose convolutions of one voxel are matrix products of channels-last volumes.
+    """``nn.Conv3d`` that keeps the order, with matrix products for kernels of one voxel.
 
-    PyTorch's own go, with one thread, to code without vectors that wants the other order.
+    PyTorch's own of these go, with one thread, to code without vectors that wants the other order; and so do those of
+    few channels or voxels.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self._is_product and is_channels_last(input):
             voxels = F.linear(input.permute(0, 2, 3, 4, 1), weight.flatten(1), bias)
             return voxels.permute(0, 4, 1, 2, 3)
-        return super()._conv_forward(input, weight, bias)
+        out = super()._conv_forward(input, weight, bias)
+        return channels_last(out) if is_channels_last(input) else out
 
     @property
     def _is_product(self) -> bool:
         ones = (1, 1, 1)
         return self.kernel_size == ones and self.stride == ones and self.padding == (0, 0, 0) and self.groups == 1
+
+
+class ConvTranspose3d(nn.ConvTranspose3d):
+    """``nn.ConvTranspose3d`` that keeps the order, as `Conv3d` does."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        out = super().forward(input, output_size)
+        return channels_last(out) if is_channels_last(input) else out
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):
@@ -137,3 +146,11 @@ class _InstanceNorm(torch.autograd.Function):
             sum(grad_bias[1:], grad_bias[0]) if needed[2] else None,
             None,
         )
+
+
+FAST: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv3d: Conv3d,
+    nn.ConvTranspose3d: ConvTranspose3d,
+    nn.InstanceNorm3d: InstanceNorm3d,
+}
+"""PyTorch's layers -> those of this file."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from nnunet_fm.layers.channels_last import FORMAT, Conv3d
+from nnunet_fm.layers.channels_last import FORMAT, Conv3d, ConvTranspose3d
 from nnunet_fm.layers.processor import computes_in_bf16, gains_from_channels_last
 
 
@@ -16,7 +16,7 @@ def lay_out_weights(network: nn.Module) -> None:
     """
     for module in network.modules():
         plain = isinstance(module, nn.Conv3d) and type(module).forward is nn.Conv3d.forward
-        if not plain and type(module) is not nn.ConvTranspose3d:
+        if not plain and type(module) not in (nn.ConvTranspose3d, ConvTranspose3d):
             continue
         if computes_in_bf16():
             module.to(torch.bfloat16)

@@ -74,6 +74,12 @@ class Recipe(_Strict):
     faithful: bool = Field(
         False, description="sampling and rate as the code of the 2D thesis has them, where its text says otherwise"
     )
+    feature_cache: float = Field(
+        0,
+        ge=0,
+        description="GB of memory for the maps of a frozen 2D backbone, which slices that come again then need not "
+        "pass; without augmentation (none or flips)",
+    )
     max_minutes: PositiveFloat | None = Field(None, description="stop here; the learning rate reaches zero then")
     patience: PositiveInt | None = Field(
         None,

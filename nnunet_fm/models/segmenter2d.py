@@ -13,6 +13,7 @@ from nnunet_fm.backbones.base import Norm, Refine
 from nnunet_fm.heads import create_head
 from nnunet_fm.heads.base import FeatureMaps
 from nnunet_fm.models.branch import Branch
+from nnunet_fm.models.feature_cache import FeatureCache
 from nnunet_fm.models.stages import StagesLoss
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.networks.slices import (
@@ -93,6 +94,8 @@ class FoundationSegmenter2D(FoundationNetwork):
         """Which maps get the backbone's final norm, where an adapter has a wish."""
         self.ladder: nn.Module | None = None
         """``(images, maps) -> maps``: mixes in the maps of a second backbone, where an adapter has put it here."""
+        self.feature_cache: FeatureCache | None = None
+        """Knows the maps of slices that come again, where a training has put it here."""
         self.key_to_encoder = "backbone"
         if self.stem is None:
             self.key_to_stem = f"backbone.{self.backbone.key_to_patch_embed}"
@@ -132,10 +135,29 @@ class FoundationSegmenter2D(FoundationNetwork):
         unit = self.input_range == "unit"
         return Branch(create_backbone(name, edge), self.blocks, self.backbone, normalise=unit)
 
+    def keep_maps(self, capacity: int) -> FeatureCache:
+        """Keep the backbone's maps of slices, up to so many bytes of memory, for when the same slice comes again.
+
+        They are forgotten when weights are loaded.
+
+        Raises:
+            ValueError: if the maps of a slice change in training.
+        """
+        if self.stem is not None:
+            raise ValueError("feature maps cannot be kept: a trained layer turns the images' channels into three")
+        if self.key_to_encoder not in self.frozen or self.rein is not None:
+            raise ValueError("feature maps are kept of a frozen backbone only: train with the adapter freeze or ladder")
+        self.feature_cache = FeatureCache(capacity)
+        self.register_load_state_dict_post_hook(_forget_maps)
+        return self.feature_cache
+
     def forward_logits(self, x: Tensor) -> list[Tensor]:
-        size = x.shape[2:]
+        size, slices = x.shape[2:], x
         x = to_rgb(to_square(x, self.image_size), self.stem)
-        maps = self.backbone_maps(x)
+        if self.feature_cache is None:
+            maps = self.backbone_maps(x)
+        else:
+            maps = self.feature_cache.maps(slices, lambda missing: self.backbone_maps(x[missing]))
         for place, align in self.align.items():
             maps[int(place)] = align(maps[int(place)])
         if self.ladder is not None:
@@ -155,3 +177,8 @@ class FoundationSegmenter2D(FoundationNetwork):
         if self.input_range == "unit":
             x = scale_to_unit(x) if self.normalisation == "minmax" else imagenet_normalise(x)
         return x.flip(1) if self.faithful and self.backbone.bgr_as_published else x
+
+
+def _forget_maps(network: FoundationSegmenter2D, keys: object) -> None:
+    if network.feature_cache is not None:
+        network.feature_cache.clear()

@@ -85,7 +85,7 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
     """Whether the weights know images as (x, y, z), as MONAI's readers give them, while nnU-Net's are (z, y, x)."""
 
     convolutional: bool = False
-    """Whether volumes go through convolutions from end to end, so that a CPU gains from the channels-last order."""
+    """Whether convolutions of volumes take most of the time, so that a CPU gains from the channels-last order."""
 
     _channels_last: bool = False
 

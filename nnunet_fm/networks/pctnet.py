@@ -396,6 +396,7 @@ class PCTNet(FoundationNetwork):
         ValueError: for arguments that break the rules above, or a patch that the levels do not divide.
     """
 
+    convolutional = True
     key_to_head = (
         *(f"pred_heads.{mode}.out_conv{level}" for mode in RESOLUTIONS for level in (0, 1)),
         "pyramid_ct.out_conv2",

@@ -114,6 +114,7 @@ class SwinUNETR(FoundationNetwork):
     """
 
     key_to_head = ("out",)
+    convolutional = True
 
     def __init__(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,12 @@ from typing import Any
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 
 from nnunet_fm.models.plan_key import KEY, PlanError
+from nnunet_fm.replacing import write_text
 
 
 def write_json(content: Any, target: Path) -> None:
-    """Write a JSON file in one step: nobody reads half of it."""
-    partial = target.with_name(f"{target.name}.{os.getpid()}")
-    try:
-        partial.write_text(json.dumps(content, indent=4), encoding="utf-8")
-        os.replace(partial, target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, f"{target} cannot be written and is as before ({error.strerror})") from None
+    """Write a JSON file in one step, indented as nnU-Net's; raises as `replacing`."""
+    write_text(target, json.dumps(content, indent=4))
 
 
 def save_plans(plans: Mapping[str, Any], *, force: bool) -> Path:

@@ -21,6 +21,8 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
+from nnunet_fm.replacing import write_text
+
 BEAT = 20.0
 """Seconds between two touches of a held lock's file."""
 SILENCE = 300.0
@@ -144,10 +146,8 @@ class Lock:
         self.path.unlink(missing_ok=True)
 
     def _write(self) -> None:
-        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         content = {"host": socket.gethostname(), "processes": self._processes, "what": self.what}
-        partial.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(partial, self.path)
+        write_text(self.path, json.dumps(content))
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from nnunet_fm.replacing import write_text
 
 if TYPE_CHECKING:
     from nnunet_fm.studies.jobs import Job
@@ -54,11 +55,9 @@ class Marks:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one step; nobody reads half of it."""
+    """Write a JSON file in one step, and its folder; raises as `replacing`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from nnunet_fm.models.registry import get_card
+from nnunet_fm.replacing import write_text
 from nnunet_fm.studies.datasets import how_to_convert
 from nnunet_fm.studies.estimate import Estimate, Estimator
 from nnunet_fm.studies.expand import Expansion, expand
@@ -98,9 +99,7 @@ class Prepared:
         content = self.study.model_dump(mode="json")
         content["output"] = str(folder)
         content["train_cases"] = [cases or "all" for cases in self.study.train_cases]
-        partial = folder / f".{STUDY}.{os.getpid()}"
-        partial.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        os.replace(partial, folder / STUDY)
+        write_text(folder / STUDY, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
     def _share(self, job: Job) -> dict[str, Any]:
         """Device, cores, memory and time of a job."""

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.replacing import replacing
 from nnunet_fm.studies.cases import Tested, choose_cases, label_names
 from nnunet_fm.studies.marks import read_json, write_json
 from nnunet_fm.studies.process import StepError
@@ -74,9 +75,8 @@ def evaluate(place: Workplace) -> None:
         processes=place.threads,
         **what["options"],
     )
-    partial = folder / f".{SCORES}.{os.getpid()}"
-    write_scores(scores, partial)
-    os.replace(partial, folder / SCORES)
+    with replacing(folder / SCORES) as partial:
+        write_scores(scores, partial)
 
 
 def report(place: Workplace) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from unittest import mock
 
 import numpy as np
@@ -43,6 +43,10 @@ from nnunet_fm.trainers.volume_dice import VolumeDice
 from nnunet_fm.weights.cache import MissingWeightsError, check_hash, locate
 from nnunet_fm.weights.report import LoadReport
 from nnunet_fm.weights.slim import slim_state_dict
+
+if TYPE_CHECKING:
+    from nnunet_fm.models.feature_cache import FeatureCache
+    from nnunet_fm.models.segmenter2d import FoundationSegmenter2D
 
 
 class fm_trainer(BudgetTrainer):
@@ -85,11 +89,16 @@ class fm_trainer(BudgetTrainer):
         )
         self._best_volume_dice, self._lowest_loss = float("-inf"), float("inf")
         self._volume_dice: VolumeDice | None = None
+        self._feature_cache: FeatureCache | None = None
         self._domains: dict[str, VolumeDice] = {}
         if warning:
             self.print_to_log_file(f"WARNING: {warning}")
 
     # What is trained
+
+    def _do_i_compile(self) -> bool:
+        """As nnU-Net's; looking for known feature maps is nothing that a compiler could take."""
+        return not self.recipe.feature_cache and bool(super()._do_i_compile())
 
     @classmethod
     def build_network_architecture(
@@ -127,6 +136,9 @@ class fm_trainer(BudgetTrainer):
             super().initialize()
         if files:
             self._load_official(files)
+        if self.recipe.feature_cache:
+            network = cast("FoundationSegmenter2D", self.bare_network)  # as `check_configuration` has seen
+            self._feature_cache = network.keep_maps(int(self.recipe.feature_cache * 1e9))
 
     def _official_files(self) -> list[tuple[Part, Path]]:
         """The official file of each part that starts from one, unaltered since it was planned."""
@@ -357,6 +369,11 @@ class fm_trainer(BudgetTrainer):
             nn.utils.clip_grad_norm_(trained, self.recipe.gradient_clip)
 
     # Checkpoints
+
+    def on_epoch_end(self) -> None:
+        if self._feature_cache is not None:
+            self.print_to_log_file(self._feature_cache.report())
+        super().on_epoch_end()
 
     def measure_volumes(self) -> tuple[Overlap | None, dict[str, Overlap]]:
         """Every ``volume_dice_every`` epochs and after the last; where that is 0, after the last for other datasets."""

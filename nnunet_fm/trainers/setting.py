@@ -164,12 +164,31 @@ def check_configuration(setting: Setting, plans: Mapping[str, Any], configuratio
     for name, value in (("augmentation", "slices"), ("sampling", "rare_class")):
         if setting.card.dim == 3 and getattr(setting.recipe, name) == value:
             raise PlanError(f"recipe.{name} '{value}' is for 2D models, '{setting.card.name}' is a 3D one")
+    if setting.recipe.feature_cache:
+        _check_feature_cache(setting)
     if setting.card.dim == 3 and list(plans["transpose_forward"]) != [0, 1, 2] and setting.card.checkpoint is not None:
         return (
             f"these plans transpose the axes to {plans['transpose_forward']}, while the weights of "
             f"'{setting.card.name}' know the order (z, y, x): plan with FMPlanner_{setting.card.name} to keep it"
         )
     return None
+
+
+def _check_feature_cache(setting: Setting) -> None:
+    """Raise a PlanError where feature maps are to be kept that change, or that nothing would ask for again."""
+    if setting.card.dim == 3:
+        raise PlanError(f"recipe.feature_cache is for 2D models, '{setting.card.name}' is a 3D one")
+    if setting.adapter not in ("freeze", "ladder"):
+        raise PlanError(
+            f"recipe.feature_cache keeps the maps of a frozen backbone, but the adapter is '{setting.adapter}': train "
+            "with freeze or ladder, or plan with --set recipe.feature_cache=0"
+        )
+    if setting.recipe.augmentation not in ("none", "flips"):
+        raise PlanError(
+            f"recipe.feature_cache helps where slices come again as they were, and augmentation "
+            f"'{setting.recipe.augmentation}' changes them each time: plan with --set recipe.augmentation=none, or "
+            "with --set recipe.feature_cache=0"
+        )
 
 
 def _check_numbers(entry: Mapping[str, Any], where: str) -> None:

@@ -11,6 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.replacing import write_text
+
 CACHE_VARIABLE = "NNUNET_FM_WEIGHTS"
 HASH_FILE = ".sha256.json"
 PIN_FILE = ".pinned.json"
@@ -147,6 +149,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=1))

@@ -1,0 +1,76 @@
+"""Feature maps that a frozen 2D backbone has computed once, kept for the next time that the same slice comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+
+class FeatureCache:
+    """Maps by the content of the slice that they were computed from, in the computer's memory.
+
+    When it is full it keeps what it has: slices are drawn at random, so that none is worth more than another.
+
+    Args:
+        capacity: bytes of maps that are kept at most.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.bytes = 0
+        self._maps: dict[bytes, list[Tensor]] = {}
+        self._asked = self._found = 0
+
+    def maps(self, slices: Tensor, compute: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
+        """Feature maps of a batch, those that are not known computed together.
+
+        Args:
+            slices: ``(B, C, Y, X)``; each one's values are its name.
+            compute: maps ``(n, …)`` of the slices with the given indices ``(n,)``, which never change.
+
+        Returns:
+            The maps ``(B, …)``, as they were computed at first.
+        """
+        if torch.is_inference_mode_enabled():  # what is computed in it cannot be trained with
+            return compute(torch.arange(len(slices), device=slices.device))
+        names = [_name(one) for one in slices.detach().cpu()]
+        known = {name: self._maps[name] for name in names if name in self._maps}
+        self._asked += len(names)
+        self._found += sum(name in known for name in names)
+        missing = {name: names.index(name) for name in names if name not in known}  # the first of several alike
+        if missing:
+            computed = compute(torch.tensor(list(missing.values()), device=slices.device))
+            known |= {name: [one[i] for one in computed] for i, name in enumerate(missing)}
+            self._keep(missing, known)
+        each = zip(*(known[name] for name in names), strict=True)
+        return [torch.stack([one.to(slices.device) for one in same]) for same in each]
+
+    def report(self) -> str:
+        """How many of the maps asked for since the last report were known, and what all take."""
+        share = self._found / max(self._asked, 1)
+        self._asked = self._found = 0
+        kept = f"those of {len(self._maps)} slices take {self.bytes / 1e9:.2f} GB"
+        return f"{share:.0%} of the feature maps were known; {kept}"
+
+    def clear(self) -> None:
+        """Forget all maps: the backbone's weights have changed."""
+        self._maps.clear()
+        self.bytes = 0
+
+    def _keep(self, names: Iterable[bytes], maps: Mapping[bytes, list[Tensor]]) -> None:
+        for name in names:
+            size = sum(one.nbytes for one in maps[name])
+            if self.bytes + size > self.capacity:
+                return
+            self._maps[name] = [one.detach().cpu().clone() for one in maps[name]]  # not a view of the batch's memory
+            self.bytes += size
+
+
+def _name(one: Tensor) -> bytes:
+    """A hash of shape and values."""
+    values = blake2b(str(tuple(one.shape)).encode(), digest_size=16)
+    values.update(one.contiguous().numpy().tobytes())
+    return values.digest()
