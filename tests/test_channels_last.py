@@ -19,10 +19,11 @@ from nnunet_fm.layers.channels_last import (
 )
 from nnunet_fm.layers.inference import lay_out_weights
 from nnunet_fm.models.build import build_network
+from nnunet_fm.models.registry import get_card
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.networks.stunet import STUNet
 from nnunet_fm.networks.unet import VanillaUNet3D
-from tests.small_networks import CLASSES, small
+from tests.small_networks import CLASSES, SIZE, small
 
 SHAPE = (2, 6, 4, 5, 7)
 
@@ -204,6 +205,37 @@ def test_weights_laid_out_for_prediction_change_nothing(bf16: str, monkeypatch: 
     other.eval().compute_channels_last()
     with torch.inference_mode():
         torch.testing.assert_close(network(x), other(x), rtol=0, atol=0)
+
+
+def predicts_the_same(network: FoundationNetwork, *size: int) -> None:
+    """Laid-out weights, in bfloat16, give the results of autocast, to the last bit."""
+    x = torch.randn(1, 1, *size)
+    with torch.inference_mode():
+        expected = network.eval()(x)
+        lay_out_weights(network)
+        for ours, plain in zip(*((o if isinstance(o, list) else [o]) for o in (network(x), expected)), strict=True):
+            torch.testing.assert_close(ours, plain, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_laid_out_volumes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NNUNET_FM_BF16", "1")
+    predicts_the_same(small(family), *SIZE)
+
+
+DINO = get_card("dinov2_s")
+SLICES = [("dinov2_s", head, "freeze") for head in DINO.heads]
+SLICES += [("dinov2_s", "linear", adapter) for adapter in DINO.adapters if adapter != "freeze"]
+SLICES += [(backbone, "linear", "freeze") for backbone in ("sam_b", "mae_b", "resnet18")]
+
+
+@pytest.mark.parametrize(("backbone", "head", "adapter"), SLICES)
+def test_laid_out_slices(backbone: str, head: str, adapter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NNUNET_FM_BF16", "1")
+    edge = 56 if backbone == "dinov2_s" else 64
+    arguments = {"backbone": backbone, "head": head, "image_size": edge}
+    entry = {"network_class_name": "nnunet_fm.models.segmenter2d.FoundationSegmenter2D", "arch_kwargs": arguments}
+    predicts_the_same(build_network(entry, 1, 3, adapter=adapter), edge, edge)
 
 
 @pytest.mark.parametrize("family", CLASSES)

@@ -66,7 +66,7 @@ def image(seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("options", [{}, {"use_mirroring": False, "use_gaussian": False}, {"tile_step_size": 1}])
-@pytest.mark.parametrize("voxels", [1, 8**3 * 3, 2**19])
+@pytest.mark.parametrize("voxels", [1, 8**3 * 3, 2**20])
 def test_logits_are_those_of_nnunet(
     model: Path, options: dict[str, Any], voxels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,6 +226,24 @@ def load_predictor(
     """
     inputs.check_device(device)
     inputs.check_model_folder(model_folder, folds, checkpoint)
+    return load_checked(
+        model_folder, folds, checkpoint, device=device, tile_step_size=tile_step_size, mirroring=mirroring,
+        on_device=on_device, verbose=verbose,
+    )  # fmt: skip
+
+
+def load_checked(
+    model_folder: Path,
+    folds: Sequence[int | str],
+    checkpoint: str,
+    *,
+    device: torch.device,
+    tile_step_size: float,
+    mirroring: bool,
+    on_device: bool,
+    verbose: bool,
+) -> FMPredictor:
+    """`load_predictor` for a device and a model folder that `inputs` has checked."""
     predictor = FMPredictor(
         tile_step_size, True, mirroring, on_device, device, verbose, verbose_preprocessing=verbose, allow_tqdm=False
     )

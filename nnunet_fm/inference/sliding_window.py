@@ -10,8 +10,8 @@ import torch
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from torch import Tensor
 
-FORWARD_VOXELS = 2**19
-"""Voxels of all images in one call of the network, unless a single image has more: ten slices of 224 x 224.
+FORWARD_VOXELS = 2**20
+"""Voxels of all images in one call of the network, unless a single image has more: twenty slices of 224 x 224.
 
 Larger batches gain nothing on a CPU, whose caches they leave."""
 

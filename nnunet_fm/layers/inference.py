@@ -10,13 +10,14 @@ from nnunet_fm.layers.processor import computes_in_bf16, gains_from_channels_las
 
 
 def lay_out_weights(network: nn.Module) -> None:
-    """Put the kernels of volumes where convolutions would copy them to at every call: in bfloat16, channels-last.
+    """Put weights where autocast and convolutions would copy them to at every call: in bfloat16, channels-last.
 
-    Results stay what they are, and state dicts can be loaded as before; training would lose precision.
+    These are the matrices of linear layers and the kernels of volumes. Results stay what they are, and state dicts can
+    be loaded as before; training would lose precision.
     """
     for module in network.modules():
         plain = isinstance(module, nn.Conv3d) and type(module).forward is nn.Conv3d.forward
-        if not plain and type(module) not in (nn.ConvTranspose3d, ConvTranspose3d):
+        if not plain and type(module) not in (nn.Linear, nn.ConvTranspose3d, ConvTranspose3d):
             continue
         if computes_in_bf16():
             module.to(torch.bfloat16)
