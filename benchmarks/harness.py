@@ -127,8 +127,8 @@ def _rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
                 (
                     result["title"] if quantity == "wall" else "",
                     {"wall": "time", "memory": "memory"}[quantity],
-                    f"{ours * scale:.3g} {unit}",
-                    f"{theirs * scale:.3g} {unit}",
+                    f"{_digits(ours * scale)} {unit}",
+                    f"{_digits(theirs * scale)} {unit}",
                     f"{found['median']:.2f}{' !' if quantity in missed(result) else ''}",
                     f"{found['min']:.2f} to {found['max']:.2f}",
                     f"{result['ratios']['cpu']['median']:.2f}" if quantity == "wall" else "",
@@ -137,8 +137,13 @@ def _rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
                 )
             )
         for what, value in result["differences"].items():
-            rows.append((f"  {what}: {value:.3g}", *[""] * 8))
+            rows.append((f"  {what}: {value:.{3 if value < 1 else 6}g}", *[""] * 8))
     return rows
+
+
+def _digits(value: float) -> str:
+    """Three digits, or all before the point: no exponents for large numbers."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def markdown(results: Sequence[Mapping[str, Any]]) -> str:
