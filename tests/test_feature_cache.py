@@ -60,12 +60,16 @@ def test_the_values_and_the_shape_are_the_name() -> None:
         assert maps(cache, other)[1] == [[0, 1, 2, 3, 4, 5]]
 
 
-def test_a_full_cache_keeps_what_it_has() -> None:
+def test_what_was_not_asked_for_the_longest_goes() -> None:
     each = sum(one[0].nbytes for one in Computing(SLICES)(torch.arange(6)))
     cache = FeatureCache(2 * each)
-    maps(cache, SLICES[:1]), maps(cache, SLICES[1:])
+    for slices in (SLICES[:2], SLICES[:1], SLICES[2:3]):  # the second goes for the third, as the first was asked for
+        maps(cache, slices)
     assert cache.bytes == 2 * each
-    assert maps(cache, SLICES)[1] == [[2, 3, 4, 5]]
+    assert maps(cache, SLICES[[0, 2]])[1] == []
+    assert maps(cache, SLICES)[1] == [[1, 3, 4, 5]]
+    assert cache.bytes == 2 * each
+    assert maps(FeatureCache(each - 1), SLICES[:1])[1] == [[0]]
 
 
 def test_maps_of_predictions_are_not_kept() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 
@@ -12,7 +13,7 @@ from torch import Tensor
 class FeatureCache:
     """Maps by the content of the slice that they were computed from, in the computer's memory.
 
-    When it is full it keeps what it has: slices are drawn at random, so that none is worth more than another.
+    When it is full, the maps that nothing has asked for the longest go: there are patches that never come again.
 
     Args:
         capacity: bytes of maps that are kept at most.
@@ -21,7 +22,7 @@ class FeatureCache:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.bytes = 0
-        self._maps: dict[bytes, list[Tensor]] = {}
+        self._maps: OrderedDict[bytes, list[Tensor]] = OrderedDict()
         self._asked = self._found = 0
 
     def maps(self, slices: Tensor, compute: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
@@ -38,6 +39,8 @@ class FeatureCache:
             return compute(torch.arange(len(slices), device=slices.device))
         names = [_name(one) for one in slices.detach().cpu()]
         known = {name: self._maps[name] for name in names if name in self._maps}
+        for name in known:
+            self._maps.move_to_end(name)
         self._asked += len(names)
         self._found += sum(name in known for name in names)
         missing = {name: names.index(name) for name in names if name not in known}  # the first of several alike
@@ -62,11 +65,15 @@ class FeatureCache:
 
     def _keep(self, names: Iterable[bytes], maps: Mapping[bytes, list[Tensor]]) -> None:
         for name in names:
-            size = sum(one.nbytes for one in maps[name])
-            if self.bytes + size > self.capacity:
-                return
             self._maps[name] = [one.detach().cpu().clone() for one in maps[name]]  # not a view of the batch's memory
-            self.bytes += size
+            self.bytes += _bytes(self._maps[name])
+        while self.bytes > self.capacity:
+            _, oldest = self._maps.popitem(last=False)
+            self.bytes -= _bytes(oldest)
+
+
+def _bytes(maps: list[Tensor]) -> int:
+    return sum(one.nbytes for one in maps)
 
 
 def _name(one: Tensor) -> bytes:
