@@ -14,7 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_fm.evaluation.machine import processor_name
 from nnunet_fm.inference import inputs
 from nnunet_fm.inference.inputs import PredictionInputError
-from nnunet_fm.inference.predictor import CUDA, OnCase, OnProgress, load_checked
+from nnunet_fm.inference.predictor import CUDA, OnCase, OnProgress, load_checked, only_predict
 from nnunet_fm.inference.times import CaseTimes, PredictionTimes, device_name
 from nnunet_fm.inference.workers import Failure
 
@@ -113,6 +113,7 @@ def predict_folder(
             model_folder, folds, checkpoint, device=device, tile_step_size=tile_step_size, mirroring=mirroring,
             on_device=on_device, verbose=verbose,
         )  # fmt: skip
+    only_predict(predictor)
     stage = predictor.configuration_manager.previous_stage_name
     inputs.check_previous_stage(stage, previous_stage, found, ending)
 

@@ -252,9 +252,14 @@ def load_checked(
             predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)
     except RuntimeError as error:
         raise misfit(error, f"{checkpoint} in {model_folder}") or error from None
-    if device.type == "cpu":
-        keep_freed_memory()
-        network = getattr(predictor.network, "_orig_mod", predictor.network)  # without the wrapper of a compiled one
-        if isinstance(network, FoundationNetwork):  # which computes in bfloat16 where the processor gains from it
-            lay_out_weights(network)
     return predictor
+
+
+def only_predict(predictor: FMPredictor) -> None:
+    """Have weights and memory as prediction on a CPU wants them: no part of the network can be used by itself then."""
+    if predictor.device.type != "cpu":
+        return
+    keep_freed_memory()
+    network = getattr(predictor.network, "_orig_mod", predictor.network)  # without the wrapper of a compiled one
+    if isinstance(network, FoundationNetwork):  # which computes in bfloat16 where the processor gains from it
+        lay_out_weights(network)
