@@ -28,7 +28,9 @@ from typing import Any
 from benchmarks.harness import Benchmark, markdown, measure_pairs, missed, table
 from nnunet_fm.evaluation.machine import processor_name, versions
 
-MODULES = ("preprocess", "export", "encoder", "swinunetr", "augmentation", "training", "prediction", "lookup")
+MODULES = (
+    "preprocess", "export", "encoder", "dinov2", "swinunetr", "augmentation", "training", "prediction", "lookup"
+)  # fmt: skip
 OPPONENTS = ("segment-anything", "batchgenerators", "scipy", "scikit-image", "SimpleITK", "blosc2")
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""

@@ -169,6 +169,9 @@ DIFFERENCES = {
     "preprocess": [1e-4, 0, 0],
     "export": [1e-3],
     "encoder-1024": [1e-4],
+    "encoder-224-training": [1e-4],
+    "dinov2": [0.5],  # in bfloat16
+    "dinov2-float32": [1e-4],
     "augmentation": [5e-3, 1e-4],
     "augmentation-few": [5e-3, 1e-4],
 }
