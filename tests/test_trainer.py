@@ -276,6 +276,23 @@ def test_the_best_score_is_in_the_latest_checkpoint() -> None:
     assert not list(Path(trainer.output_folder).glob("*.partial"))
 
 
+def test_maps_of_slices_that_come_again_are_kept() -> None:
+    """The log says so, and the losses are those without."""
+    losses = {}
+    for gigabytes in (0, 1):
+        planned = make_plan(
+            "plain", "FMPlanner_dinov2_s_linear_freeze", f"FMPlans_cache_{gigabytes}", network={"image_size": 28},
+            recipe={"augmentation": "none", "mirror": False, "volume_dice_every": 0, "feature_cache": gigabytes},
+        )  # fmt: skip
+        trainer = make_trainer(planned, "fm_trainer_linear_freeze_scratch")
+        trainer.initialize()
+        losses[gigabytes] = record_losses(trainer)
+        trainer.run_training()
+        said = Path(trainer.log_file).read_text().count("of the feature maps were known; those of")
+        assert said == (trainer.num_epochs if gigabytes else 0)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
 PLANNERS = ("FMPlanner_stunet_s", "FMPlanner_vanilla_unet3d", "FMPlanner_vanilla_unet2d", "FMPlanner_dinov2_s_linear")
 IN_BRIEF = {("regions_ignore", PLANNERS[0]), ("channels", PLANNERS[3])}
 
