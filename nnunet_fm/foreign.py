@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import stat
+import zipfile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,6 +116,14 @@ def plain_name(name: str) -> str:
     if name in ("", ".", "..") or any(sign in name for sign in "/\\\0") or Path(name).name != name:
         raise ValueError(f"{name!r} is not a plain name: it would lead to another folder")
     return name
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file ends as a zip archive does. One that goes on on other disks cannot be read as any."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
 
 
 def check_promise(path: Path, promised: int, ratio: int = DEFLATE) -> None:

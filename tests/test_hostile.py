@@ -324,6 +324,29 @@ def test_a_pickle_cut_off_after_an_opcode_is_no_checkpoint(content: bytes, tmp_p
             read(tmp_path / "a.pth")
 
 
+def test_a_zip_of_several_disks_is_no_checkpoint(tmp_path: Path) -> None:
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2)  # of a zip64 archive, which says: two disks
+    content = zipped(("a/data.pkl", b"x"))
+    end = content.rindex(b"PK\x05\x06")
+    (tmp_path / "a.pth").write_bytes(content[:end] + locator + content[end:])
+    with pytest.raises(zipfile.BadZipFile, match="multiple disks"):
+        zipfile.is_zipfile(tmp_path / "a.pth")
+    with pytest.raises(WeightsFileError, match=r"a\.pth"):
+        read_state_dict(tmp_path / "a.pth")
+
+
+def test_a_member_of_an_archive_has_a_name(tmp_path: Path) -> None:
+    content = zipped(("NAME", b"1"), ("model.pth", b"2"))
+    (tmp_path / "a.zip").write_bytes(content.replace(b"NAME", b"\0AME"))  # names end at a null byte
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert archive.namelist()[0] == ""
+    (tmp_path / "scratch").mkdir()
+    with pytest.raises(ConversionError, match="a member has no name"):
+        open_tree(tmp_path / "a.zip", tmp_path / "scratch")
+    with opened(tmp_path / "a.zip", {"model.pth"}) as (file, name):
+        assert name == "model.pth" and file.read_bytes() == b"2"
+
+
 def test_tensors_that_are_no_arrays_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.pth"
     for tensor, kind in (

@@ -259,6 +259,8 @@ class _Opening:
     def _zip(self, path: Path) -> Iterator[tuple[str, Entry | None]]:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
+                if not info.filename:
+                    raise zipfile.BadZipFile("a member has no name")
                 mode = stat.S_IFMT(info.external_attr >> 16)
                 if not info.is_dir():
                     self._count(path, info.file_size)

@@ -12,7 +12,7 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from zlib import error as ZlibError
 
-from nnunet_fm.foreign import check_unpacking
+from nnunet_fm.foreign import check_unpacking, is_zip
 from nnunet_fm.weights.cache import cache_folder, compute_sha256, pin, sha256
 from nnunet_fm.weights.files import WeightsFileError
 
@@ -38,7 +38,7 @@ def opened(source: Path, names: Collection[str]) -> Iterator[tuple[Path, str]]:
         yield files[name], files[name].name
     elif _is_archive(source):
         with zipfile.ZipFile(source) as archive:
-            members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+            members = {info.filename: info for info in archive.infolist() if info.filename and not info.is_dir()}
             name = _the_one(source, members, names)
             cache_folder().mkdir(parents=True, exist_ok=True)
             unpacked = cache_folder() / f".unpacked.{os.getpid()}"
@@ -91,7 +91,7 @@ def install(source: Path, file_name: str, *, link: bool = False) -> Path:
 
 def _is_archive(path: Path) -> bool:
     """True for a zip that is no checkpoint of ``torch.save``, which is a zip as well."""
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return False
     try:
         with zipfile.ZipFile(path) as archive:

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunet_fm.foreign import is_zip
+
 CONTAINERS = ("state_dict", "network_weights", "model_state_dict", "model", "net")
 """Keys under which training programs keep the state dict; tried in this order after the ones the caller names."""
 
@@ -164,15 +166,15 @@ def _read(path: Path, allowed: Sequence[Any]) -> Any:
         start = file.read(4)
     if not start:
         raise WeightsFileError(f"{path} is empty: download it again")
-    is_zip = zipfile.is_zipfile(path)
-    if start == b"PK\x03\x04" and not is_zip:
+    zipped = is_zip(path)
+    if start == b"PK\x03\x04" and not zipped:
         raise WeightsFileError(f"{path} is cut off before its end: download or copy it again")
-    if is_zip:
+    if zipped:
         _check_stored(path)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([*allowed]):
             warnings.simplefilter("ignore")  # about pickle protocols and storages, which a user cannot change
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except DAMAGED as error:
         raise WeightsFileError(_reason(path, str(error))) from None
 
@@ -198,7 +200,7 @@ def _reason(path: Path, message: str) -> str:
             f"{path} asks to run '{refused[1]}' while it is read, which could be any program. It is refused. Get the "
             "file from its official page, or have someone you trust save its tensors alone with torch.save"
         )
-    if zipfile.is_zipfile(path):
+    if is_zip(path):
         return f"{path} is an archive, but not one written by torch.save: unpack it and use the checkpoint inside"
     lines = [line for line in message.splitlines() if line and not line.startswith("Check the documentation")]
     last = (lines or ["?"])[-1][:200]
