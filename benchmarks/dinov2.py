@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Benchmark, Side
+from benchmarks.encoder import as_in_a_network
+from benchmarks.harness import SIDES, Benchmark, Side
 from benchmarks.measure import Measurement, measure, threads
 
 
@@ -33,20 +33,6 @@ def _encoder(side: Side, small: bool) -> tuple[Callable[[Any], Any], int]:
     return lambda x: backbone.features(x, (last,), norm="all")[0].flatten(2).transpose(1, 2), edge
 
 
-def _as_in_a_network(side: Side) -> AbstractContextManager[object]:
-    """What every network of ours enters when it is called, of which the encoder is a part."""
-    import torch
-
-    from nnunet_fm.layers.products import fast_products
-    from nnunet_fm.networks.base import cpu_autocast
-
-    entered, device = ExitStack(), torch.device("cpu")
-    if side == "ours":
-        entered.enter_context(cpu_autocast(device))
-        entered.enter_context(fast_products(device))
-    return entered
-
-
 def run(side: Side, folder: Path, small: bool, *, float32: bool) -> Measurement:
     """Forward of eight random images."""
     import torch
@@ -56,7 +42,7 @@ def run(side: Side, folder: Path, small: bool, *, float32: bool) -> Measurement:
     x = torch.randn(8, 3, edge, edge)
 
     def step() -> None:
-        with torch.inference_mode(), _as_in_a_network(side):
+        with torch.inference_mode(), as_in_a_network(side):
             encode(x)
 
     return measure(step, repeats=5)
@@ -68,10 +54,10 @@ def compare(folder: Path, small: bool, *, float32: bool) -> dict[str, float]:
 
     os.environ.update({"NNUNET_FM_BF16": "0"} if float32 else {})
     tokens = []
-    for side in ("ours", "opponent"):
-        encode, edge = _encoder(side, small)  # type: ignore[arg-type]
+    for side in SIDES:
+        encode, edge = _encoder(side, small)
         x = torch.randn(1, 3, edge, edge, generator=torch.Generator().manual_seed(1))
-        with torch.inference_mode(), _as_in_a_network(side):  # type: ignore[arg-type]
+        with torch.inference_mode(), as_in_a_network(side):
             tokens.append(encode(x).float())
     ours, theirs = tokens
     return {

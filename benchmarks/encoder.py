@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Benchmark, Goal, Side
+from benchmarks.harness import SIDES, Benchmark, Goal, Side
 from benchmarks.measure import Measurement, measure, threads
 
 SMALL_EDGE = 48
@@ -43,25 +44,33 @@ def _encoder(side: Side, edge: int, small: bool) -> tuple[Callable[[Any], Any], 
     return lambda x: backbone.features(x, (depth - 1,))[0], list(backbone.parameters())
 
 
-def _as_in_a_network(side: Side) -> AbstractContextManager[object]:
+@contextmanager
+def as_in_a_network(side: Side) -> Iterator[None]:
     """What every network of ours enters when it is called, of which the encoder is a part."""
     import torch
 
     from nnunet_fm.layers.products import fast_products
+    from nnunet_fm.networks.base import cpu_autocast
 
-    return fast_products(torch.device("cpu")) if side == "ours" else nullcontext()
+    device = torch.device("cpu")
+    if side == "opponent":
+        yield
+        return
+    with cpu_autocast(device), fast_products(device):
+        yield
 
 
 def run(side: Side, folder: Path, small: bool, *, edge: int, batch: int, training: bool = False) -> Measurement:
     """Forward, in training also backward, of random images."""
     import torch
 
+    os.environ["NNUNET_FM_BF16"] = "0"
     edge = SMALL_EDGE if small else edge
     encode, parameters = _encoder(side, edge, small)
     x = torch.randn(batch, 3, edge, edge)
 
     def step() -> None:
-        with torch.set_grad_enabled(training), _as_in_a_network(side):
+        with torch.set_grad_enabled(training), as_in_a_network(side):
             out = encode(x)
         if training:
             out.square().mean().backward()
@@ -75,11 +84,12 @@ def compare(folder: Path, small: bool, *, edge: int) -> dict[str, float]:
     """Largest difference of the maps of one image."""
     import torch
 
+    os.environ["NNUNET_FM_BF16"] = "0"
     edge = SMALL_EDGE if small else edge
     x = torch.randn(1, 3, edge, edge, generator=torch.Generator().manual_seed(1))
     maps = []
-    for side in ("ours", "opponent"):
-        with torch.no_grad(), _as_in_a_network(side):
+    for side in SIDES:
+        with torch.no_grad(), as_in_a_network(side):
             maps.append(_encoder(side, edge, small)[0](x))
     ours, theirs = maps
     return {"largest difference of the maps, in standard deviations": float((ours - theirs).abs().max() / theirs.std())}

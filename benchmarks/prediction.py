@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import dataset
-from benchmarks.harness import Benchmark, Goal, Side
+from benchmarks.harness import SIDES, Benchmark, Goal, Side
 from benchmarks.measure import Measurement, run_command
 
 PLANS = "FMPlans_prediction"
@@ -74,8 +74,8 @@ def compare(folder: Path, small: bool) -> dict[str, float]:
     import SimpleITK as sitk
 
     os.environ.pop("NNUNET_FM_BF16", None)
-    for side in ("ours", "opponent"):
-        _predict(side, folder, folder / f"{side}_float32", small, bf16=False)  # type: ignore[arg-type]
+    for side in SIDES:
+        _predict(side, folder, folder / f"{side}_float32", small, bf16=False)
     agreement = {}
     for what, ours, theirs in (
         ("float32 on both sides", "ours_float32", "opponent_float32"),

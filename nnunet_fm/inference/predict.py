@@ -14,7 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_fm.evaluation.machine import processor_name
 from nnunet_fm.inference import inputs
 from nnunet_fm.inference.inputs import PredictionInputError
-from nnunet_fm.inference.predictor import CUDA, OnCase, OnProgress, load_checked, only_predict
+from nnunet_fm.inference.predictor import CUDA, OnCase, OnProgress, load_predictor, only_predict
 from nnunet_fm.inference.times import CaseTimes, PredictionTimes, device_name
 from nnunet_fm.inference.workers import Failure
 
@@ -109,9 +109,9 @@ def predict_folder(
     inputs.check_output(output, folder)
     PredictionTimes.read(output)
     with loading():
-        predictor = load_checked(
+        predictor = load_predictor(
             model_folder, folds, checkpoint, device=device, tile_step_size=tile_step_size, mirroring=mirroring,
-            on_device=on_device, verbose=verbose,
+            on_device=on_device, verbose=verbose, checked=True,
         )  # fmt: skip
     only_predict(predictor)
     stage = predictor.configuration_manager.previous_stage_name

@@ -216,34 +216,20 @@ def load_predictor(
     mirroring: bool = True,
     on_device: bool = True,
     verbose: bool = False,
+    checked: bool = False,
 ) -> FMPredictor:
     """A predictor with the networks of a trained model's folds.
+
+    Device and folder are looked at first, unless they have been `checked`.
 
     Raises:
         PredictionInputError: for a folder without the model, missing folds or checkpoints, or an absent device.
         PlanError, WeightsFileError: for plans or a checkpoint that would run code; none of it is run. Or for a
             checkpoint of another network than the plans have.
     """
-    inputs.check_device(device)
-    inputs.check_model_folder(model_folder, folds, checkpoint)
-    return load_checked(
-        model_folder, folds, checkpoint, device=device, tile_step_size=tile_step_size, mirroring=mirroring,
-        on_device=on_device, verbose=verbose,
-    )  # fmt: skip
-
-
-def load_checked(
-    model_folder: Path,
-    folds: Sequence[int | str],
-    checkpoint: str,
-    *,
-    device: torch.device,
-    tile_step_size: float,
-    mirroring: bool,
-    on_device: bool,
-    verbose: bool,
-) -> FMPredictor:
-    """`load_predictor` for a device and a model folder that `inputs` has checked."""
+    if not checked:
+        inputs.check_device(device)
+        inputs.check_model_folder(model_folder, folds, checkpoint)
     predictor = FMPredictor(
         tile_step_size, True, mirroring, on_device, device, verbose, verbose_preprocessing=verbose, allow_tqdm=False
     )
