@@ -19,8 +19,9 @@ from filelock import FileLock
 
 import nnunet_fm.cli.checks.gpu as gpu_checks
 import nnunet_fm.cli.checks.hook as hook_checks
+from nnunet_fm import limits
 from nnunet_fm.cli.checks import dataset as dataset_checks
-from nnunet_fm.cli.checks import folders, forecast, leftovers, limits, machine, versions, weights
+from nnunet_fm.cli.checks import folders, forecast, leftovers, machine, versions, weights
 from nnunet_fm.cli.checks.finding import OK, Check
 from tests.datasets import nnunet_folders, write_dataset
 
@@ -157,13 +158,16 @@ def test_without_limits_the_machine_counts(container: Path) -> None:
     assert limits.memory() == (64_000_000 * 1024, 50_000_000 * 1024)
 
 
-def test_the_narrowest_limit_counts(container: Path) -> None:
+def test_the_narrowest_limit_counts(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (container / "job" / "cpu.max").write_text("250000 100000\n")
     (container / "job" / "step" / "cpu.max").write_text("400000 100000\n")
     (container / "job" / "memory.max").write_text(f"{8 * GB}\n")
     (container / "job" / "memory.current").write_text(f"{5 * GB}\n")
     (container / "job" / "memory.stat").write_text(f"anon 1\ninactive_file {2 * GB}\n")
     assert limits.core_limit() == 2.5 and limits.usable_cores() == 2
+    for chosen, limit, threads in (("1", "", 1), ("4", "", 2), ("", "1", 1), ("none", "", 2)):
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen), monkeypatch.setenv("OMP_THREAD_LIMIT", limit)
+        assert limits.threads() == threads
     assert limits.memory() == (8 * GB, 5 * GB)
 
 
@@ -200,14 +204,17 @@ def test_more_threads_and_processes_than_a_container_allows(container: Path, mon
     assert (found["threads"].state, found["threads"].cure) == ("note", "export OMP_NUM_THREADS=2")
     assert found["processes"].detail == "nnU-Net starts 12 loaders and 8 workers on 2 cores"
     assert found["processes"].cure == "export nnUNet_n_proc_DA=2 nnUNet_def_n_proc=2"
-    assert "starts 16 threads whatever OMP_NUM_THREADS says" in found["waiting"].detail
-    assert "OMP_WAIT_POLICY=PASSIVE" in found["waiting"].cure
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    waiting = by_name(machine.processor(device=False))["waiting"]
+    assert "OMP_WAIT_POLICY=active: threads" in waiting.detail and "OMP_WAIT_POLICY=PASSIVE" in waiting.cure
     for name, value in (("nnUNet_n_proc_DA", "2"), ("nnUNet_def_n_proc", "2"), ("OMP_WAIT_POLICY", "passive")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     found = by_name(machine.processor(device=False))
     assert {check.state for check in found.values()} == {"ok"} and "processes" not in found
     assert "waiting" not in by_name(machine.processor(device=True))
+    monkeypatch.setenv("NNUNET_FM_HOOK", "0")
+    assert by_name(machine.processor(device=False))["waiting"].state == "note"
 
 
 def test_little_memory(container: Path) -> None:

@@ -248,6 +248,44 @@ def test_modules_run_as_scripts(imitation, tmp_path) -> None:
     assert run("", "-m", "nnunetv2.run.run_training", "1", "2d").stdout == "stock 1 2d\n"
 
 
+POLICY = "import os; print(os.environ.get('OMP_WAIT_POLICY'))"
+
+
+@pytest.mark.parametrize(
+    ("variables", "before", "policy"),
+    [
+        ({}, "import nnunetv2", "PASSIVE"),
+        ({}, "import json", "None"),  # no process of nnU-Net
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "import nnunetv2", "ACTIVE"),
+        ({"GOMP_SPINCOUNT": "1000"}, "import nnunetv2", "None"),
+        ({"KMP_BLOCKTIME": "200"}, "import nnunetv2", "None"),
+        ({"NNUNET_FM_HOOK": "0"}, "import nnunetv2", "None"),
+        ({}, "import sys; sys.modules['torch'] = sys; import nnunetv2", "None"),  # its threads know how to wait
+    ],
+)
+def test_threads_of_nnunet_sleep_while_they_wait_unless_the_user_says(
+    imitation, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], before: str, policy: str
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert imitation()(f"{INSTALL}{before}\n{POLICY}", **variables).stdout.strip() == policy
+
+
+def test_nnunet_counts_the_cores_that_it_may_use(imitation) -> None:
+    """Its commands compute with ``multiprocessing.cpu_count()`` threads, whatever affinity and limits say."""
+    entry = (
+        "import multiprocessing\ndef run_training_entry():\n"
+        "    print(multiprocessing.cpu_count(), multiprocessing.get_context('spawn').get_start_method())\n"
+    )
+    code = INSTALL + (
+        "import multiprocessing as m, nnunet_fm.limits as l, nnunetv2.run.run_training as r\n"
+        "m.cpu_count = lambda: 64; l.usable_cores = lambda: 4\nr.run_training_entry(); print(m.cpu_count())\n"
+    )
+    run = imitation(entry=entry)
+    free, chosen = run(code, OMP_NUM_THREADS="8"), run(code, OMP_NUM_THREADS="2,1")
+    assert (free.stdout, free.stderr) == ("4 spawn\n64\n", "")
+    assert chosen.stdout.startswith("2 spawn") and "2 of 4 cores, as OMP_NUM_THREADS says" in chosen.stderr
+
+
 def test_other_hooks_may_search_again(imitation) -> None:
     """Another finder that asks every finder in turn, as some debuggers' do, must not loop with this one."""
     code = (

@@ -414,7 +414,7 @@ def test_whole_files_pass(images: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def test_processes_follow_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = {1: (0, 0), 2: (0, 0), 3: (1, 1), 6: (2, 2), 7: (3, 3), 64: (3, 3)}
     for cores, processes in expected.items():
-        monkeypatch.setattr(predict_module, "_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(predict_module, "usable_cores", lambda cores=cores: cores)
         assert default_processes(10) == processes and default_processes(1) == (0, 0)
     monkeypatch.setenv("nnUNet_npp", "5")
     assert default_processes(10) == (5, 3)
@@ -424,7 +424,7 @@ def test_threads_are_all_cores_unless_the_user_says(
     model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(predict_module, "_cores", lambda: 3)
+    monkeypatch.setattr("nnunet_fm.limits.usable_cores", lambda: 3)
     used: list[int] = []
     predict_folder(
         model, images, tmp_path / "out", folds=[0], cases=["case_00"], **HERE,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nnunet_fm.cli.console import Quiet
+from nnunet_fm.limits import usable_cores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +133,7 @@ class _Run:
         self.console = Console(stderr=as_json, highlight=False, soft_wrap=True, quiet=quiet)
         self.folders = {name: output / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         self.dataset = self.folders["nnUNet_raw"]
-        self.processes = min(2, os.cpu_count() or 1)
+        self.processes = min(2, usable_cores())
         self.settings = {
             **{name: str(folder) for name, folder in self.folders.items()},
             # Unset, nnU-Net starts up to twelve loader workers and eight processes, whatever the machine.
@@ -255,7 +256,7 @@ class _Run:
                 "Network": "STU-Net small, from random weights",
                 "Training": f"{len(os.listdir(self.dataset / 'labelsTr'))} cases, {_iterations(self.fold)} iterations",
                 "Curve": "of the training cases: fold `all` keeps none back",
-                "Cores": str(os.cpu_count()),
+                "Cores": str(usable_cores()),
                 "Data": "Medical Segmentation Decathlon, Task04_Hippocampus, CC BY-SA 4.0",
             },
         )

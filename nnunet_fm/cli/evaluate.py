@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ import typer
 
 from nnunet_fm.cli.console import Quiet
 from nnunet_fm.cli.table import print_table
+from nnunet_fm.limits import usable_cores
 from nnunet_fm.replacing import replacing
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def evaluate(
     ] = None,
     chill: Annotated[bool, typer.Option("--chill", help="Score what is there: not all of GT is predicted.")] = False,
     processes: Annotated[int, typer.Option("-np", min=1, help="Cases scored at the same time.")] = min(
-        2, os.cpu_count() or 1
+        2, usable_cores()
     ),
     quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

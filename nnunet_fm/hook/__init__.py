@@ -2,7 +2,9 @@
 
 The start-up line ``nnunet_fm_hook.pth`` calls `install` in every interpreter, so this module costs next to nothing:
 it imports only ``sys`` and ``os``. It waits for the two nnU-Net modules in `TARGETS` and, once one of them has been
-executed, hands it to `nnunet_fm.hook.wrap`. No file of nnU-Net changes, and ``NNUNET_FM_HOOK=0`` turns all of it off.
+executed, hands it to `nnunet_fm.hook.wrap`. Threads of processes that import nnU-Net sleep while they wait, and there
+are no more of them than cores that the process may use. No file of nnU-Net changes, and ``NNUNET_FM_HOOK=0`` turns all
+of it off.
 """
 
 from __future__ import annotations
@@ -23,19 +25,32 @@ TARGETS = {
     "nnunetv2.run.run_training": "run_training_entry",
 }
 """nnU-Net module -> the one function of it that is wrapped."""
+COUNTING = ("nnunetv2.run.run_training", "nnunetv2.inference.predict_from_raw_data")
+"""nnU-Net modules that compute with a thread for each core of the machine."""
 
 _outcomes: dict[str, str] = {}
 
 
 def _wrap(module: ModuleType) -> None:
-    """Wrap the target function of an executed module; nnU-Net must import whatever goes wrong here."""
+    """Change what is ours to change in an executed module; nnU-Net must import whatever goes wrong here."""
     name = module.__name__
     try:
-        from nnunet_fm.hook.wrap import wrap
+        from nnunet_fm.hook.wrap import count_usable_cores, wrap
 
-        _outcomes[name] = wrap(module, TARGETS[name])
+        if name in COUNTING:
+            count_usable_cores(module)
+        if name in TARGETS:
+            _outcomes[name] = wrap(module, TARGETS[name])
     except Exception as error:
         _outcomes[name] = f"left alone: {error}"
+
+
+def _before_pytorch() -> None:
+    """When nnU-Net is imported: let the threads that PyTorch will start sleep while they wait."""
+    if "torch" not in sys.modules:
+        from nnunet_fm.limits import wait_asleep
+
+        wait_asleep()
 
 
 class _Loader:
@@ -67,7 +82,9 @@ class _Finder:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name not in TARGETS or name in self._searching:
+        if name == "nnunetv2":
+            _before_pytorch()
+        if (name not in TARGETS and name not in COUNTING) or name in self._searching:
             return None
         self._searching.add(name)  # other hooks may ask all finders again, this one included
         try:
@@ -92,7 +109,7 @@ def install() -> None:
         return
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
-    for name in TARGETS:
+    for name in {*TARGETS, *COUNTING}:
         if name in sys.modules and _outcomes.get(name) != "wrapped":
             _wrap(sys.modules[name])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
@@ -116,6 +117,27 @@ _WRAPPERS = {
     "recursive_find_python_class": (_search_fits, _wrap_search),
     "run_training_entry": (_entry_fits, _wrap_entry),
 }
+
+
+class _Multiprocessing(ModuleType):
+    """``multiprocessing``, but it counts the cores that this process may use."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(multiprocessing, name)
+
+    def cpu_count(self) -> int:
+        from nnunet_fm.limits import threads, usable_cores
+
+        count, usable = threads(), usable_cores()
+        if count < usable:
+            print(f"Computing with {count} of {usable} cores, as OMP_NUM_THREADS says.", file=sys.stderr)
+        return count
+
+
+def count_usable_cores(module: ModuleType) -> None:
+    """Let a module of nnU-Net that asks ``multiprocessing.cpu_count()`` for its threads get those it may use."""
+    if getattr(module, "multiprocessing", None) is multiprocessing:
+        module.multiprocessing = _Multiprocessing("multiprocessing")  # type: ignore[attr-defined]
 
 
 def wrap(module: ModuleType, function: str) -> str:

@@ -17,6 +17,7 @@ from nnunet_fm.inference.inputs import PredictionInputError
 from nnunet_fm.inference.predictor import CUDA, OnCase, OnProgress, load_predictor, only_predict
 from nnunet_fm.inference.times import CaseTimes, PredictionTimes, device_name
 from nnunet_fm.inference.workers import Failure
+from nnunet_fm.limits import threads, usable_cores
 
 ALL_FOLDS = (0, 1, 2, 3, 4)
 
@@ -162,7 +163,7 @@ def default_processes(cases: int) -> tuple[int, int]:
     ``nnUNet_npp`` and ``nnUNet_nps`` as in nnU-Net, else its three each where the processor has a core for every one
     and for the network, fewer on smaller machines, and none for a single case, which nothing could run beside.
     """
-    each = min(3, (_cores() - 1) // 2) if cases > 1 else 0
+    each = min(3, (usable_cores() - 1) // 2) if cases > 1 else 0
     preprocessing, exporting = (os.environ.get(name, "") for name in ("nnUNet_npp", "nnUNet_nps"))
     return (
         int(preprocessing) if preprocessing.isdigit() else each,
@@ -170,23 +171,18 @@ def default_processes(cases: int) -> tuple[int, int]:
     )
 
 
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextmanager
 def _threads(device: torch.device) -> Iterator[None]:
     """PyTorch's threads as nnU-Net's command sets them: all cores for a CPU, one beside a GPU.
 
-    ``OMP_NUM_THREADS`` is respected, though: whoever sets it shares the cores with others, and threads that wait for a
-    core are slower than fewer threads.
+    ``OMP_NUM_THREADS`` and the limits of a container are respected, though: threads that wait for a core are slower
+    than fewer threads.
     """
     before = torch.get_num_threads()
     if device.type == "cuda":
         torch.set_num_threads(1)
-    elif device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(_cores())
+    elif device.type == "cpu":
+        torch.set_num_threads(threads())
     try:
         yield
     finally:

@@ -29,10 +29,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_fm.data.whole_files import check_whole
 from nnunet_fm.inference import inputs
 from nnunet_fm.inference.label_map import label_map
+from nnunet_fm.limits import threads
 
 T = TypeVar("T")
 
-THREADS = min(torch.get_num_threads(), default_num_processes)
+THREADS = min(torch.get_num_threads(), threads(), default_num_processes)
 """Threads of an export: as many as nnU-Net's, but no more than cores, or than ``OMP_NUM_THREADS`` allows."""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from nnunet_fm.limits import usable_cores
 from nnunet_fm.models.registry import get_card
 from nnunet_fm.replacing import write_text
 from nnunet_fm.studies.datasets import how_to_convert
@@ -135,7 +136,7 @@ def find_machine(study: Study, cores: int | None, *, elsewhere: bool) -> Machine
     """What the jobs of a study may use.
 
     Args:
-        cores: that the user gives; None are all of this machine.
+        cores: that the user gives; None are all that this process may use.
         elsewhere: jobs go to a cluster, whose GPUs cannot be seen from here.
     """
     there = len(visible_gpus())
@@ -144,7 +145,7 @@ def find_machine(study: Study, cores: int | None, *, elsewhere: bool) -> Machine
         wanted = study.resources.gpu if study.resources.gpu is not None else int(elsewhere or there > 0)
         device = "cuda" if wanted else "cpu"
     gpus = 0 if device == "cpu" else max(1, there)
-    return Machine(cores if elsewhere else cores or os.cpu_count() or 1, gpus, device)
+    return Machine(cores if elsewhere else cores or usable_cores(), gpus, device)
 
 
 def prepare(study: Study, cores: int | None, *, elsewhere: bool) -> Prepared:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import NoReturn
 
+from nnunet_fm.limits import waiting_variables
 from nnunet_fm.studies.locks import Lock
 
 GRACE = 20.0
@@ -65,9 +66,7 @@ def thread_variables(threads: int, *, gpu: bool) -> dict[str, str]:
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     return {
         **dict.fromkeys(names, str(computing)),
-        # nnUNetv2_train computes with every core of the machine on a processor, whatever the variables above say. Two
-        # of them side by side take three times as long where threads wait by spinning.
-        "OMP_WAIT_POLICY": "PASSIVE",
+        **waiting_variables(),
         "nnUNet_n_proc_DA": str(loaders),
         "nnUNet_def_n_proc": str(threads),
     }

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_fm.data.sharing import lease
 from nnunet_fm.evaluation.record import End, Overlap
+from nnunet_fm.limits import threads
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.trainers.finite import LEFT_OUT, check_weights, stop
 from nnunet_fm.trainers.fold_lock import check_free, training_in
@@ -127,6 +128,8 @@ class BudgetTrainer(nnUNetTrainer):
                 f"not there: run `{self._preprocess_again}`"
             )
         seed_everything(self.budget.seed + self.local_rank)
+        if self.device.type == "cpu":  # nnU-Net takes a thread for each core of the machine
+            torch.set_num_threads(min(torch.get_num_threads(), threads()))
         super().initialize()
 
     @property

@@ -9,7 +9,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from nnunet_fm.cli.checks.finding import GB, NOTE, OK, PROBLEM, Check, size
-from nnunet_fm.cli.checks.limits import core_limit, cores, memory, usable_cores
+from nnunet_fm.hook import SWITCH
+from nnunet_fm.limits import WAITING, core_limit, cores, memory, usable_cores
 
 SHARED = Path("/dev/shm")
 LOADERS, WORKERS = "nnUNet_n_proc_DA", "nnUNet_def_n_proc"
@@ -62,14 +63,16 @@ def _threads(usable: int, threads: int) -> Check:
 
 
 def _waiting() -> Check:
-    """nnUNetv2_train takes all cores of a machine for a CPU, whatever the variable or a container says."""
-    policy = os.environ.get("OMP_WAIT_POLICY", "")
-    if policy.upper() == "PASSIVE":
-        return Check("waiting", OK, "OMP_WAIT_POLICY=PASSIVE: threads that wait leave their core to others")
-    detail = (
-        f"nnUNetv2_train -device cpu starts {os.cpu_count()} threads whatever OMP_NUM_THREADS says, and they spin "
-        f"while they wait: beside other work, or under a limit, a training is several times slower"
-    )
+    """How OpenMP's threads wait, which the hook sets to sleeping in nnU-Net's commands where the user sets nothing."""
+    chosen = ", ".join(f"{name}={os.environ[name]}" for name in WAITING if name in os.environ)
+    asleep = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
+    if asleep and os.environ.get(SWITCH) != "0":
+        return Check("waiting", OK, f"{chosen}: threads that wait leave their core to others")
+    if asleep:
+        detail = f"with {SWITCH}=0, threads of nnUNetv2_train -device cpu spin while they wait unless the shell says"
+    else:
+        detail = f"{chosen}: threads of nnUNetv2_train -device cpu may spin while they wait"
+    detail += ": beside other work, or under a limit, a training is several times slower"
     return Check("waiting", NOTE, detail, "export OMP_WAIT_POLICY=PASSIVE, and train one model at a time")
 
 

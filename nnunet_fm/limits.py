@@ -9,6 +9,8 @@ from pathlib import Path
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 MEMINFO = Path("/proc/meminfo")
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""Variables by which a user says how OpenMP's threads wait: the standard's, GNU's and Intel's."""
 NO_LIMIT = 2**60
 """Bytes from which on a limit of the first version of control groups says that there is none."""
 
@@ -35,6 +37,26 @@ def usable_cores() -> int:
     """Threads that can run at a time: `cores` under `core_limit`."""
     limit = core_limit()
     return cores() if limit is None else max(1, min(cores(), round(limit)))
+
+
+def threads() -> int:
+    """Threads to compute with: `usable_cores`, but no more than ``OMP_NUM_THREADS`` and ``OMP_THREAD_LIMIT`` say."""
+    wanted = [os.environ.get(name, "").split(",")[0].strip() for name in ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT")]
+    return min([usable_cores(), *(int(number) for number in wanted if number.isdecimal() and int(number) > 0)])
+
+
+def waiting_variables() -> dict[str, str]:
+    """Variables that let OpenMP's threads sleep while they wait; none where the user has set one of `WAITING`.
+
+    Threads that spin instead hold a core that others need: on a busy machine, or under a limit, a training takes many
+    times as long. The variables count only if they are set before PyTorch is imported.
+    """
+    return {} if any(name in os.environ for name in WAITING) else {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def wait_asleep() -> None:
+    """Set `waiting_variables` in this process, and so in all that it starts."""
+    os.environ.update(waiting_variables())
 
 
 def memory() -> tuple[int, int] | None:
@@ -93,6 +115,8 @@ def _groups(controller: str) -> Iterator[Path]:
         if controllers and controller not in controllers.split(","):
             continue
         root = CGROUPS / controllers if controllers else CGROUPS
+        if not root.is_dir():  # mounted under one of its names alone
+            root = CGROUPS / controller
         group = root / path.lstrip("/")
         while True:
             yield group
