@@ -6,12 +6,14 @@ import copy
 import json
 import multiprocessing
 import os
+import pickle
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import move_plans_between_datasets
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_fm.data.sharing import FolderInUseError, is_current, lease, replace_folder, stamp_path
@@ -105,6 +107,77 @@ def test_settings_changed_by_hand_are_noticed(planned: dict[str, Any]) -> None:
     file.write_text(json.dumps(planned))
     with pytest.raises(PlanError, match="data_identifier"):
         run(planned)
+
+
+def change_dataset_json(**changes: Any) -> None:
+    file = Path(os.environ["nnUNet_raw"], "Dataset801_Blobs", "dataset.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def located(folder: Path) -> list[Any]:
+    """The classes whose voxels are listed beside a preprocessed case."""
+    return list(pickle.loads(next(folder.glob("*.pkl")).read_bytes())["class_locations"])
+
+
+def test_other_labels_are_preprocessed_again(planned: dict[str, Any]) -> None:
+    folder = run(planned)
+    assert located(folder) == [1, 2]
+    regions = {"background": 0, "whole": [1, 2], "core": 2}
+    for labels, order, expected in (
+        (regions, [1, 2], [(1, 2), 2]),
+        (regions, [2, 1], [(1, 2), 2]),
+        ({"background": 0, "one": 1, "two": 2, "ignore": 3}, None, [1, 2, (-1, 0, 1, 2)]),
+        ({"background": 0, "two": 2, "one": 1}, None, [1, 2]),
+    ):
+        before = written(folder)
+        change_dataset_json(labels=labels, regions_class_order=order)
+        with lease(folder) as reading, pytest.raises(FolderInUseError):  # type: ignore[union-attr]
+            assert reading
+            run(planned)
+        assert run(planned) == folder and written(folder) != before and located(folder) == expected
+        copied = json.loads((folder.parent / "dataset.json").read_text())
+        assert (copied["labels"], copied["regions_class_order"]) == (labels, order)
+    kept = written(folder)
+    change_dataset_json(description="another")
+    assert run(planned) == folder and written(folder) == kept
+
+
+def test_a_folder_of_an_older_version_is_kept_if_its_classes_are_the_present_ones(planned: dict[str, Any]) -> None:
+    folder = run(planned)
+    kept, stamp = written(folder), json.loads(stamp_path(folder).read_text())
+    old = json.dumps({name: value for name, value in stamp.items() if name != "labels"})
+    stamp_path(folder).write_text(old)
+    assert run(planned) == folder and written(folder) == kept
+    change_dataset_json(labels={"background": 0, "whole": [1, 2]}, regions_class_order=[1])
+    assert run(planned) == folder and written(folder) != kept and located(folder) == [(1, 2)]
+
+
+@pytest.mark.parametrize("name", ["FMPlans_of_801", None])
+def test_plans_move_between_datasets(planned: dict[str, Any], name: str | None) -> None:
+    """By nnU-Net's command, to a dataset of another file ending, which another reader reads."""
+    source = Path(os.environ["nnUNet_raw"], "Dataset801_Blobs")
+    target = write_dataset(source.parent, 802, shape=SHAPE, cases=2, test_cases=0)
+    change = json.loads((target / "dataset.json").read_text())
+    (target / "dataset.json").write_text(
+        json.dumps({**change, "overwrite_image_reader_writer": "NibabelIOWithReorient"})
+    )
+    prepared = Path(os.environ["nnUNet_preprocessed"], target.name)
+    prepared.mkdir()
+    move_plans_between_datasets(801, 802, "FMPlans_one", name)
+    moved = json.loads((prepared / f"{name or 'FMPlans_one'}.json").read_text())
+    assert moved["image_reader_writer"] == "NibabelIOWithReorient"
+    FMPreprocessor(verbose=False).run(802, "3d_fullres", moved["plans_name"], 1)
+    folder = prepared / moved["configurations"]["3d_fullres"]["data_identifier"]
+    assert len(list(folder.glob("*.pkl"))) == 2 and (prepared / "dataset.json").is_file()
+
+
+def test_a_configuration_that_inherits_shares_the_folder(planned: dict[str, Any]) -> None:
+    folder = run(planned)
+    kept = written(folder)
+    planned["configurations"]["larger_batch"] = {"inherits_from": "3d_fullres", "batch_size": 5}
+    (folder.parent / "FMPlans_one.json").write_text(json.dumps(planned))
+    FMPreprocessor(verbose=False).run(801, "larger_batch", "FMPlans_one", 1)
+    assert written(folder) == kept
 
 
 def test_a_failed_replacement_leaves_the_old_folder(tmp_path: Path) -> None:

@@ -34,6 +34,13 @@ def raw_stamp(dataset: Mapping[str, Mapping[str, Any]]) -> dict[str, list[int]]:
     return {f: [stat.st_size, stat.st_mtime_ns] for f in files for stat in [os.stat(f)]}
 
 
+def label_settings(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything in ``dataset.json`` that preprocessing reads, as plain JSON values: labels, regions, ignore label."""
+    read = {name: dataset_json.get(name) for name in ("labels", "regions_class_order")}
+    settings: dict[str, Any] = json.loads(json.dumps(read))
+    return settings
+
+
 def stamp_path(folder: Path) -> Path:
     """The stamp lies beside the folder: nnU-Net takes a folder's content for cases."""
     return folder.with_name(folder.name + ".stamp.json")
@@ -41,13 +48,16 @@ def stamp_path(folder: Path) -> Path:
 
 def is_current(folder: Path, stamp: Mapping[str, Any]) -> bool:
     """True if the folder exists and was written from exactly what the stamp describes."""
-    path = stamp_path(folder)
-    if not (folder.is_dir() and path.is_file()):
-        return False
+    return folder.is_dir() and read_stamp(folder) == stamp
+
+
+def read_stamp(folder: Path) -> dict[str, Any]:
+    """What a folder was written from; empty where there is no stamp, or one that was cut off, which says nothing."""
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8")) == stamp)
-    except json.JSONDecodeError:  # a stamp that was cut off says nothing about the folder
-        return False
+        stamp = json.loads(stamp_path(folder).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
 
 
 def lock(folder: Path) -> FileLock:

@@ -104,7 +104,7 @@ class CasePreprocessor(DefaultPreprocessor):
                   f"resampled to {images.shape[1:]} voxels of {target} mm")  # fmt: skip
 
         if seg is not None:
-            properties["class_locations"] = sample_locations(labels, _classes(plans_manager, dataset_json))
+            properties["class_locations"] = sample_locations(labels, located_classes(plans_manager, dataset_json))
             labels = self.modify_seg_fn(labels, plans_manager, dataset_json, configuration_manager)
         return images, labels.astype(np.int16 if labels.max() > 127 else np.int8, copy=False), properties
 
@@ -193,7 +193,7 @@ def _content(dataset_json: dict[str, Any] | str) -> dict[str, Any]:
     return dataset_json
 
 
-def _classes(plans_manager: PlansManager, dataset_json: dict[str, Any] | str) -> list[int | tuple[int, ...]]:
+def located_classes(plans_manager: PlansManager, dataset_json: dict[str, Any] | str) -> list[int | tuple[int, ...]]:
     """The labels or regions whose locations nnU-Net wants; with an ignore label also everything annotated as one."""
     manager = plans_manager.get_label_manager(_content(dataset_json))
     classes = list(manager.foreground_regions if manager.has_regions else manager.foreground_labels)

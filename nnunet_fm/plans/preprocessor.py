@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import TimeoutError, active_children, get_context
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from rich.console import Console
 from rich.progress import track
 
-from nnunet_fm.data.sharing import check_not_leased, is_current, lock, raw_stamp, replace_folder
+from nnunet_fm.data import normalization
+from nnunet_fm.data.sharing import check_not_leased, is_current, label_settings, lock, raw_stamp, replace_folder
+from nnunet_fm.foreign import ForeignFileError, read_object
 from nnunet_fm.models.plan_key import PlanError
-from nnunet_fm.plans.case_preprocessor import CasePreprocessor
+from nnunet_fm.plans.case_preprocessor import CasePreprocessor, located_classes
 from nnunet_fm.plans.raw import check_cases, read_dataset_json, training_cases
+from nnunet_fm.replacing import write_text
 
 PREPROCESSING_VERSION = 1
 """Raised whenever the code changes what preprocessing writes for the same settings."""
@@ -36,25 +41,82 @@ _READS = (
 )
 
 
+_WITHOUT_INTENSITIES = frozenset(
+    {
+        *("ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"),
+        *normalization.__all__,
+    }
+)
+"""Schemes that do not read the intensities of the dataset: data would be preprocessed again for nothing."""
+
+
 def preprocessing_settings(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     """Everything in a plan that preprocessing reads, as plain JSON values."""
-    entry = plans["configurations"][configuration]
+    entry = PlansManager(plans).get_configuration(configuration).configuration
     settings: dict[str, Any] = {name: entry[name] for name in _READS}
     settings["version"] = PREPROCESSING_VERSION
     settings["reader"] = plans["image_reader_writer"]
     settings["transpose"] = plans["transpose_forward"]
     properties = plans["foreground_intensity_properties_per_channel"]
-    # Only CTNormalization reads the dataset's numbers; other schemes would be redone for nothing.
     settings["intensities"] = {
-        str(i): properties[str(i)] for i, s in enumerate(entry["normalization_schemes"]) if s == "CTNormalization"
+        str(i): properties[str(i)]
+        for i, scheme in enumerate(entry["normalization_schemes"])
+        if scheme not in _WITHOUT_INTENSITIES
     }
     return json.loads(json.dumps(settings, default=float))
 
 
 def data_identifier(plans: Mapping[str, Any], configuration: str) -> str:
     """Folder name that two plans share exactly if preprocessing would write the same for both."""
-    text = json.dumps(preprocessing_settings(plans, configuration), sort_keys=True)
-    return f"fm_{configuration}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return f"fm_{configuration}_{_digest(preprocessing_settings(plans, configuration))}"
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _check_identifier(plans: Mapping[str, Any], configuration: str, identifier: str) -> None:
+    """Check that a folder is named after the plan's settings, so that no other plan of the dataset fills it otherwise.
+
+    ``nnUNetv2_move_plans_between_datasets`` puts the plan's new name before the folder's, and the reader of the other
+    dataset's files into the plan.
+
+    Raises:
+        PlanError: if the settings were edited and the name was not.
+    """
+    settings = preprocessing_settings(plans, configuration)
+    readers = (settings["reader"], *(reader.__name__ for reader in LIST_OF_IO_CLASSES))
+    known = {_digest({**settings, "reader": reader}) for reader in readers}
+    if identifier.startswith(f"{plans['plans_name']}_") or identifier.rpartition("_")[2] in known:
+        return
+    raise PlanError(
+        f"the preprocessing settings of {plans['plans_name']}.json were changed by hand, but not their "
+        f"data_identifier: plan again, or set it to '{data_identifier(plans, configuration)}'"
+    )
+
+
+def _keep_labels(raw: Path, preprocessed: Path, dataset_json: Mapping[str, Any]) -> None:
+    """Copy ``dataset.json``, which trainings read beside the preprocessed cases, where its labels are others there."""
+    try:
+        known = read_object(preprocessed) if preprocessed.is_file() else {}
+    except ForeignFileError:
+        known = {}
+    if label_settings(known) != label_settings(dataset_json):
+        preprocessed.parent.mkdir(parents=True, exist_ok=True)
+        write_text(preprocessed, raw.read_text(encoding="utf-8"))
+
+
+def _is_current_without_labels(
+    folder: Path, stamp: Mapping[str, Any], plans: Mapping[str, Any], dataset_json: Mapping[str, Any]
+) -> bool:
+    """True for a folder of an older version, whose stamp lacks the labels, if its cases have the present classes."""
+    if not is_current(folder, {name: value for name, value in stamp.items() if name != "labels"}):
+        return False
+    case = next(folder.glob("*.pkl"), None)
+    if case is None:
+        return False
+    properties = pickle.loads(case.read_bytes())
+    return list(properties["class_locations"]) == located_classes(PlansManager(plans), dict(dataset_json))
 
 
 class PreprocessingError(RuntimeError):
@@ -64,10 +126,10 @@ class PreprocessingError(RuntimeError):
 class FMPreprocessor(CasePreprocessor):
     """nnU-Net's preprocessing, run only when the folder does not hold the result already.
 
-    A stamp beside the folder records the settings and the size and time of every raw file. If it is equal,
-    `run` says so and returns. Otherwise the cases are written to a temporary folder under a lock, which then
-    takes the old folder's place: an interrupted run loses nothing, two processes do not clash, and a folder that
-    a running training reads is not replaced.
+    A stamp beside the folder records the settings, the labels of ``dataset.json``, and the size and time of every raw
+    file. If it is equal, `run` says so and returns. Otherwise the cases are written to a temporary folder under a lock,
+    which then takes the old folder's place: an interrupted run loses nothing, two processes do not clash, and a folder
+    that a running training reads is not replaced.
     """
 
     def run(
@@ -78,26 +140,21 @@ class FMPreprocessor(CasePreprocessor):
         raw = Path(nnUNet_raw, dataset_name)
         plans = json.loads((base / f"{plans_identifier}.json").read_text(encoding="utf-8"))
         settings = preprocessing_settings(plans, configuration_name)
-        identifier = plans["configurations"][configuration_name]["data_identifier"]
-        expected = data_identifier(plans, configuration_name)
-        if identifier != expected:
-            raise PlanError(
-                f"the preprocessing settings of {plans_identifier}.json were changed by hand, but not their "
-                f"data_identifier: plan again, or set it to '{expected}'"
-            )
+        identifier = PlansManager(plans).get_configuration(configuration_name).data_identifier
+        _check_identifier(plans, configuration_name, identifier)
         folder = base / identifier
         dataset_json = read_dataset_json(raw)
         check_cases(raw, dataset_json)
         dataset = training_cases(raw, dataset_json)
-        base.mkdir(parents=True, exist_ok=True)
+        _keep_labels(raw / "dataset.json", base / "dataset.json", dataset_json)
         with lock(folder):
-            stamp = {"settings": settings, "raw": raw_stamp(dataset)}
-            if is_current(folder, stamp):
+            stamp = {"settings": settings, "raw": raw_stamp(dataset), "labels": label_settings(dataset_json)}
+            if is_current(folder, stamp) or _is_current_without_labels(folder, stamp, plans, dataset_json):
                 print(f"{len(dataset)} preprocessed cases in {folder} are up to date, nothing to do.")
                 return
             if folder.is_dir():
                 check_not_leased(folder)
-            partial = self._write(plans, configuration_name, dataset, folder, num_processes)
+            partial = self._write(plans, configuration_name, dataset, dataset_json, folder, num_processes)
             replace_folder(partial, folder, stamp)
 
     def _write(
@@ -105,6 +162,7 @@ class FMPreprocessor(CasePreprocessor):
         plans: dict[str, Any],
         configuration: str,
         dataset: Mapping[str, Mapping[str, Any]],
+        dataset_json: Mapping[str, Any],
         folder: Path,
         num_processes: int,
     ) -> Path:
@@ -116,7 +174,7 @@ class FMPreprocessor(CasePreprocessor):
         shared = (
             manager,
             manager.get_configuration(configuration),
-            json.loads((folder.parent / "dataset.json").read_text(encoding="utf-8")),
+            dataset_json,
         )
         cases = [(str(partial / name), files["images"], files["label"], *shared) for name, files in dataset.items()]
         workers = min(num_processes, len(cases))

@@ -19,7 +19,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_fm.data.sharing import lease
+from nnunet_fm.data.sharing import label_settings, lease, read_stamp
 from nnunet_fm.evaluation.record import End, Overlap
 from nnunet_fm.limits import threads
 from nnunet_fm.models.plan_key import PlanError
@@ -117,7 +117,8 @@ class BudgetTrainer(nnUNetTrainer):
 
         Raises:
             FolderBusyError: if another process trains in the fold's folder, before anything is built.
-            PlanError: for a batch that several processes cannot share, or without preprocessed data, likewise.
+            PlanError: for a batch that several processes cannot share, and for preprocessed data that are missing or
+                of other labels, likewise.
         """
         if self.local_rank == 0:
             check_free(Path(self.output_folder))
@@ -126,6 +127,12 @@ class BudgetTrainer(nnUNetTrainer):
             raise PlanError(
                 f"plans '{self.plans_manager.plans_name}' are not preprocessed, {self.preprocessed_dataset_folder} is "
                 f"not there: run `{self._preprocess_again}`"
+            )
+        written = read_stamp(Path(self.preprocessed_dataset_folder)).get("labels")
+        if written is not None and written != label_settings(self.dataset_json):
+            raise PlanError(
+                f"the labels of dataset.json have changed since {self.preprocessed_dataset_folder} was preprocessed: "
+                f"run `{self._preprocess_again}`"
             )
         seed_everything(self.budget.seed + self.local_rank)
         if self.device.type == "cpu":  # nnU-Net takes a thread for each core of the machine
