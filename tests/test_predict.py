@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
@@ -359,10 +360,11 @@ def test_wrong_folders(model: Path, images: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["case_00.nii.gz"], "'case_00.nii.gz' lacks the number of its channel, as in 'case_00_0000.nii.gz'"),
-        (["case_00_0000.nrrd"], "trained on .nii.gz files, here are case_00_0000.nrrd"),
+        (["a_0000.nii.gz", "a.nii.gz"], r"a.nii.gz and a_0000.nii.gz are both images of a"),
+        (["case_00_0000.nrrd"], r"no images in .*: case_00_0000.nrrd \(does not end in .nii.gz"),
+        (["readme.txt"], "trained on .nii.gz files, here are readme.txt"),
         (["a_0000.nii.gz", "a_0001.nii.gz"], r"1 of 1 cases .*\(0000 MRI\): a has 0000, 0001"),
-        (["a_0001.nii.gz", "b_0000.nii.gz"], "1 of 2 cases .*: a has 0001"),
+        (["a_2023.nii.gz", "b_0000.nii.gz"], "1 of 2 cases .*: a has 2023. .* rename it to a_2023_0000.nii.gz"),
     ],
 )
 def test_wrong_names_of_images(model: Path, images: Path, tmp_path: Path, names: list[str], message: str) -> None:
@@ -371,6 +373,64 @@ def test_wrong_names_of_images(model: Path, images: Path, tmp_path: Path, names:
         shutil.copy(images / "case_00_0000.nii.gz", tmp_path / "in" / name)
     with pytest.raises(PredictionInputError, match=message):
         predict_folder(model, tmp_path / "in", tmp_path / "out", folds=[0], **HERE)
+
+
+LEFT_OUT = {
+    "c_0000.nii": r"c_0000.nii \(does not end in .nii.gz",
+    "d_0000.NII.GZ": r"d_0000.NII.GZ \(ends in .NII.GZ, not in .nii.gz: rename it",
+    "e_\n_0000.nii.gz": r"'e_\\n_0000.nii.gz' \(a line break",
+    "link_0000.nii.gz": r"link_0000.nii.gz \(a link to a file that is not there",
+    "more": r"more \(a folder: move its images, such as f_0000.nii.gz",
+}
+"""What lies beside images -> how it is named."""
+SILENT = ("readme.txt", "a_0000.nii.gz.md5", "notes/list.csv", "._a_0000.nii.gz", ".DS_Store")
+
+
+def with_left_out(folder: Path, images: Path) -> Path:
+    """A folder of images, and all of `LEFT_OUT` and `SILENT` beside them."""
+    shutil.copytree(images, folder)
+    (folder / "more").mkdir()
+    (folder / "notes").mkdir()
+    for name in ("c_0000.nii", "d_0000.NII.GZ", "e_\n_0000.nii.gz", "more/f_0000.nii.gz", *SILENT):
+        (folder / name).write_bytes(b"x")
+    (folder / "link_0000.nii.gz").symlink_to(folder / "gone_0000.nii.gz")
+    return folder
+
+
+def test_files_that_are_no_cases_are_named_and_the_others_predicted(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = with_left_out(tmp_path / "in", images)
+    with pytest.raises(PredictionError, match="^5 files left out: ") as raised:
+        predict_folder(model, folder, tmp_path / "out", folds=[0], **HERE)
+    for told in (str(raised.value), capsys.readouterr().err):
+        assert all(re.search(words, told) for words in LEFT_OUT.values()) and not any(name in told for name in SILENT)
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 3 and len(raised.value.times.cases) == 3
+    predict_folder(model, folder, tmp_path / "chosen", folds=[0], cases=["case_00"], **HERE)  # left out on purpose
+
+
+def test_a_model_of_one_channel_needs_no_number(model: Path, images: Path, tmp_path: Path) -> None:
+    """And takes a single file, as one of several channels does with the files beside it."""
+    (tmp_path / "in").mkdir()
+    plain = shutil.copy(images / "case_00_0000.nii.gz", tmp_path / "in" / "scan.v2.nii.gz")
+    shutil.copy(images / "case_01_0000.nii.gz", tmp_path / "in")
+    assert list(predict_folder(model, tmp_path / "in", tmp_path / "out", folds=[0], **HERE).cases) == [
+        "case_01", "scan.v2",
+    ]  # fmt: skip
+    predict_folder(model, plain, tmp_path / "one", folds=[0], **HERE)
+    assert [file.name for file in (tmp_path / "one").glob("*.nii.gz")] == ["scan.v2.nii.gz"]
+    (tmp_path / "in" / "case_01_0000.nii.gz").unlink()
+    two = write_model(tmp_path / "two", channels=("MRI", "CT"))
+    with pytest.raises(PredictionInputError, match=r"scan.v2.nii.gz \(lacks the number .* scan.v2_0000.nii.gz\)"):
+        predict_folder(two, tmp_path / "in", tmp_path / "out2", folds=[0], **HERE)
+    with pytest.raises(PredictionInputError, match=r"rename it to scan.v2_0000.nii.gz, the next channel to"):
+        predict_folder(two, plain, tmp_path / "out2", folds=[0], **HERE)
+    with pytest.raises(PredictionInputError, match=r"does not end in .nii.gz"):
+        predict_folder(model, shutil.copy(plain, tmp_path / "scan.nii"), tmp_path / "out2", folds=[0], **HERE)
+    for channel in range(2):
+        shutil.copy(images / "case_00_0000.nii.gz", tmp_path / "in" / f"a_{channel:04d}.nii.gz")
+    predict_folder(two, tmp_path / "in" / "a_0001.nii.gz", tmp_path / "out2", folds=[0], **HERE)
+    assert (tmp_path / "out2" / "a.nii.gz").is_file()
 
 
 def test_files_may_hold_several_channels(tmp_path: Path) -> None:

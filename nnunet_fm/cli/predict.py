@@ -33,7 +33,12 @@ OUT/prediction_times.json has the seconds of each case; -npp 0 -nps 0 times them
 
 
 def predict(
-    images: Annotated[Path, typer.Option("-i", "--input", help="Input folder; files are named CASE_0000.nii.gz.")],
+    images: Annotated[
+        Path,
+        typer.Option(
+            "-i", "--input", help="Folder of images, or one: CASE_0000.nii.gz; CASE.nii.gz for models of one channel."
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Output folder; made if it is missing.")],
     dataset: Annotated[
         str | None,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from nnunet_fm.data.image_files import ImageFiles, case_name, find_images, left_out_words, shown
 from nnunet_fm.foreign import read_object
 from nnunet_fm.models.foreign_plans import read_plans
 from nnunet_fm.weights.files import read_trained
@@ -98,31 +99,50 @@ def check_device(device: torch.device) -> None:
         raise PredictionInputError(f"PyTorch finds no {device.type} device on this machine: use {others}")
 
 
-def images_in(folder: Path, file_ending: str) -> dict[str, list[Path]]:
-    """Cases of a folder in nnU-Net's layout, ``<case>_<four digits><ending>``, sorted; hidden files do not count.
+def images_in(source: Path, file_ending: str, *, numbered: bool = True) -> ImageFiles:
+    """Cases of a folder in nnU-Net's layout, ``<case>_<four digits><ending>``; or the case that one file belongs to.
+
+    Args:
+        source: a folder, or an image file, whose other channels lie beside it.
+        file_ending: of the model's images.
+        numbered: False also takes ``<case><ending>``, which holds all channels of a case.
 
     Raises:
-        PredictionInputError: if there is no folder or no image in it.
+        PredictionInputError: if there is no such folder or file, no image in it, or one case's image twice.
     """
-    if not folder.is_dir():
-        raise PredictionInputError(f"the input folder {folder} does not exist")
-    found: defaultdict[str, list[Path]] = defaultdict(list)
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    for name in names:
-        if match := re.fullmatch(rf"(.+)_\d{{4}}{re.escape(file_ending)}", name):
-            found[match[1]].append(folder / name)
-    if found:
-        return dict(sorted(found.items()))
-    if not names:
-        raise PredictionInputError(f"the input folder {folder} has no files")
-    right_ending = [name for name in names if name.endswith(file_ending)]
-    rule = (
-        f"'{right_ending[0]}' lacks the number of its channel, as in "
-        f"'{right_ending[0].removesuffix(file_ending)}_0000{file_ending}'"
-        if right_ending
-        else f"the model was trained on {file_ending} files, here are {_list(names)}"
-    )
-    raise PredictionInputError(f"no images in {folder}: {rule}")
+    if not source.exists():
+        raise PredictionInputError(f"the input {source} does not exist: name a folder of images, or an image, with -i")
+    if source.is_file():
+        return _case_of(source, file_ending, numbered)
+    try:
+        found = find_images(source, file_ending, numbered=numbered)
+    except ValueError as error:
+        raise PredictionInputError(str(error)) from None
+    if found.cases:
+        return found
+    names = sorted(shown(path.name) for path in source.iterdir() if not path.name.startswith("."))
+    if found.left_out:
+        raise PredictionInputError(f"no images in {source}: {left_out_words(found.left_out)}")
+    if names:
+        raise PredictionInputError(
+            f"no images in {source}: the model was trained on {file_ending} files, here are {_list(names)}"
+        )
+    raise PredictionInputError(f"the input folder {source} has no files")
+
+
+def _case_of(file: Path, file_ending: str, numbered: bool) -> ImageFiles:
+    if not file.name.endswith(file_ending):
+        raise PredictionInputError(f"{file} does not end in {file_ending}, as the images that the model was trained on")
+    case = case_name(file.name, file_ending)
+    if file.name == case + file_ending and not numbered:
+        return ImageFiles({case: [file]})
+    files = sorted(file.parent.glob(f"{glob.escape(case)}_[0-9][0-9][0-9][0-9]{glob.escape(file_ending)}"))
+    if file not in files:
+        raise PredictionInputError(
+            f"{file} lacks the number of its channel: rename it to {case}_0000{file_ending}, the next channel to "
+            f"{case}_0001{file_ending}"
+        )
+    return ImageFiles({case: files})
 
 
 def only(cases: dict[str, list[Path]], names: Iterable[str], folder: Path) -> dict[str, list[Path]]:
@@ -148,7 +168,7 @@ def named(images: Sequence[Sequence[Path]], names: Sequence[str] | None, file_en
         PredictionInputError: if files are missing, names are not unique, or there are not as many as cases.
     """
     if names is None:
-        names = [re.sub(r"_\d{4}$", "", Path(files[0]).name.removesuffix(file_ending)) for files in images]
+        names = [case_name(Path(files[0]).name, file_ending) for files in images]
     if not images:
         raise PredictionInputError("no cases to predict")
     if folders := [name for name in names if Path(name).name != name]:
@@ -175,7 +195,7 @@ def check_channels(cases: Files, dataset_json: Mapping[str, Any], reader: Any, *
         cases: what will be predicted.
         dataset_json: the model's.
         reader: nnU-Net's; some read several channels from one file (RGB, 4D), which is found out from one case.
-        numbered: whether the names of the files end in their channel's number.
+        numbered: whether names of files may end in their channel's number.
     """
     channels = channel_names(dataset_json)
     ending, expected = dataset_json["file_ending"], len(channels)
@@ -183,7 +203,8 @@ def check_channels(cases: Files, dataset_json: Mapping[str, Any], reader: Any, *
     def numbers(files: Sequence[Path]) -> list[int]:
         if not numbered:
             return list(range(len(files)))
-        return [int(Path(file).name.removesuffix(ending)[-4:]) for file in files]
+        found = [re.search(r"_(\d{4})$", Path(file).name.removesuffix(ending)) for file in files]
+        return [int(match[1]) if match else index for index, match in enumerate(found)]
 
     wrong = {name: files for name, files in cases.items() if numbers(files) != list(range(expected))}
     counts = {len(files) for files in wrong.values()}
@@ -197,8 +218,12 @@ def check_channels(cases: Files, dataset_json: Mapping[str, Any], reader: Any, *
             f"{name} has {', '.join(f'{number:04d}' for number in numbers(files)) or 'none'}"
             for name, files in wrong.items()
         ]
+        files = next(iter(wrong.values()))
+        only = Path(files[0]).name.removesuffix(ending) if expected == len(files) == 1 else None
+        hint = "" if only is None else f". If the number belongs to the name, rename it to {only}_0000{ending}"
         raise PredictionInputError(
-            f"{len(wrong)} of {len(cases)} cases do not have the channels of the model ({what}): {_list(those, '; ')}"
+            f"{len(wrong)} of {len(cases)} cases do not have the channels of the model ({what}): "
+            f"{_list(those, '; ')}{hint}"
         )
 
 

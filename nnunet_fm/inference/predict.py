@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_fm.data.image_files import left_out_words
 from nnunet_fm.evaluation.machine import processor_name
 from nnunet_fm.inference import inputs
 from nnunet_fm.inference.inputs import PredictionInputError
@@ -20,17 +22,30 @@ from nnunet_fm.inference.workers import Failure
 from nnunet_fm.limits import threads, usable_cores
 
 ALL_FOLDS = (0, 1, 2, 3, 4)
+COLOUR_READERS = ("NaturalImage2DIO",)
+"""nnU-Net's readers that may find several channels in one file."""
 
 
 class PredictionError(RuntimeError):
-    """Some cases could not be predicted; all others were."""
+    """Some cases could not be predicted, or some files of the input folder are no cases; all others were predicted."""
 
-    def __init__(self, failed: Mapping[str, str], times: PredictionTimes) -> None:
+    def __init__(
+        self, failed: Mapping[str, str], times: PredictionTimes, left_out: Mapping[str, str] | None = None
+    ) -> None:
+        left_out = left_out or {}
         reasons = "; ".join(f"{case} ({reason})" for case, reason in failed.items())
-        super().__init__(f"{'1 case' if len(failed) == 1 else f'{len(failed)} cases'} failed: {reasons}")
+        parts = [f"{_count(failed, 'case')} failed: {reasons}"] if failed else []
+        parts += [f"{_count(left_out, 'file')} left out: {left_out_words(left_out)}"] if left_out else []
+        super().__init__(". ".join(parts))
         self.failed = dict(failed)
         """Name of a case -> reason."""
+        self.left_out = dict(left_out)
+        """Name of a file -> reason."""
         self.times = times
+
+
+def _count(names: Collection[str], what: str) -> str:
+    return f"{len(names)} {what}{'s' * (len(names) != 1)}"
 
 
 def predict_folder(
@@ -61,7 +76,8 @@ def predict_folder(
 
     Args:
         model_folder: nnU-Net's folder ``<trainer>__<plans>__<configuration>``.
-        images: a folder in nnU-Net's layout, or the channel files of each case.
+        images: a folder in nnU-Net's layout, an image in it (with its other channels), or the channel files of each
+            case. Images of models that read one file per case need no channel number in their names.
         output: where results go.
         folds: numbers, or ``all``; the logits of several are averaged.
         checkpoint: name of the file in each fold's folder.
@@ -88,7 +104,7 @@ def predict_folder(
 
     Raises:
         PredictionInputError: for anything wrong with what was given, before anything is written.
-        PredictionError: if cases failed, after all others were predicted.
+        PredictionError: if cases failed or files of the folder are no cases, after all others were predicted.
     """
     model_folder, output = Path(model_folder), Path(output)
     if not 0 <= part_id < num_parts:
@@ -99,15 +115,21 @@ def predict_folder(
     inputs.check_model_folder(model_folder, folds, checkpoint)
     dataset_json = inputs.read_dataset_json(model_folder / "dataset.json")
     ending = dataset_json["file_ending"]
+    reader = PlansManager(str(model_folder / "plans.json")).image_reader_writer_class()
     folder = Path(images) if isinstance(images, (str, os.PathLike)) else None
+    left_out: dict[str, str] = {}
     if folder is not None:
-        found = inputs.images_in(folder, ending)
-        found = found if cases is None else inputs.only(found, cases, folder)
+        one_file = len(inputs.channel_names(dataset_json)) == 1 or type(reader).__name__ in COLOUR_READERS
+        listed = inputs.images_in(folder, ending, numbered=not one_file)
+        found, left_out = listed.cases, listed.left_out
+        if cases is not None:  # who names the cases leaves the others out on purpose
+            found, left_out = inputs.only(found, cases, folder), {}
+        if left_out:
+            print(f"WARNING: not predicted: {left_out_words(left_out)}", file=sys.stderr)
     else:
         found = inputs.named(images, cases, ending)  # type: ignore[arg-type]
-    reader = PlansManager(str(model_folder / "plans.json")).image_reader_writer_class()
     inputs.check_channels(found, dataset_json, reader, numbered=folder is not None)
-    inputs.check_output(output, folder)
+    inputs.check_output(output, folder if folder is None or folder.is_dir() else folder.parent)
     PredictionTimes.read(output)
     with loading():
         predictor = load_predictor(
@@ -136,9 +158,10 @@ def predict_folder(
                 on_case(case, result)
 
         predictor.on_case, predictor.on_progress = record, on_progress
+        # Then nnU-Net's record of the call has the folder's name, as usual.
         whole = (
-            folder is not None and cases is None
-        )  # then nnU-Net's record of the call has the folder's name, as usual
+            folder is not None and folder.is_dir() and cases is None and all(map(_is_numbered, found, found.values()))
+        )
         defaults = default_processes(len(mine))
         predictor.predict_from_files(
             str(folder) if whole else [[str(file) for file in files] for files in found.values()],
@@ -152,9 +175,14 @@ def predict_folder(
             part_id,
         )
     together = PredictionTimes.read(output) or times
-    if failed:
-        raise PredictionError(failed, together)
+    if failed or left_out:
+        raise PredictionError(failed, together, left_out)
     return together
+
+
+def _is_numbered(case: str, files: Sequence[Path]) -> bool:
+    """Whether the first file of a case has a channel's number in its name, as nnU-Net's own listing needs it."""
+    return files[0].name.startswith(f"{case}_0000")
 
 
 def default_processes(cases: int) -> tuple[int, int]:

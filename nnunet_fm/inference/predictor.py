@@ -80,12 +80,19 @@ class FMPredictor(nnUNetPredictor):
         return Setting(self.plans_manager, self.configuration_manager, self.dataset_json, self.verbose_preprocessing)
 
     def _manage_input_and_output_lists(self, source: Any, *args: Any, **kwargs: Any) -> Any:
-        """As nnU-Net's, but a folder is listed without a pool of twelve processes."""
+        """List images without nnU-Net's twelve processes, and a previous stage's label maps by the outputs' names."""
+        ending = self.dataset_json["file_ending"]
         if isinstance(source, str):
-            found = inputs.images_in(Path(source), self.dataset_json["file_ending"])
+            found = inputs.images_in(Path(source), ending).cases
             source = [[str(file) for file in files] for files in found.values()]
         with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):  # counts, which the end tells
-            return super()._manage_input_and_output_lists(source, *args, **kwargs)
+            images, outputs, previous = super()._manage_input_and_output_lists(source, *args, **kwargs)
+        if outputs is not None:  # nnU-Net cuts a channel's number off the images' names, which some have not
+            previous = [
+                file and str(Path(file).with_name(Path(output).name + ending))
+                for file, output in zip(previous, outputs, strict=True)
+            ]
+        return images, outputs, previous
 
     def _internal_get_data_iterator_from_lists_of_filenames(
         self,

@@ -94,16 +94,24 @@ def a_wrong_file_ending(at: Bench) -> Outcome:
     return renamed(at, ".nii.gz", ".nrrd")
 
 
-@fault(STAGE, "The images have no channel number in their names.")
+@fault(STAGE, "The images have no channel number in their names, where the model has two channels.")
 def names_without_a_channel(at: Bench) -> Outcome:
-    return renamed(at, "_0000", "")
+    return renamed(at, "_0000", "", channels=("CT", "PET"))
 
 
-def renamed(at: Bench, old: str, new: str) -> Outcome:
+def renamed(at: Bench, old: str, new: str, **model: object) -> Outcome:
     images = at.images()
     for file in list(images.iterdir()):
         file.rename(file.with_name(file.name.replace(old, new)))
-    return refused(at, *call(at.model(), images, at.root / "out"))
+    return refused(at, *call(at.model(**model), images, at.root / "out"))
+
+
+@fault(STAGE, "One image lacks the ending that the model was trained on; it lies beside two that have it.")
+def an_image_left_out(at: Bench) -> Outcome:
+    images = at.images(3)
+    file = images / "case_01_0000.nii.gz"
+    file.rename(file.with_name("case_01_0000.nii"))
+    return others_predicted(at, file, images)
 
 
 @fault(STAGE, "The output folder is the input folder.")
