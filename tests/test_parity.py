@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -54,10 +56,12 @@ def write_flat(folder: Path, name: str, outputs: dict[str, np.ndarray], stride: 
     (folder / f"{name}.json").write_text(json.dumps(content))
 
 
-def linear_case(folder: Path, name: str = "unheard_of", **change: Any) -> None:
+def linear_case(
+    folder: Path, name: str = "unheard_of", inputs: Sequence[str] = ("feat0", "feat1", "feat2"), **change: Any
+) -> None:
     """A linear head of other widths, grid and number of maps, computed here by its formula."""
-    shape, maps, classes = (2, 5, 3, 4), 3, 7
-    features = [fill.inputs(shape, f"feat{i}") for i in range(maps)]
+    shape, classes = (2, 5, 3, 4), 7
+    features = [fill.inputs(shape, called) for called in inputs]
     x = torch.from_numpy(np.concatenate(features, axis=1))
 
     def weight(key: str, *size: int) -> torch.Tensor:
@@ -70,12 +74,27 @@ def linear_case(folder: Path, name: str = "unheard_of", **change: Any) -> None:
     content = {
         "source": "made up",
         "module": "decoders.ConvHeadLinear",
-        "constructor": {"in_channels": [shape[1]] * maps, "num_classes": classes, "dropout_rat": 0.1},
-        "inputs": [{"name": f"feat{i}", "shape": list(shape)} for i in range(maps)],
+        "constructor": {"in_channels": [shape[1]] * len(inputs), "num_classes": classes, "dropout_rat": 0.1},
+        "inputs": [{"name": called, "shape": list(shape)} for called in inputs],
         "gains": {"^conv_seg\\.bias$": 3.0},
         **change,
     }
     write_flat(folder, name, {"out": out.numpy()}, **content)
+
+
+@pytest.mark.parametrize("inputs", [("z", "input", "a"), ("same", "same"), ("feat1", "feat0")])
+def test_inputs_are_taken_by_position_whatever_they_are_called(tmp_path: Path, inputs: tuple[str, ...]) -> None:
+    linear_case(tmp_path, inputs=inputs)
+    assert run.main([str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("stem", ["hqsam_mask_decoder_16", "thesis_linear_head"])
+def test_official_names_of_arguments_say_nothing(tmp_path: Path, stem: str) -> None:
+    shutil.copy(CASES / f"{stem}.npz", tmp_path)
+    content = json.loads((CASES / f"{stem}.json").read_text())
+    content["inputs"] = {f"argument {i}": given for i, given in enumerate(content["inputs"])}
+    (tmp_path / f"{stem}.json").write_text(json.dumps(content))
+    assert run.main([str(tmp_path)]) == 0
 
 
 def test_an_unseen_flat_case_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,7 +215,7 @@ def test_an_output_of_another_name_or_shape_is_a_failure(tmp_path: Path) -> None
 
 
 def made_up(**meta: Any) -> cases.Case:
-    return cases.Case("x", "m", {}, {}, [], meta)
+    return cases.Case("x", "m", {}, [], [], meta)
 
 
 def test_gains_may_be_stated_per_part_and_values_have_no_dimension() -> None:

@@ -63,7 +63,7 @@ class Case:
         name: file stem, and the case's own name where a file holds several.
         module: text that tells which official module this is: its import path, or model and file.
         constructor: arguments of the official constructor.
-        input_shapes: name of the input -> shape and name for `fill.inputs`.
+        given: what the file states of each input, in order: ``shape``, ``name`` for `fill.inputs`, and more.
         outputs: what to compare.
         meta: the whole JSON content of the case.
     """
@@ -71,13 +71,13 @@ class Case:
     name: str
     module: str
     constructor: dict[str, Any]
-    input_shapes: dict[str, tuple[tuple[int, ...], str]]
+    given: list[dict[str, Any]]
     outputs: list[Output]
     meta: dict[str, Any] = field(repr=False)
 
-    def inputs(self) -> dict[str, Tensor]:
-        """The case's inputs by name, in order."""
-        return {key: torch.from_numpy(fill.inputs(shape, name)) for key, (shape, name) in self.input_shapes.items()}
+    def inputs(self) -> list[Tensor]:
+        """The case's inputs in order: the position says what an input is, its name only how it was drawn."""
+        return [torch.from_numpy(fill.inputs(tuple(i["shape"]), i.get("name", "input"))) for i in self.given]
 
     def prefix(self, part: str | None = None) -> str:
         """The prefix that keys of `part` (of the whole module, if None) had when their values were drawn."""
@@ -133,19 +133,23 @@ class Case:
             raise NotSupportedError(f"state dict differs from the official one in {', '.join(differing[:5])}")
 
 
+def _given(case: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a case states of its inputs: a list, or an object whose keys are the official names of arguments."""
+    inputs = case["inputs"]
+    return list(inputs.values() if isinstance(inputs, Mapping) else inputs)
+
+
 def _cases_of_layout(content: dict[str, Any], file: Path) -> Iterator[Case]:
     npz = file.with_suffix(".npz")
     if "cases" not in content:
-        shapes = {i["name"]: (tuple(i["shape"]), i["name"]) for i in content["inputs"]}
         outputs = [
             Output(name, tuple(o["shape"]), o["std"], o["stride"], (), npz, name)
             for name, o in content["outputs"].items()
         ]
-        yield Case(file.stem, content["module"], content.get("constructor", {}), shapes, outputs, content)
+        yield Case(file.stem, content["module"], content.get("constructor", {}), _given(content), outputs, content)
         return
     module = f"{content['model']} {content.get('official_file', '')}"
     for entry in content["cases"]:
-        shapes = {key: (tuple(i["shape"]), i["name"]) for key, i in entry["inputs"].items()}
         outputs = [
             Output(
                 o["name"], tuple(o["shape"]), o["std"], tuple(o["stride"]), tuple(o.get("start", ())), npz, o["npz_key"]
@@ -153,7 +157,7 @@ def _cases_of_layout(content: dict[str, Any], file: Path) -> Iterator[Case]:
             for o in entry["outputs"]
         ]
         meta = {**content, **entry}
-        yield Case(f"{file.stem}/{entry['name']}", module, entry.get("constructor", {}), shapes, outputs, meta)
+        yield Case(f"{file.stem}/{entry['name']}", module, entry.get("constructor", {}), _given(entry), outputs, meta)
 
 
 def read_cases(folder: Path) -> list[Case]:

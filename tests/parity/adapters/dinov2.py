@@ -41,7 +41,7 @@ def outputs(case: Case) -> dict[str, Tensor]:
     patch_size = arguments.get("patch_size", 14)
     if size is None or registers not in (0, 4) or patch_size != 14:
         raise NotSupportedError(f"no such DINOv2: {case.module}, {registers} registers, patch size {patch_size}")
-    (x,) = case.inputs().values()
+    (x,) = case.inputs()
     with torch.device("meta"):
         backbone = create_backbone(f"dinov2_{size}{'_reg' if registers else ''}", (x.shape[2], x.shape[3]))
     assert isinstance(backbone, DINOv2)

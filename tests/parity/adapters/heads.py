@@ -70,7 +70,7 @@ def _features(case: Case) -> list[Tensor]:
     Raises:
         NotSupportedError: for maps of several widths or grids, which no backbone of ours gives.
     """
-    features = list(case.inputs().values())
+    features = case.inputs()
     indices = case.constructor.get("in_index", list(range(len(features))))
     features = [features[index] for index in ([indices] if isinstance(indices, int) else indices)]
     if len({feature.shape for feature in features}) != 1:

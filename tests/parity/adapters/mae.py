@@ -31,7 +31,7 @@ def outputs(case: Case) -> dict[str, Tensor]:
     other = [name for name in arguments if name not in NO_EFFECT and name != "img_size"]
     if named is None or other:
         raise NotSupportedError(f"no such MAE: {case.module}, {', '.join(other)}")
-    (x,) = case.inputs().values()
+    (x,) = case.inputs()
     with torch.device("meta"):
         backbone = create_backbone(f"mae_{named[1][0]}", (x.shape[2], x.shape[3]))
     assert isinstance(backbone, MAE)

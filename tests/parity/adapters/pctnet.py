@@ -25,7 +25,7 @@ def outputs(case: Case) -> dict[str, Tensor]:
         deep_supervision=arguments.get("multiscale_pred", False),
     )
     case.fill(network)
-    (x,) = case.inputs().values()
+    (x,) = case.inputs()
     logits = network.eval()(x)
     levels = logits if isinstance(logits, list) else [logits]
     return {"logits": levels[0], **{f"logits_ds{i}": out for i, out in enumerate(levels)}}

@@ -55,7 +55,7 @@ def outputs(case: Case) -> dict[str, Tensor]:
     size = SIZES.get(found[1]) if found else None
     if size is None:
         raise NotSupportedError(f"no such backbone: {case.module}")
-    (x,) = case.inputs().values()
+    (x,) = case.inputs()
     module = _module(case)
     backbone = _backbone(case, size, (x.shape[2], x.shape[3]))
     blocks = [int(match[1]) for out in case.outputs if (match := re.fullmatch(r"feat(\d+)", out.name))]

@@ -33,7 +33,7 @@ def encoder(case: Case) -> dict[str, Tensor]:
     other = [key for key, value in FIXED.items() if arguments[key] != value]
     if other:
         raise NotSupportedError(f"our encoder has no other {', '.join(other)}")
-    (x,) = case.inputs().values()
+    (x,) = case.inputs()
     own = {key: arguments[key] for key in ("embed_dim", "depth", "num_heads")}
     window = arguments["window_size"]
     everywhere = range(arguments["depth"])

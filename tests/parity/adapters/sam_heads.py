@@ -25,7 +25,7 @@ TRANSFORMER = {"depth": "2", "embedding_dim": "256", "mlp_dim": "2048", "num_hea
 
 def mask_decoder(case: Case) -> dict[str, Tensor]:
     """``masks`` of all tokens, ``iou_pred``, and positions, ``dense_pe``."""
-    (image,) = case.inputs().values()
+    (image,) = case.inputs()
     decoder = BatchedMaskDecoder(_masks(case), TwoWay())
     case.fill(decoder, "mask_decoder")
     embedded = _embedded(case, image)
@@ -39,8 +39,8 @@ def mask_decoder(case: Case) -> dict[str, Tensor]:
 
 def hq_mask_decoder(case: Case) -> dict[str, Tensor]:
     """``masks_all`` with that of high quality last, ``hq_features``, ``iou_pred``, and what is returned officially."""
-    inputs = case.inputs()
-    image, early = inputs["embedding"], inputs["embedding_interm"].permute(0, 3, 1, 2)
+    image, early = case.inputs()
+    early = early.permute(0, 3, 1, 2)
     decoder = HQMaskDecoder(_masks(case), case.constructor["vit_dim"])
     case.fill(decoder, "mask_decoder")
     embedded = _embedded(case, image)
@@ -59,7 +59,7 @@ def hq_mask_decoder(case: Case) -> dict[str, Tensor]:
 
 def hsam_decoders(case: Case) -> dict[str, Tensor]:
     """Masks and predicted IoU of both stages, what the first hands on, and the second's last attention, ``attn1``."""
-    (image,) = case.inputs().values()
+    (image,) = case.inputs()
     first = BatchedMaskDecoder(_masks(case), cross_first_transformer())
     case.fill(first, "mask_decoder")
     second = RefiningDecoder(first.num_mask_tokens, image[0, 0].numel())
@@ -143,7 +143,7 @@ def _iou(decoder: BatchedMaskDecoder, embedded: Embedded) -> Tensor:
 def _head(case: Case, name: str) -> tuple[SAMHead, list[Tensor]]:
     """A head of the thesis in evaluation, and its maps."""
     arguments: dict[str, Any] = case.constructor
-    inputs = list(case.inputs().values())
+    inputs = case.inputs()
     channels = arguments.get("in_channels", arguments.get("last_out_ch"))
     early_channels = arguments.get("first_out_ch", channels)
     grid = (inputs[0].shape[2], inputs[0].shape[3])

@@ -45,20 +45,20 @@ def _segmentation(case: Case) -> dict[str, Tensor]:
     with torch.device("meta"):
         network = _network(case.constructor, case.constructor["num_classes"])
     case.fill(network)
-    (x,) = case.inputs().values()
+    (x,) = case.inputs()
     return {f"logits_ds{i}": out for i, out in enumerate(network.eval()(x))}
 
 
 def _adaptive_vit(case: Case) -> dict[str, Tensor]:
     """``tokens`` after the final norm."""
-    ((name, x),) = case.inputs().items()
+    (x,) = case.inputs()
     depth, height, width = _patch_size(case.constructor)
     with torch.device("meta"):
         vit = SpadViT(
             x.shape[1], patch_size=(depth, height, width), pos_embed_shape=case.constructor["pos_embed_shape"]
         )
     case.fill(vit)
-    tokens, _ = vit.eval().forward_blocks(x, case.meta["inputs"][name].get("aniso_d", 0))
+    tokens, _ = vit.eval().forward_blocks(x, case.given[0].get("aniso_d", 0))
     return {"tokens": vit.norm(tokens[-1])}
 
 

@@ -22,6 +22,6 @@ def outputs(case: Case) -> dict[str, Tensor]:
             deep_supervision=arguments.get("enable_deep_supervision", True),
         )
     case.fill(network)
-    (x,) = case.inputs().values()
+    (x,) = case.inputs()
     logits = network.eval()(x)
     return {f"logits_ds{i}": out for i, out in enumerate(logits if isinstance(logits, list) else [logits])}

@@ -52,7 +52,7 @@ def outputs(case: Case) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for index, layer in enumerate(network.layers):
         layer.register_forward_hook(partial(_keep, found, f"enc{index}"))
-    (x,) = case.inputs().values()
+    (x,) = case.inputs()
     logits = network.eval()(x)
     assert isinstance(logits, Tensor)
     return {"logits": logits, **found}

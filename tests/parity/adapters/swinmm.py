@@ -22,7 +22,7 @@ def outputs(case: Case) -> dict[str, Tensor]:
         in_origin_view=arguments.get("cross_attention_in_origin_view", False),
     )
     case.fill(network)
-    (x,) = case.inputs().values()
+    (x,) = case.inputs()
     first, second = views = case.meta["views"]
     a, b = network.eval().forward_views(exchange(x, first), exchange(x, second), views)
     mean = (exchange(a, first).softmax(1) + exchange(b, second).softmax(1)) / 2

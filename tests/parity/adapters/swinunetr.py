@@ -39,7 +39,7 @@ def _built(case: Case, network_class: type[SwinUNETR]) -> dict[str, Tensor]:
         arguments["in_channels"], arguments["out_channels"], feature_size=arguments.get("feature_size", 24)
     )
     case.fill(network)
-    (x,) = case.inputs().values()
+    (x,) = case.inputs()
     logits = network.eval()(x)
     assert isinstance(logits, Tensor)
     return {"logits": logits}

@@ -23,7 +23,7 @@ def outputs(case: Case) -> dict[str, Tensor]:
         network.inc = DoubleConv(arguments["n_channels"], widths[0])
     case.expect_names(network)
     case.fill(network)
-    (x,) = case.inputs().values()
+    (x,) = case.inputs()
     logits = network.eval()(x)
     assert isinstance(logits, Tensor)
     return {"logits": logits}
