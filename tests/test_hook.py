@@ -137,6 +137,72 @@ def test_wrapped_search_answers_our_names_and_passes_the_rest_on(monkeypatch) ->
     assert search.recursive_find_python_class is find, "wrapped twice"
 
 
+@pytest.fixture
+def search():
+    """nnU-Net's own search, wrapped."""
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class as stock
+
+    return wrap._wrap_search(getattr(stock, "__wrapped__", stock))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ScaleIntensity", "fm_trainer_own", "FMPlanner_own", "FMPreprocessor", "FMOwnNormalization", "fm_resample_own"],
+)
+@pytest.mark.parametrize("definition", ["class {0}: pass", "def {0}(): pass", "from collections import Counter as {0}"])
+def test_users_own_classes_win(tmp_path, search, name: str, definition: str) -> None:
+    package = f"own_{name}_{len(definition)}"
+    inner = tmp_path / package / "inner"
+    inner.mkdir(parents=True)
+    for folder in (inner, inner.parent):
+        (folder / "__init__.py").touch()
+    (inner / "deep.py").write_text(definition.format(name))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        found = search(str(inner.parent), name, package, base_folder=str(tmp_path))
+        assert found is getattr(sys.modules[f"{package}.inner.deep"], name)
+
+
+def test_a_name_in_a_comment_is_no_class_of_a_user(tmp_path, search) -> None:
+    from nnunet_fm.data.normalization import ScaleIntensity
+
+    (tmp_path / "notes.py").write_text("# ScaleIntensity is theirs\nclass ScaleIntensity_2: pass\n")
+    assert search(str(tmp_path), "ScaleIntensity", None) is ScaleIntensity
+
+
+def test_no_module_of_a_user_is_imported_for_other_names_of_ours(tmp_path, search) -> None:
+    from nnunet_fm.data.normalization import ScaleIntensity
+
+    (tmp_path / "broken_module_of_a_user.py").write_text(
+        "raise RuntimeError('imported')\nclass ScaleIntensityRange: pass"
+    )
+    assert search(str(tmp_path), "ScaleIntensity", None) is ScaleIntensity
+
+
+def test_users_own_trainers_in_external_folders_win(tmp_path, monkeypatch, search) -> None:
+    from nnunetv2.utilities import find_objects
+
+    from nnunet_fm.trainers import trainer_class
+    from nnunet_fm.trainers.base import fm_trainer
+
+    trainer = "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
+    trainer += "class {0}(nnUNetTrainer): where = '{1}'"
+    folders = {"a": "# fm_trainer_own", "b": trainer.format("fm_trainer_own", "b"), "c": "# fm_trainer_scratch"}
+    for folder, text in folders.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"module_{folder}.py").write_text(text)
+    shim = REPOSITORY / "nnunet_fm" / "trainers" / "ext"
+    places = [str(shim), *(str(tmp_path / folder) for folder in folders), str(tmp_path / "absent")]
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join(places))
+    monkeypatch.setattr(find_objects, "recursive_find_python_class", search)
+    find = find_objects.recursive_find_trainer_class_by_name
+    assert find("fm_trainer_own").where == "b"
+    assert find("fm_trainer") is fm_trainer
+    assert find("fm_trainer_scratch") is trainer_class("fm_trainer_scratch")
+    with pytest.raises(UnknownNameError, match="fm_trainer_owm"):
+        find("fm_trainer_owm")
+
+
 FAKE_NORMALISERS = """
 import sys, types
 fake = sys.modules["nnunet_fm.data.normalization"] = types.ModuleType("nnunet_fm.data.normalization")

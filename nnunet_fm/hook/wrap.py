@@ -13,7 +13,12 @@ from itertools import pairwise
 from types import ModuleType, TracebackType
 from typing import Any
 
+from nnunet_fm.hook.own_classes import later_folders, mentions
+
 Function = Callable[..., Any]
+
+TRAINERS = "fm_trainer"
+"""What names of our trainers start with."""
 
 _NORMALISERS = ("ScaleIntensity", "AdvancedNormalization")
 """Normalisers whose names carry no prefix of ours: a source of this project published them so."""
@@ -23,7 +28,7 @@ _MARK = "_wrapped_by_nnunet_fm"
 
 def home(name: str) -> str | None:
     """Module that answers for a class or function name, None for the names that are nnU-Net's business."""
-    if name.startswith("fm_trainer"):
+    if name.startswith(TRAINERS):
         return "nnunet_fm.trainers"
     if name.startswith("FMPlanner"):
         return "nnunet_fm.plans.planner"
@@ -77,9 +82,13 @@ def _wrap_search(original: Function) -> Function:
         folder: str, class_name: str, current_module: str | None, *args: Any, **kwargs: Any
     ) -> Any:
         module_name = home(class_name)
-        if module_name is not None:
-            return resolve(class_name, module_name)
-        return original(folder, class_name, current_module, *args, **kwargs)
+        if module_name is None or mentions(folder, class_name):
+            found = original(folder, class_name, current_module, *args, **kwargs)
+            if found is not None or module_name is None:
+                return found
+        if class_name.startswith(TRAINERS) and any(mentions(path, class_name) for path in later_folders(folder)):
+            return None  # nnU-Net goes on to these folders
+        return resolve(class_name, module_name)
 
     return recursive_find_python_class
 
@@ -87,7 +96,7 @@ def _wrap_search(original: Function) -> Function:
 def _may_be_short_form(arguments: list[str]) -> bool:
     """True if a trainer name of ours stands where no option takes it as its value (only ``-x`` options take any)."""
     return any(
-        argument.startswith("fm_trainer") and (before.startswith("--") or not before.startswith("-"))
+        argument.startswith(TRAINERS) and (before.startswith("--") or not before.startswith("-"))
         for before, argument in pairwise(arguments)
     )
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_fm.cli.checks.finding import NOTE, OK, PROBLEM, Check
-
-EXTERNAL_TRAINERS = "nnUNet_extTrainer"
+from nnunet_fm.hook.own_classes import EXTERNAL_TRAINERS
 
 PROBE = """
 import json, os, sys
