@@ -6,6 +6,9 @@ import atexit
 import gc
 import os
 import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import typer
 
@@ -15,6 +18,21 @@ from nnunet_fm.cli.variadic import VariadicCommand, normalise
 from nnunet_fm.limits import wait_asleep
 
 DEBUG_SWITCH = "NNUNET_FM_DEBUG"
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def _with_host(command: Command) -> Command:
+    """A command that works with nnU-Net, which names an untested version of it before all else."""
+
+    @wraps(command)
+    def checked(*args: Any, **kwargs: Any) -> None:
+        from nnunet_fm.host import check_host
+
+        check_host()
+        command(*args, **kwargs)
+
+    return cast(Command, checked)
+
 
 app = typer.Typer(
     name="nnunet-fm",
@@ -26,15 +44,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": normalise},
 )
 app.command("list", epilog=listing.EPILOG)(listing.list_)
-app.command("convert", epilog=convert.EPILOG)(convert.convert)
+app.command("convert", epilog=convert.EPILOG)(_with_host(convert.convert))
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
-app.command("plan", epilog=plan.EPILOG, cls=VariadicCommand)(plan.plan)
-app.command("adapt", epilog=adapt.EPILOG, cls=VariadicCommand)(adapt.adapt)
-app.command("predict", epilog=predict.EPILOG, cls=VariadicCommand)(predict.predict)
+app.command("plan", epilog=plan.EPILOG, cls=VariadicCommand)(_with_host(plan.plan))
+app.command("adapt", epilog=adapt.EPILOG, cls=VariadicCommand)(_with_host(adapt.adapt))
+app.command("predict", epilog=predict.EPILOG, cls=VariadicCommand)(_with_host(predict.predict))
 app.command("evaluate", epilog=evaluate.EPILOG, cls=VariadicCommand)(evaluate.evaluate)
 app.command("report", epilog=report.EPILOG, cls=VariadicCommand)(report.report)
-app.command("study", epilog=study.EPILOG, context_settings={"allow_extra_args": True})(study.study)
-app.command("demo", epilog=demo.EPILOG)(demo.demo)
+app.command("study", epilog=study.EPILOG, context_settings={"allow_extra_args": True})(_with_host(study.study))
+app.command("demo", epilog=demo.EPILOG)(_with_host(demo.demo))
 app.add_typer(weights.app, name="weights")
 
 

@@ -45,9 +45,15 @@ def resolve(name: str, module_name: str) -> Any:
     """The object of this name in one of our modules.
 
     Raises:
-        UnknownNameError: where there is none, naming the nearest. A command that it ends prints one line and exits 1.
+        HostVersionError: for an nnU-Net that is too old for this package.
+        UnknownNameError: where there is none, naming the nearest.
+
+    A command that either ends prints one line and exits 1.
     """
+    from nnunet_fm.host import check_host
+
     _print_our_errors_without_traceback()
+    check_host()
     module = importlib.import_module(module_name)
     try:
         return getattr(module, name)

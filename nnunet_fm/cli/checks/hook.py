@@ -13,6 +13,7 @@ from typing import Any
 
 from nnunet_fm.cli.checks.finding import NOTE, OK, PROBLEM, Check
 from nnunet_fm.hook.own_classes import EXTERNAL_TRAINERS
+from nnunet_fm.host import cure as install_host
 
 PROBE = """
 import json, os, sys
@@ -44,7 +45,7 @@ def hook() -> Check:
     if os.environ.get("NNUNET_FM_HOOK") == "0":
         why, cure = "off, NNUNET_FM_HOOK=0 is set", "unset NNUNET_FM_HOOK"
     elif reasons:
-        why, cure = reasons[0], f'{sys.executable} -m pip install "nnunetv2>=2.8.1,<2.9"'
+        why, cure = reasons[0], install_host()
     else:
         why = "not started: Python reads start-up lines in site-packages only, not in folders of PYTHONPATH or --target"
         cure = "install nnunet-fm with pip into the environment itself"

@@ -3,4 +3,8 @@
 nnU-Net imports every module of that folder and asks it for the trainer by name.
 """
 
-from nnunet_fm.trainers import __getattr__  # noqa: F401
+from nnunet_fm.host import check_host
+
+check_host()
+
+from nnunet_fm.trainers import __getattr__  # noqa: E402, F401
