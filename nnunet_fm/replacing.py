@@ -1,24 +1,44 @@
-"""Small files that are replaced in one step: whoever reads one, or has the power cut, finds the old or the new."""
+"""Files that are replaced in one step: whoever reads one, or has the power cut, finds the old or the new.
+
+What a killed process leaves has a name with `PARTIAL`, `OLD` or `SCRATCH`, by which `nnunet-fm doctor` finds it.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+PARTIAL = ".partial"
+"""End of the name of what is not finished. Every writer of this package uses it, in the folder that it writes to."""
+OLD = ".old"
+"""End of the name of a folder that has been replaced and is about to be removed."""
+SCRATCH = "nnunet_fm_scratch_"
+"""Beginning of the names of folders for what nobody keeps, where the system has such folders."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Where to write what becomes the file `path` in the end, unless that fails.
 
+    The name is no one else's, on any machine that shares the disk. Content and name are on the disk when it ends.
+
     Raises:
         OSError: if it cannot be written, naming `path`, which is as before.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{os.urandom(6).hex()}{PARTIAL}")
     try:
         yield partial
+        _sync(partial)
         os.replace(partial, path)
+        sync_folder(path.parent)
     except OSError as error:
         raise OSError(error.errno, f"{path} cannot be written and is as before ({error.strerror or error})") from None
     finally:
@@ -26,6 +46,98 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8; raises as `replacing`."""
+    """Write a text file in UTF-8, with line feeds as they are; raises as `replacing`."""
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def scratch_folder() -> Iterator[str]:
+    """A folder for temporary files, removed in the end."""
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory(prefix=SCRATCH) as folder:
+        yield folder
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names of a folder's files written to the disk, where the file system can be told to."""
+    with suppress(OSError):
+        _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def partial_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, of this process alone, for what becomes `path` and its like; removed in the end.
+
+    Two processes that make the same file have one each. A folder that a killed process left is taken over.
+
+    Raises:
+        OSError: if no folder can be made.
+    """
+    handle = None
+    for number in count(1):
+        folder = path.with_name(f".{path.name}{'' if number == 1 else f'.{number}'}{PARTIAL}")
+        try:
+            handle = _take(folder)
+        except BlockingIOError:
+            continue
+        if handle is None:
+            folder = path.with_name(f".{path.name}.{os.urandom(6).hex()}{PARTIAL}")
+            folder.mkdir()
+        break
+    try:
+        yield folder
+    finally:
+        import shutil  # only now: this module is imported by commands that answer at once
+
+        shutil.rmtree(folder, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _take(folder: Path) -> int | None:
+    """A handle that holds a folder, which is made or emptied; None where folders cannot be locked.
+
+    Raises:
+        BlockingIOError: if another process holds it, or it cannot be emptied.
+    """
+    if fcntl is None:
+        return None
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # who had it has just removed it
+            continue
+        except PermissionError:
+            raise BlockingIOError from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(handle), folder.stat()):
+                raise FileNotFoundError
+        except (BlockingIOError, FileNotFoundError) as error:
+            os.close(handle)
+            if isinstance(error, BlockingIOError):
+                raise
+            continue
+        except OSError:  # a file system without such locks, as some that are shared over a network
+            os.close(handle)
+            with suppress(OSError):
+                folder.rmdir()
+            return None
+        try:
+            for inner in folder.iterdir():
+                inner.unlink()
+        except OSError:  # another account's
+            os.close(handle)
+            raise BlockingIOError from None
+        return handle

@@ -23,6 +23,7 @@ from nnunet_fm import limits
 from nnunet_fm.cli.checks import dataset as dataset_checks
 from nnunet_fm.cli.checks import folders, forecast, leftovers, machine, versions, weights
 from nnunet_fm.cli.checks.finding import OK, Check
+from nnunet_fm.replacing import SCRATCH, replacing
 from tests.datasets import nnunet_folders, write_dataset
 
 VARIABLES = (*folders.PATHS, hook_checks.EXTERNAL_TRAINERS, "NNUNET_FM_HOOK", "OMP_WAIT_POLICY")
@@ -489,9 +490,19 @@ def test_fix_makes_folders_and_removes_what_is_stale_and_nothing_else(
 
     raw, preprocessed, results = variables.values()
     fold = results / "Dataset501_X" / "fm_trainer__FMPlans__3d_fullres" / "fold_0"
-    stale = [raw / ".Dataset501_X.partial" / "imagesTr" / "a.nii.gz", raw / ".unpacking_1" / "file",
+    weights = tmp_path / "weights"
+    monkeypatch.setenv("NNUNET_FM_WEIGHTS", str(weights))
+    stale = [raw / ".Dataset501_X.partial" / "imagesTr" / "a.nii.gz", raw / ".unpacking_1.partial" / "file",
              preprocessed / "Dataset501_X" / "fm_2d_1.partial" / "case.b2nd", fold / "checkpoint_final.pth.partial",
-             fold / "training_record.json.123", tmp_path / "scratch" / "nnunet_fm_convert_1" / "x"]  # fmt: skip
+             preprocessed / "Dataset501_X" / "fm_2d_1.old" / "case.b2nd", fold / "not_finite_batch.pt.partial",
+             raw / ".Dataset501_X.old" / "dataset.json", tmp_path / "scratch" / f"{SCRATCH}1" / "x"]  # fmt: skip
+    for written in (fold / "training_record.json", fold / "pictures" / "a.png", weights / "a.pth",
+                    preprocessed / "Dataset501_X" / "FMPlans.json", raw / "Dataset501_X" / "splits_final.json",
+                    preprocessed / "Dataset501_X" / ".locks" / "plan.lock"):  # fmt: skip
+        written.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(written) as partial:
+            partial.touch()
+        stale.append(partial)  # what a process leaves that is killed meanwhile
     kept = [raw / "Dataset501_X" / "imagesTr" / "a.nii.gz", preprocessed / "Dataset501_X" / "fm_2d_1" / "case.b2nd",
             preprocessed / "Dataset501_X" / "fm_2d_2.old" / "case.b2nd", fold / "checkpoint_final.pth",
             fold / "training_record.json", tmp_path / "scratch" / "somebody" / "x",
@@ -500,14 +511,18 @@ def test_fix_makes_folders_and_removes_what_is_stale_and_nothing_else(
     for file in stale + kept:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"12345")
-    for top in (raw, preprocessed, results, tmp_path / "scratch"):
+    for top in (raw, preprocessed, results, weights, tmp_path / "scratch"):
         age(top)
     age(kept[-1], days=0.5)
     with FileLock(preprocessed / "Dataset501_X" / "fm_2d_3.lock"):
         (check,) = leftovers.left_behind()
-        assert check.state == "note" and check.cure == "nnunet-fm doctor --fix" and check.detail.startswith("6 left")
+        assert (
+            check.state == "note"
+            and check.cure == "nnunet-fm doctor --fix"
+            and check.detail.startswith(f"{len(stale)} left")
+        )
         done = list(leftovers.fix())
-    assert len(done) == 6 and all(line.startswith("removed ") for line in done)
+    assert len(done) == len(stale) and all(line.startswith("removed ") for line in done)
     assert not any(file.exists() for file in stale) and all(file.exists() for file in kept)
 
 

@@ -16,6 +16,7 @@ import typer
 
 from nnunet_fm.cli.console import Quiet
 from nnunet_fm.limits import usable_cores
+from nnunet_fm.replacing import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -239,7 +240,8 @@ class _Run:
             figures.append((f"{case}, {rank} of the unseen cases: mean Dice {dice:.3f}", figure))
             pictures.append(self.output / "pictures" / f"{rank}_{case}.png")
             pictures[-1].parent.mkdir(exist_ok=True)
-            figure.savefig(pictures[-1])
+            with replacing(pictures[-1]) as partial:
+                figure.savefig(partial, format="png")
         log = newest_log(self.fold)
         epochs = parse_log(log.read_text(encoding="utf-8") if log else "")
         page = self.output / "page.html"

@@ -17,7 +17,7 @@ import typer
 from nnunet_fm.cli.console import Quiet
 from nnunet_fm.cli.table import print_table
 from nnunet_fm.limits import usable_cores
-from nnunet_fm.replacing import replacing
+from nnunet_fm.replacing import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -178,11 +178,10 @@ def evaluate(
     }
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(output) as partial:
-            if output.suffix.lower() == ".csv":
-                write_scores(scores, partial)
-            else:
-                partial.write_text(json.dumps(_content(scores, settings), indent=1) + "\n", encoding="utf-8")
+        if output.suffix.lower() == ".csv":
+            write_scores(scores, output)
+        else:
+            write_text(output, json.dumps(_content(scores, settings), indent=1) + "\n")
     if as_json:
         print(json.dumps(_content(scores, settings)))
         return

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from filelock import FileLock
 
-from nnunet_fm.replacing import write_text
+from nnunet_fm.replacing import OLD, write_text
 
 try:
     import fcntl
@@ -72,7 +72,7 @@ def replace_folder(new: Path, folder: Path, stamp: Mapping[str, Any]) -> None:
         FolderInUseError: if a training reads the older folder; nothing is changed then.
     """
     with _exclusive(folder):
-        old = folder.with_name(folder.name + ".old")
+        old = folder.with_name(folder.name + OLD)
         shutil.rmtree(old, ignore_errors=True)
         stamp_path(folder).unlink(missing_ok=True)
         if folder.is_dir():

@@ -8,6 +8,8 @@ import zipfile
 from importlib import resources
 from pathlib import Path
 
+from nnunet_fm.replacing import PARTIAL
+
 NAME = "Hippocampus"
 CREDIT = "Medical Segmentation Decathlon, Task04_Hippocampus (Vanderbilt University Medical Center), CC BY-SA 4.0"
 
@@ -34,7 +36,7 @@ def unpack(raw: Path, dataset_id: int) -> Path:
     raw.mkdir(parents=True, exist_ok=True)
     archive = resources.files("nnunet_fm.dataset_conversion").joinpath("demo_data").joinpath("hippocampus.zip")
     # Under a temporary name first: a folder that nnU-Net can find is always complete.
-    partial = Path(tempfile.mkdtemp(prefix=".unpacking_", dir=raw))
+    partial = Path(tempfile.mkdtemp(prefix=".unpacking_", suffix=PARTIAL, dir=raw))
     try:
         with archive.open("rb") as stream, zipfile.ZipFile(stream) as members:
             members.extractall(partial)

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from nnunet_fm.dataset_conversion.problems import ConversionError, Invalid, Prob
 from nnunet_fm.dataset_conversion.splits import Split, make_folds, read_split
 from nnunet_fm.dataset_conversion.tree import Tree, open_tree
 from nnunet_fm.dataset_conversion.writer import FILE_ENDING, fingerprint, read_json, versions, write_json
+from nnunet_fm.replacing import OLD, PARTIAL, scratch_folder
 
 FORMAT = 1
 """Of ``conversion.json``."""
@@ -102,7 +102,7 @@ def convert(
     if not 1 <= dataset_id <= 999:
         raise ConversionError(f"{dataset_id} is not a dataset number: nnU-Net takes 1 to 999")
     name = f"Dataset{dataset_id:03d}_{converter.dataset_name(options)}"
-    with tempfile.TemporaryDirectory(prefix="nnunet_fm_convert_") as scratch, _locked(raw, dataset_id, dry_run):
+    with scratch_folder() as scratch, _locked(raw, dataset_id, dry_run):
         folder = None if raw is None else raw / name
         if raw is not None and not dry_run:
             _check_number(raw, dataset_id, name)
@@ -118,7 +118,7 @@ def convert(
                 raise ConversionError(
                     f"{folder} was made from other files or with other options: add --force to replace it"
                 )
-        target = Path(scratch) if folder is None else folder.with_name(f".{name}.partial")
+        target = Path(scratch) if folder is None else folder.with_name(f".{name}{PARTIAL}")
         try:
             outcomes = _convert_all(
                 plan.job(target, Path(scratch)), plan, processes, progress, write=not dry_run, skip_invalid=skip_invalid
@@ -413,7 +413,7 @@ def _finish(target: Path, folder: Path, plan: _Plan, content: dict[str, Any]) ->
     if folds:
         write_json(target / "splits_final.json", folds)
     write_json(target / "conversion.json", content)
-    old = folder.with_name(f".{folder.name}.old")
+    old = folder.with_name(f".{folder.name}{OLD}")
     shutil.rmtree(old, ignore_errors=True)
     if folder.is_dir():
         folder.rename(old)

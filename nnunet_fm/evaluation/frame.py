@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from nnunet_fm.replacing import replacing
+
 CASE, CLASS, SIZE_GROUP, METRIC, VALUE, SLICE = "case", "class", "size_group", "metric", "value", "slice"
 
 COLUMNS = [CASE, CLASS, SIZE_GROUP, METRIC, VALUE]
@@ -23,8 +25,9 @@ The background has none; its rows hold an empty text."""
 
 
 def write_scores(scores: pd.DataFrame, path: Path) -> None:
-    """Write scores as CSV with every digit."""
-    scores.to_csv(path, index=False)
+    """Write scores as CSV with every digit; raises as `replacing`."""
+    with replacing(path) as partial:
+        scores.to_csv(partial, index=False)
 
 
 def read_scores(path: Path) -> pd.DataFrame:

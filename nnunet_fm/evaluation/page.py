@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from nnunet_fm.evaluation.report_page import part
 from nnunet_fm.evaluation.summary import mean_foreground, mean_per_class, per_case
+from nnunet_fm.replacing import write_text
 
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -97,7 +98,7 @@ def write_page(
         overlays="\n".join(pictures),
         commands="\n".join(map(escape, commands)),
     )
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def learning_curve(log: pd.DataFrame) -> Figure:

@@ -25,6 +25,7 @@ from nnunet_fm.evaluation.report_page.structures import structures_section
 from nnunet_fm.evaluation.report_page.summary import summary
 from nnunet_fm.evaluation.report_page.training import training_section
 from nnunet_fm.evaluation.results import Results
+from nnunet_fm.replacing import write_text
 
 SECTIONS: Mapping[str, Callable[[Context], Section]] = {
     "ranking": ranking_section,
@@ -81,7 +82,7 @@ def write_report(
     tables.mkdir(parents=True, exist_ok=True)
     for table in (table for section in sections for table in section.tables):
         table.write(tables)
-    (output / "index.html").write_text(_page(context, sections, missing), encoding="utf-8", newline="\n")
+    write_text(output / "index.html", _page(context, sections, missing))
     return missing
 
 

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from nnunet_fm.replacing import write_text
+
 Best = Literal["max", "min"]
 
 MISSING = "–"
@@ -104,7 +106,7 @@ def write_table(
     texts = {".csv": csv(frame), ".md": markdown(frame, formats, best, caption)}
     texts[".tex"] = latex(frame, formats, best, caption, label)
     for ending, text in texts.items():
-        stem.with_name(stem.name + ending).write_text(text, encoding="utf-8", newline="\n")
+        write_text(stem.with_name(stem.name + ending), text)
 
 
 def _texts(frame: pd.DataFrame, formats: Mapping[str, str]) -> pd.DataFrame:

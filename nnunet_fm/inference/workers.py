@@ -30,6 +30,7 @@ from nnunet_fm.data.whole_files import check_whole
 from nnunet_fm.inference import inputs
 from nnunet_fm.inference.label_map import label_map
 from nnunet_fm.limits import threads
+from nnunet_fm.replacing import partial_folder
 
 T = TypeVar("T")
 
@@ -210,31 +211,39 @@ def export(
     The files appear under their names when they are complete, the label map last.
     """
     start = perf_counter()
-    partial = case.output.with_name(f".{case.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
     try:
-        partial.mkdir()
-        name = case.name + setting.dataset_json["file_ending"]
-        labels = setting.plans.get_label_manager(setting.dataset_json)
-        segmentation = None
-        if not save_probabilities:
-            with _all_threads():
-                segmentation = label_map(logits, properties, setting.configuration, setting.plans, labels)
-        if segmentation is None:
-            export_prediction_from_logits(
-                logits, properties, setting.configuration, setting.plans, setting.dataset_json,
-                str(partial / case.name), save_probabilities,
-            )  # fmt: skip
-        else:
-            setting.plans.image_reader_writer_class().write_seg(segmentation, str(partial / name), properties)
-        _check_written(setting, partial / name)
-        for file in sorted(partial.iterdir(), key=lambda file: file.name == name):
-            os.replace(file, case.output.with_name(file.name))
-        partial.rmdir()
+        with partial_folder(case.output) as partial:
+            _export(setting, case, logits, properties, save_probabilities, partial)
     except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
         return failure(error, setting)
     return perf_counter() - start
+
+
+def _export(
+    setting: Setting,
+    case: Case,
+    logits: np.ndarray,
+    properties: dict[str, Any],
+    save_probabilities: bool,
+    partial: Path,
+) -> None:
+    """Write a case's files into a folder, then move them to their places."""
+    name = case.name + setting.dataset_json["file_ending"]
+    labels = setting.plans.get_label_manager(setting.dataset_json)
+    segmentation = None
+    if not save_probabilities:
+        with _all_threads():
+            segmentation = label_map(logits, properties, setting.configuration, setting.plans, labels)
+    if segmentation is None:
+        export_prediction_from_logits(
+            logits, properties, setting.configuration, setting.plans, setting.dataset_json,
+            str(partial / case.name), save_probabilities,
+        )  # fmt: skip
+    else:
+        setting.plans.image_reader_writer_class().write_seg(segmentation, str(partial / name), properties)
+    _check_written(setting, partial / name)
+    for file in sorted(partial.iterdir(), key=lambda file: file.name == name):
+        os.replace(file, case.output.with_name(file.name))
 
 
 def _check_written(setting: Setting, file: Path) -> None:

@@ -24,7 +24,7 @@ from nnunet_fm.foreign import ForeignFileError, read_object
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.case_preprocessor import CasePreprocessor, located_classes
 from nnunet_fm.plans.raw import check_cases, read_dataset_json, training_cases
-from nnunet_fm.replacing import write_text
+from nnunet_fm.replacing import PARTIAL, write_text
 
 PREPROCESSING_VERSION = 1
 """Raised whenever the code changes what preprocessing writes for the same settings."""
@@ -167,7 +167,7 @@ class FMPreprocessor(CasePreprocessor):
         num_processes: int,
     ) -> Path:
         """Write all cases to a temporary folder beside the real one; returns it, or leaves nothing if one fails."""
-        partial = folder.with_name(f"{folder.name}.partial")
+        partial = folder.with_name(folder.name + PARTIAL)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         manager = PlansManager(plans)

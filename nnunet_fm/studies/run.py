@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import NoReturn
 
 import psutil
 
+from nnunet_fm.replacing import scratch_folder
 from nnunet_fm.studies.jobs import Job
 from nnunet_fm.studies.locks import Lock
 from nnunet_fm.studies.marks import Marks, read_json
@@ -68,7 +68,7 @@ def check_with_snakemake(prepared: Prepared, profile: str | None, further: Seque
         StudyError: if it refuses; the message is its own.
     """
     folder = prepared.study.folder
-    with tempfile.TemporaryDirectory() as temporary:
+    with scratch_folder() as temporary:
         # Elsewhere, so that nothing of a study that may be running is changed; what is done is seen through a link.
         prepared.write(Path(temporary), folder)
         if (folder / "jobs").is_dir():

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from nnunet_fm.replacing import replacing
+from nnunet_fm.replacing import PARTIAL
 from nnunet_fm.studies.cases import Tested, choose_cases, label_names
 from nnunet_fm.studies.marks import read_json, write_json
 from nnunet_fm.studies.process import StepError
@@ -37,7 +37,7 @@ def predict(place: Workplace) -> None:
     if read_json(folder / TESTED) == stamp and set(chosen.cases) <= label_names(predictions, ending):
         print(f"{len(chosen.cases)} predictions in {predictions} are kept.", flush=True)
         return
-    partial = folder / f"{PREDICTIONS}.partial"
+    partial = folder / f"{PREDICTIONS}{PARTIAL}"
     shutil.rmtree(partial, ignore_errors=True)
     (folder / TESTED).unlink(missing_ok=True)
     model = ("-m", place.model(), "-f", what["fold"], "-chk", what["checkpoint"], "-device", place.device)
@@ -75,8 +75,7 @@ def evaluate(place: Workplace) -> None:
         processes=place.threads,
         **what["options"],
     )
-    with replacing(folder / SCORES) as partial:
-        write_scores(scores, partial)
+    write_scores(scores, folder / SCORES)
 
 
 def report(place: Workplace) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnunet_fm.evaluation.overlay import COLOURS
+from nnunet_fm.replacing import replacing
 
 FOLDER = "samples"
 SLICES = 4
@@ -55,7 +56,8 @@ class SamplePictures:
         for number, (image, truth, prediction) in enumerate(zip(self.images, self.truths, predictions, strict=True), 1):
             names.append(f"{FOLDER}/{stem}_{number}.png")
             grey = _middle(image[0].numpy())
-            imsave(folder / names[-1], _picture(grey, truth, _middle(np.asarray(prediction))))
+            with replacing(folder / names[-1]) as partial:
+                imsave(partial, _picture(grey, truth, _middle(np.asarray(prediction))), format="png")
         return names
 
 

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from zlib import error as ZlibError
 
 from nnunet_fm.foreign import check_unpacking, is_zip
+from nnunet_fm.replacing import PARTIAL, replacing
 from nnunet_fm.weights.cache import cache_folder, compute_sha256, pin, sha256
 from nnunet_fm.weights.files import WeightsFileError
 
@@ -41,7 +42,7 @@ def opened(source: Path, names: Collection[str]) -> Iterator[tuple[Path, str]]:
             members = {info.filename: info for info in archive.infolist() if info.filename and not info.is_dir()}
             name = _the_one(source, members, names)
             cache_folder().mkdir(parents=True, exist_ok=True)
-            unpacked = cache_folder() / f".unpacked.{os.getpid()}"
+            unpacked = cache_folder() / f".unpacked.{os.urandom(6).hex()}{PARTIAL}"
             check_unpacking(source, source.stat().st_size, members[name].file_size, cache_folder())
             try:
                 try:
@@ -76,15 +77,11 @@ def install(source: Path, file_name: str, *, link: bool = False) -> Path:
             )
     elif not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{file_name}.{os.getpid()}")
-        try:
+        with replacing(target) as partial:
             if link:
                 partial.symlink_to(source.resolve())
             else:
                 shutil.copyfile(source, partial)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
     pin(target)
     return target
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from nnunet_fm.foreign import is_zip
+from nnunet_fm.replacing import PARTIAL, sync_folder
 
 CONTAINERS = ("state_dict", "network_weights", "model_state_dict", "model", "net")
 """Keys under which training programs keep the state dict; tried in this order after the ones the caller names."""
@@ -67,13 +68,14 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
     Raises:
         CheckpointError: if it cannot be written, as on a full disk; nothing of it is left.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}{PARTIAL}")
     try:
         with partial.open("wb") as handle:
             torch.save(content, handle)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(partial, path)
+        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # PyTorch's writer turns what the system says into one of its own
         with suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from nnunet_fm.replacing import write_text
+
 REPORT_NAME = "weights_report"
 
 
@@ -58,8 +60,8 @@ class LoadReport:
 
     def write(self, folder: Path) -> None:
         """Write ``weights_report.json`` and ``weights_report.txt`` into a folder."""
-        (folder / f"{REPORT_NAME}.json").write_text(self.to_json() + "\n", encoding="utf-8")
-        (folder / f"{REPORT_NAME}.txt").write_text(str(self) + "\n", encoding="utf-8")
+        write_text(folder / f"{REPORT_NAME}.json", self.to_json() + "\n")
+        write_text(folder / f"{REPORT_NAME}.txt", str(self) + "\n")
 
 
 def _listed(names: Mapping[str, str]) -> list[str]:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from nnunet_fm.cli.checks.finding import NOTE, OK, PROBLEM, Check
 from nnunet_fm.hook.own_classes import EXTERNAL_TRAINERS
 from nnunet_fm.host import cure as install_host
+from nnunet_fm.replacing import scratch_folder
 
 PROBE = """
 import json, os, sys
@@ -31,7 +31,7 @@ print(json.dumps({"found": found is not None, "status": hook.status() if hook el
 
 def hook() -> Check:
     """Asks nnU-Net for a class of ours; where it does not answer, says why and which way is left."""
-    with tempfile.TemporaryDirectory() as elsewhere:  # so that nothing is importable just because it lies here
+    with scratch_folder() as elsewhere:  # so that nothing is importable just because it lies here
         done = subprocess.run([sys.executable, "-c", PROBE], cwd=elsewhere, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -12,21 +12,24 @@ from pathlib import Path
 
 from nnunet_fm.cli.checks.finding import NOTE, Check, size
 from nnunet_fm.cli.checks.folders import missing
+from nnunet_fm.replacing import OLD, PARTIAL, SCRATCH
+from nnunet_fm.weights.cache import cache_folder
 
 STALE = 24 * 3600
 """Seconds without a change after which something temporary belongs to no process any more."""
 
+FOLD = "Dataset*/*__*__*/fold_*"
 TEMPORARY = {
-    "nnUNet_raw": (".Dataset*.partial", ".unpacking_*"),
-    "nnUNet_preprocessed": ("Dataset*/fm_*.partial",),
-    "nnUNet_results": (
-        "Dataset*/*__*__*/fold_*/checkpoint_*.pth.partial",
-        "Dataset*/*__*__*/fold_*/training_record.json.[0-9]*",
+    "nnUNet_raw": (f".*{PARTIAL}", f"Dataset*/.*{PARTIAL}", f".Dataset*{OLD}"),
+    "nnUNet_preprocessed": (
+        f"Dataset*/fm_*{PARTIAL}", f"Dataset*/fm_*{OLD}", f"Dataset*/.*{PARTIAL}", f"Dataset*/.locks/.*{PARTIAL}",
     ),
-}
-"""What conversion, preprocessing and training write before they rename it, by the folder of nnU-Net that it is in."""
-SCRATCH = "nnunet_fm_convert_*"
-"""What a conversion unpacks, in the folder for temporary files."""
+    "nnUNet_results": (
+        f"{FOLD}/*.pt{PARTIAL}", f"{FOLD}/*.pth{PARTIAL}", f"{FOLD}/.*{PARTIAL}", f"{FOLD}/*/.*{PARTIAL}",
+        f"Dataset*/.locks/.*{PARTIAL}", f"{FOLD}/.training_record.json.[0-9]*",
+    ),
+}  # fmt: skip
+"""What our commands write before they rename it, by the folder of nnU-Net that it is in."""
 LOCKS = ("nnUNet_preprocessed", "nnUNet_results")
 """Where jobs of studies leave ``Dataset*/.locks/*.lock``, which name their processes."""
 
@@ -34,9 +37,10 @@ LOCKS = ("nnUNet_preprocessed", "nnUNet_results")
 def leftovers() -> list[Path]:
     """Temporary files and folders that nothing has touched for a day, and locks whose processes are gone."""
     found = [path for variable, patterns in TEMPORARY.items() for path in _in(variable, *patterns)]
-    found += Path(tempfile.gettempdir()).glob(SCRATCH)
+    found += cache_folder().glob(f".*{PARTIAL}")
+    found += Path(tempfile.gettempdir()).glob(f"{SCRATCH}*")
     stale = [path for path in found if _is_ours(path) and _age(path) > STALE and not _is_held(path)]
-    return sorted(stale + [path for path in _locks() if _age(path) > STALE])
+    return sorted({*stale, *(path for path in _locks() if _age(path) > STALE)})
 
 
 def left_behind() -> Iterator[Check]:
@@ -115,12 +119,14 @@ def _bytes(path: Path) -> int:
 
 
 def _is_held(path: Path) -> bool:
-    """Whether a process holds the lock under which preprocessing writes such a folder."""
+    """Whether a process may need it: preprocessing holds a lock, and what was replaced may be all that there is."""
+    if path.name.endswith(OLD) and not path.with_name(path.name.removesuffix(OLD).removeprefix(".")).is_dir():
+        return True
     if not path.name.startswith("fm_"):
         return False
     from filelock import FileLock, Timeout
 
-    lock = path.with_name(f"{path.name.removesuffix('.partial')}.lock")
+    lock = path.with_name(f"{path.name.removesuffix(PARTIAL).removesuffix(OLD)}.lock")
     if not lock.exists():
         return False
     try:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from nnunet_fm.evaluation.overlay import class_colour
 from nnunet_fm.evaluation.tables import Best, csv, latex, markdown, plus_minus
+from nnunet_fm.replacing import write_text
 
 NONE = "–"
 """Stands where there is no number."""
@@ -137,7 +138,7 @@ class Table:
             ".tex": latex(frame, formats, best, self.caption, f"tab:{self.name}"),
         }
         for ending, text in texts.items():
-            stem.with_name(stem.name + ending).write_text(text, encoding="utf-8", newline="\n")
+            write_text(stem.with_name(stem.name + ending), text)
 
 
 def prose(words: str) -> str:
