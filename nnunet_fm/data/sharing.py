@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from errno import EACCES, ENOENT, EPERM, EROFS
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,10 @@ try:
     import fcntl
 except ImportError:  # Windows has no shared locks on files; there, a running training is not protected
     fcntl = None  # type: ignore[assignment]
+
+
+NOT_WRITABLE = (EACCES, EPERM, EROFS)
+"""Numbers of the errors by which the system refuses to write."""
 
 
 class FolderInUseError(RuntimeError):
@@ -60,9 +65,45 @@ def read_stamp(folder: Path) -> dict[str, Any]:
     return stamp if isinstance(stamp, dict) else {}
 
 
-def lock(folder: Path) -> FileLock:
+def lock(folder: Path) -> FolderLock:
     """The lock that whoever writes the folder holds; a second process waits for it."""
-    return FileLock(str(folder.with_name(folder.name + ".lock")))
+    return FolderLock(folder.with_name(folder.name + ".lock"))
+
+
+class FolderLock:
+    """A lock that who may only read the folder, as it belongs to a colleague or is read-only, waits for, too.
+
+    Args:
+        path: of the lock's file. Where it is not there and cannot be made, nobody writes the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lock = path, FileLock(str(path))
+        self._handle: IO[str] | None = None
+
+    def acquire(self) -> None:
+        """Wait until nobody else holds it."""
+        try:
+            self._lock.acquire()
+        except OSError as error:
+            if fcntl is None or error.errno not in NOT_WRITABLE:
+                raise
+            self._handle = _open(self._path)
+            if self._handle is not None and not _lock_file(self._handle, fcntl.LOCK_EX):
+                _lock_file(self._handle, fcntl.LOCK_SH)  # which is all that network file systems give to readers
+
+    def release(self) -> None:
+        """Let go."""
+        self._lock.release()
+        if self._handle is not None:
+            self._handle.close()
+
+    def __enter__(self) -> FolderLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
 
 
 def replace_folder(new: Path, folder: Path, stamp: Mapping[str, Any]) -> None:
@@ -83,11 +124,16 @@ def replace_folder(new: Path, folder: Path, stamp: Mapping[str, Any]) -> None:
 
 
 def lease(folder: Path) -> IO[str] | None:
-    """Hold a folder for reading as long as the returned file is open; the system ends it with the process."""
+    """Hold a folder for reading as long as the returned file is open; the system ends it with the process.
+
+    None where that is impossible: no locks on this file system, or no file to lock in a folder that is read-only.
+    """
     if fcntl is None:
         return None
-    handle = open(_lease_path(folder), "a", encoding="utf-8")  # noqa: SIM115  (stays open as long as the training runs)
-    fcntl.flock(handle, fcntl.LOCK_SH)
+    handle = _open(_lease_path(folder))
+    if handle is not None and not _lock_file(handle, fcntl.LOCK_SH):
+        handle.close()
+        return None
     return handle
 
 
@@ -103,15 +149,38 @@ def _lease_path(folder: Path) -> Path:
 
 @contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
-    if fcntl is None:
+    handle = None if fcntl is None else _open(_lease_path(folder))
+    if handle is None:
         yield
         return
-    with open(_lease_path(folder), "a", encoding="utf-8") as handle:
+    with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_file(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FolderInUseError(
                 f"the raw files or settings of {folder} have changed, but a training that is running reads this "
                 f"folder: preprocess again when it has ended"
             ) from None
         yield
+
+
+def _open(path: Path) -> IO[str] | None:
+    """A file to lock: made where it is missing, read where it belongs to somebody else; None where neither works."""
+    for mode in ("a", "r"):
+        try:
+            return open(path, mode, encoding="utf-8")
+        except OSError as error:
+            if error.errno not in (*NOT_WRITABLE, ENOENT):
+                raise
+    return None
+
+
+def _lock_file(handle: IO[str], how: int) -> bool:
+    """Whether a file could be locked; a `BlockingIOError` if another process holds it and ``how`` does not wait."""
+    try:
+        fcntl.flock(handle, how)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without such locks
+        return False
+    return True

@@ -19,7 +19,15 @@ from rich.console import Console
 from rich.progress import track
 
 from nnunet_fm.data import normalization
-from nnunet_fm.data.sharing import check_not_leased, is_current, label_settings, lock, raw_stamp, replace_folder
+from nnunet_fm.data.sharing import (
+    NOT_WRITABLE,
+    check_not_leased,
+    is_current,
+    label_settings,
+    lock,
+    raw_stamp,
+    replace_folder,
+)
 from nnunet_fm.foreign import ForeignFileError, read_object
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.case_preprocessor import CasePreprocessor, located_classes
@@ -169,7 +177,16 @@ class FMPreprocessor(CasePreprocessor):
         """Write all cases to a temporary folder beside the real one; returns it, or leaves nothing if one fails."""
         partial = folder.with_name(folder.name + PARTIAL)
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        try:
+            partial.mkdir()
+        except OSError as error:
+            if error.errno not in NOT_WRITABLE:
+                raise
+            state = "does not hold these data as they are now" if folder.is_dir() else "is not there"
+            raise PreprocessingError(
+                f"{folder} {state}, and this account cannot write to {folder.parent}: export nnUNet_preprocessed to a "
+                "folder of your own, and plan and preprocess there"
+            ) from None
         manager = PlansManager(plans)
         shared = (
             manager,

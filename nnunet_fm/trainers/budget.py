@@ -13,13 +13,14 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_trainer_module
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_fm.data.sharing import label_settings, lease, read_stamp
+from nnunet_fm.data.sharing import NOT_WRITABLE, label_settings, lease, read_stamp
 from nnunet_fm.evaluation.record import End, Overlap
 from nnunet_fm.limits import threads
 from nnunet_fm.models.plan_key import PlanError
@@ -161,7 +162,8 @@ class BudgetTrainer(nnUNetTrainer):
         folder, base = Path(self.preprocessed_dataset_folder), Path(self.preprocessed_dataset_folder_base)
         dataset = self.dataset_class or infer_dataset_class(str(folder))
         check_split(base / "splits_final.json", dataset.get_identifiers(str(folder)), folder, self._preprocess_again)
-        training, validation = super().do_split()
+        with mock.patch.object(nnunet_trainer_module, "save_json", self._save_if_writable):
+            training, validation = super().do_split()
         wanted = self.budget.train_cases
         if wanted is None:
             return training, validation
@@ -175,6 +177,15 @@ class BudgetTrainer(nnUNetTrainer):
             ) from None
         self.print_to_log_file(f"Training on {wanted} of {len(training)} cases: {', '.join(chosen)}")
         return chosen, validation
+
+    def _save_if_writable(self, content: Any, file: str) -> None:
+        """Save the split that nnU-Net draws; in a folder that is read-only every fold draws the same one anew."""
+        try:
+            save_json(content, file)
+        except OSError as error:
+            if error.errno not in NOT_WRITABLE:
+                raise
+            self.print_to_log_file(f"The split is not saved: {file} cannot be written.")
 
     # The training loop
 

@@ -26,8 +26,8 @@ def check_free(folder: Path) -> None:
     """Raise a `FolderBusyError` if another process trains in a fold's folder; nothing is written."""
     if not (folder / FILE).is_file():
         return
-    with (folder / FILE).open("r+", encoding="utf-8") as handle:
-        _lock(handle, folder)
+    with (folder / FILE).open(encoding="utf-8") as handle:
+        _lock(handle, folder, reading=True)
 
 
 @contextmanager
@@ -37,9 +37,16 @@ def training_in(folder: Path) -> Iterator[None]:
     The lock is the process's own: those that it starts, to load data, neither have it nor keep it alive.
 
     Raises:
-        FolderBusyError: if another process trains there.
+        FolderBusyError: if another process trains there, or this account may not write there.
     """
-    with (folder / FILE).open("a+", encoding="utf-8") as handle:
+    try:
+        opened = (folder / FILE).open("a+", encoding="utf-8")
+    except PermissionError:
+        raise FolderBusyError(
+            f"{folder} belongs to another account, which trained there first: export nnUNet_results to a folder of "
+            "your own, or plan under a name of your own"
+        ) from None
+    with opened as handle:
         _lock(handle, folder)
         handle.truncate(0)
         json.dump({"host": socket.gethostname(), "process": os.getpid()}, handle)
@@ -47,11 +54,12 @@ def training_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _lock(handle: IO[str], folder: Path) -> None:
+def _lock(handle: IO[str], folder: Path, *, reading: bool = False) -> None:
+    """Lock a file, or, with a handle for reading, only notice that it is locked."""
     if fcntl is None:
         return
     try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(handle, (fcntl.LOCK_SH if reading else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         raise FolderBusyError(_refusal(handle, folder)) from None
     except OSError:  # a file system without locks
