@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import re
 import shutil
 import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -26,6 +24,7 @@ from nnunet_fm.dataset_conversion.problems import ConversionError, Invalid, Prob
 from nnunet_fm.dataset_conversion.splits import Split, make_folds, read_split
 from nnunet_fm.dataset_conversion.tree import Tree, open_tree
 from nnunet_fm.dataset_conversion.writer import FILE_ENDING, fingerprint, read_json, versions, write_json
+from nnunet_fm.ending import end_with_parent
 from nnunet_fm.replacing import OLD, PARTIAL, scratch_folder
 
 FORMAT = 1
@@ -276,14 +275,7 @@ def _start_worker(job: Job) -> None:
     global _job
     _job = job
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()
 
 
 def _in_worker(case: Case, part: str, write: bool) -> Outcome:

@@ -8,6 +8,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+from nnunet_fm.ending import end_with_parent
+
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """Called with the number of files done and the number of all."""
@@ -35,7 +37,7 @@ def over_files(
             results.append(function(*arguments))
             tell(done, len(tasks))
         return results
-    with ProcessPoolExecutor(min(processes, len(tasks)), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(processes, len(tasks)), get_context("spawn"), end_with_parent) as pool:
         futures = [pool.submit(function, *arguments) for arguments in tasks]
         try:
             for done, future in enumerate(as_completed(futures), 1):

@@ -27,6 +27,7 @@ from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_fm.data.whole_files import check_whole
+from nnunet_fm.ending import end_with_parent
 from nnunet_fm.inference import inputs
 from nnunet_fm.inference.label_map import label_map
 from nnunet_fm.limits import threads
@@ -153,6 +154,7 @@ def workers(processes: int, setting: Setting, flag: str) -> Iterator[Executor]:
 
 
 def _start(setting: Setting) -> None:
+    end_with_parent()
     sys.stdout = sys.stderr  # standard output belongs to the command's own result
     _prepare(setting)
 

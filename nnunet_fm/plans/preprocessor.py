@@ -28,6 +28,7 @@ from nnunet_fm.data.sharing import (
     raw_stamp,
     replace_folder,
 )
+from nnunet_fm.ending import end_with_parent
 from nnunet_fm.foreign import ForeignFileError, read_object
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.case_preprocessor import CasePreprocessor, located_classes
@@ -212,7 +213,8 @@ class FMPreprocessor(CasePreprocessor):
             PreprocessingError: if the system killed a process.
         """
         others = active_children()
-        with get_context("spawn").Pool(workers) as pool:  # ends by stopping its processes, which saves their clean-up
+        # Ends by stopping its processes, which saves their clean-up.
+        with get_context("spawn").Pool(workers, end_with_parent) as pool:
             ours = [process for process in active_children() if process not in others]
             results = pool.imap_unordered(self._save, cases)
             for _ in cases:

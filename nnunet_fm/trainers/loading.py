@@ -6,13 +6,11 @@ nnU-Net says "One or more background workers are no longer alive" whatever the r
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
-import sys
 from collections.abc import Callable
 from functools import partial
 from math import prod
-from multiprocessing import RawArray, parent_process
+from multiprocessing import RawArray
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,10 @@ import numpy as np
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 
+from nnunet_fm.ending import end_with_parent
 from nnunet_fm.models.plan_key import PlanError
 
 NAME_BYTES = 256
-PR_SET_PDEATHSIG = 1
 
 
 class LoadingError(RuntimeError):
@@ -60,11 +58,7 @@ def _in_worker(set_thread_id: Callable[[int], None], data: _Noted, number: int) 
     """What a process that loads data does first: it notes its cases in a row of its own, and ends with its parent."""
     set_thread_id(number)
     data.row = number
-    if sys.platform == "linux":  # else a training that is killed leaves it waiting for ever, with its memory
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        parent = parent_process()
-        if parent is not None and not parent.is_alive():  # it was killed before this line
-            os.kill(os.getpid(), signal.SIGKILL)
+    end_with_parent()
 
 
 def _watch(loader: Any, processes: int) -> Any:
