@@ -22,7 +22,7 @@ import typer
 from pydantic import BaseModel
 
 from nnunet_fm.cli.app import app
-from nnunet_fm.data.augmentation import PRESETS
+from nnunet_fm.data.presets import PRESETS
 from nnunet_fm.dataset_conversion import ALIASES, CONVERTERS, get_converter
 from nnunet_fm.dataset_conversion.base import Converter
 from nnunet_fm.heads import HEADS, head_class, needs_official
@@ -529,8 +529,10 @@ def _values(entry: dict[str, Any]) -> str:
     """What a field of the JSON schema may hold."""
     if "anyOf" in entry:
         return " or ".join(_values(part) for part in entry["anyOf"])
-    if "enum" in entry:
-        return ", ".join(f"`{value}`" for value in entry["enum"])
+    if "enum" in entry or "const" in entry:
+        return ", ".join(f"`{value}`" for value in entry.get("enum", [entry.get("const")]))
+    if entry.get("type") == "array":
+        return f"list of {_values(entry['items'])}"
     low = next(
         (f"{sign} {entry[key]:g}" for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">")) if key in entry), ""
     )

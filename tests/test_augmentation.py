@@ -15,13 +15,12 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_fm.data.augmentation import (
-    PRESETS,
-    SPATIAL_PRESETS,
     FlipTransform,
     initial_patch_size,
     preset_transforms,
     with_preset,
 )
+from nnunet_fm.data.presets import PRESETS, SPATIAL_PRESETS
 from nnunet_fm.models.card import Recipe
 
 DRAWS = 2000

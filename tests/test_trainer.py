@@ -322,9 +322,7 @@ def test_labels_and_channels_of_every_kind(kind: str, planner: str, folders: Pat
 
 
 def test_mirroring_and_augmentation_follow_the_recipe() -> None:
-    trainer = make_trainer(
-        make_plan("plain", plans_name="FMPlans_light", recipe={"augmentation": "light", "mirror": False})
-    )
+    trainer = make_trainer(make_plan("plain", plans_name="FMPlans_light", recipe={"augmentation": "light"}))
     rotation, dummy, initial, mirror = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     assert list(initial) == trainer.configuration_manager.patch_size and mirror is None and not dummy
     assert trainer.inference_allowed_mirroring_axes is None

@@ -24,9 +24,8 @@ CPU = torch.device("cpu")
 SHAPE = (4, 20, 22)
 RECIPE = {
     "learning_rate": 1e-3,
-    "augmentation": "none",
+    "augmentation": "flips",
     "sampling": "nnunet",
-    "mirror": True,
     "validation_iterations": 2,
     "save_every": 1,
 }

@@ -43,7 +43,6 @@ RECIPE = {
     "weight_decay": 1e-2,
     "warmup": 0.03,
     "augmentation": "light",
-    "mirror": False,
     "iterations_per_epoch": 100,
     "validation_iterations": 2,
     "save_every": 1000,

@@ -19,6 +19,8 @@ Examples:
 
   nnunet-fm plan -d 501 -m dinov2_s --head linear --adapter full --slice-axis sagittal --epochs 50
 
+  nnunet-fm plan -d 501 -m stunet_b --mirror z,y
+
   nnunet-fm plan -d 501 -m spadnet --set network.spad_patch_depth=auto
 
   nnunet-fm plan -d 501 -m stunet_b --train-cases 3 --seed 2 --eval-datasets 502 503 --name FMPlans_three
@@ -57,6 +59,14 @@ def plan(
     slice_axis: Annotated[
         str | None,
         typer.Option("--slice-axis", help="Axis across 2D slices: z, y or x; axial, coronal or sagittal slices."),
+    ] = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option(
+            "--mirror",
+            help="Axes to flip in training and prediction: all, none, or some of z, y, x, such as z,y. By default all "
+            "that the augmentation flips, without left-right where labels tell left from right.",
+        ),
     ] = None,
     gpu_memory_target: Annotated[
         float | None,
@@ -106,7 +116,7 @@ def plan(
     if control is not None:
         unfit = {
             "-m": model, "--head": head, "--adapter": adapter, "--epochs": epochs, "--spacing": spacing,
-            "--patch": patch, "--batch": batch, "--slice-axis": slice_axis, "--weights": weights,
+            "--patch": patch, "--batch": batch, "--slice-axis": slice_axis, "--mirror": mirror, "--weights": weights,
             "--head-weights": head_weights, "--eval-datasets": eval_datasets, "--portable": portable or None,
             "--variant": None if variant == "mission" else variant,
         }  # fmt: skip
@@ -123,6 +133,7 @@ def plan(
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
+    from nnunet_fm.models.card import read_mirror
     from nnunet_fm.models.names import PLANNER_PREFIX, VARIANTS
     from nnunet_fm.plans.planner import Options, planner_class
     from nnunet_fm.plans.raw import check_cases, read_dataset_json
@@ -136,6 +147,14 @@ def plan(
         raise typer.BadParameter(
             f"'{slice_axis}' is not one of z, y, x, {', '.join(PLANES)}", param_hint="--slice-axis"
         )
+    recipe = _changed("recipe", settings or []) | ({} if seed is None else {"seed": seed})
+    if mirror is not None:
+        if "mirror" in recipe:
+            raise typer.BadParameter("--mirror and --set recipe.mirror say the same: give one", param_hint="--mirror")
+        try:
+            recipe["mirror"] = read_mirror(mirror)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--mirror") from None
     if iterations is not None and epochs is not None:
         raise typer.BadParameter("--iterations and --epochs say the same in two ways: give one", param_hint="--epochs")
     suffix = None if variant == "mission" else variant
@@ -147,7 +166,7 @@ def plan(
         patch=patch,
         batch=batch,
         slice_axis=slice_axis,
-        recipe=_changed("recipe", settings or []) | ({} if seed is None else {"seed": seed}),
+        recipe=recipe,
         network=_changed("network", settings or []),
         weights=weights,
         head_weights=head_weights,

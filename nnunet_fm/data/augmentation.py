@@ -1,17 +1,15 @@
 """Augmentation presets over batchgeneratorsv2 transforms; a recipe names one.
 
-`PRESETS` is the table of the presets that models were published with: how likely each transform is, how strong, and
-who says so. Spatial transforms come first, image and segmentation alike. All strengths are drawn uniformly and
-alike for all channels. Images are ``(C, Z, Y, X)`` or ``(C, Y, X)``; *in plane* means the last two axes, which are the
-axial plane of a 3D plan.
+`nnunet_fm.data.presets` is the table of the presets that models were published with. Spatial transforms come first,
+image and segmentation alike. Images are ``(C, Z, Y, X)`` or ``(C, Y, X)``; *in plane* means the last two axes, which
+are the axial plane of a 3D plan.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +29,7 @@ from torch import Tensor
 
 from nnunet_fm.data.affine import AffineTransform
 from nnunet_fm.data.blur import BlurTransform
+from nnunet_fm.data.presets import ELASTIC_SIGMA, GAMMA_WEIGHTS, PRESETS, SPATIAL_PRESETS, Step
 from nnunet_fm.data.slice_augmentation import (
     Chance,
     ElasticTransform,
@@ -39,103 +38,7 @@ from nnunet_fm.data.slice_augmentation import (
     PhotometricTransform,
 )
 
-Kind = Literal[
-    "rotation", "zoom", "flip", "rot90", "noise", "smoothing", "scale", "shift", "contrast", "low_resolution", "gamma"
-]
-SliceKind = Literal["elastic", "translation", "tilt", "resizing", "brightness", "grey contrast", "saturation", "hue"]
-
-DAE = "DAE and SwinMM, official fine-tuning"
-SUPREM = "SuPreM, official fine-tuning"
-PUMIT = "PUMIT (SPAD-Nets), official fine-tuning on BTCV"
-MIS_FM = "MIS-FM, official fine-tuning"
-THESIS_2D = "thesis on 2D backbones"
-MMSEG = "mmsegmentation, photometric distortion"
-
-ELASTIC_SIGMA = 20.0
-"""Pixels; the Gaussian that smooths the displacements of elastic deformations."""
-
-GAMMA_WEIGHTS = {"nothing": 9, "gamma": 3, "inverted gamma": 1}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One random transform of a preset.
-
-    rotation: in plane, by an angle in rad. zoom: of all axes by one factor, above 1 shrinks what is seen. flip: each
-    axis by itself. rot90: in plane, by one, two or three quarter turns. noise: Gaussian, standard deviation.
-    smoothing: Gaussian, standard deviation in voxels, per axis. scale: times a factor. shift: plus an offset.
-    contrast: times a factor about the channel's mean, clipped to its range. low_resolution: in plane, nearest
-    neighbour down by a factor and linear up. gamma: power of the channel scaled to [0, 1]; plain and inverted exclude
-    each other, with `GAMMA_WEIGHTS`.
-
-    Slices only, on grey levels of 0 to 255 (see `nnunet_fm.data.slice_augmentation`): elastic: displacement in pixels
-    before it is smoothed. translation: in pixels. tilt: rotation in rad. resizing: by a factor, above 1 enlarges.
-    brightness: plus grey levels. grey contrast: times a factor about black. saturation: times a factor. hue: plus
-    180ths of the colour circle.
-    """
-
-    kind: Kind | SliceKind
-    probability: float
-    strength: tuple[float, float]
-    source: str
-
-
-_DEGENERATE = (0.0, 0.0)
-_FLIPS = Step("flip", 0.5, _DEGENERATE, MIS_FM)
-_GAMMA = Step("gamma", 1 - GAMMA_WEIGHTS["nothing"] / sum(GAMMA_WEIGHTS.values()), (0.7, 1.5), PUMIT)
-# The thesis that compares these models lists this preset's transforms without numbers; PUMIT's are the only published.
-_SUPREM_THESIS = (
-    Step("rotation", 0.2, (-math.pi / 2, math.pi / 2), PUMIT),
-    Step("zoom", 0.2, (0.7, 1.4), PUMIT),
-    Step("noise", 0.1, (0.0, 0.1), PUMIT),
-    Step("smoothing", 0.1, (0.8, 1.2), PUMIT),
-    Step("contrast", 0.15, (0.75, 1.25), PUMIT),
-    Step("low_resolution", 0.15, (0.5, 1.0), PUMIT),
-)
-
-PRESETS: dict[str, tuple[Step, ...]] = {
-    "none": (),
-    "flips": (_FLIPS,),
-    # The thesis gives no numbers for its vanilla U-Net: flips as MIS-FM, whose other data handling it shares, and
-    # quarter turns as DAE, so that no voxel is interpolated.
-    "flips_rotations": (_FLIPS, Step("rot90", 0.2, _DEGENERATE, DAE)),
-    "stunet_dae": (
-        Step("flip", 0.2, _DEGENERATE, DAE),
-        Step("rot90", 0.2, _DEGENERATE, DAE),
-        Step("scale", 0.1, (0.9, 1.1), DAE),
-        Step("shift", 0.1, (-0.1, 0.1), DAE),
-    ),
-    "suprem_official": (
-        Step("rot90", 0.1, _DEGENERATE, SUPREM),
-        Step("shift", 0.2, (-0.1, 0.1), SUPREM),
-    ),
-    "suprem": _SUPREM_THESIS,
-    "spad": (*_SUPREM_THESIS, _GAMMA),
-    "spad_official": (
-        *_SUPREM_THESIS[:2],
-        Step("flip", 0.5, _DEGENERATE, PUMIT),
-        *_SUPREM_THESIS[2:4],
-        Step("scale", 0.15, (0.75, 1.25), PUMIT),
-        *_SUPREM_THESIS[4:],
-        _GAMMA,
-    ),
-    "slices": (
-        Step("elastic", 0.25, (-1000.0, 1000.0), THESIS_2D),
-        Step("translation", 0.25, (-10.0, 10.0), THESIS_2D),
-        Step("tilt", 0.25, (-math.radians(10), math.radians(10)), THESIS_2D),
-        Step("resizing", 0.25, (0.9, 1.1), THESIS_2D),
-        Step("brightness", 0.5, (-32.0, 32.0), MMSEG),
-        Step("grey contrast", 0.5, (0.5, 1.5), MMSEG),
-        Step("saturation", 0.5, (0.5, 1.5), MMSEG),
-        Step("hue", 0.5, (-18.0, 18.0), MMSEG),
-    ),
-}
-
 _SPATIAL = ("rotation", "zoom", "flip", "rot90")
-SPATIAL_PRESETS = frozenset(
-    {"nnunet"} | {name for name, steps in PRESETS.items() if {"rotation", "zoom"} & {s.kind for s in steps}}
-)
-"""Presets that rotate by any angle or scale, and therefore need patches larger than the network's to cut from."""
 
 
 class FlipTransform(MirrorTransform):
@@ -208,12 +111,11 @@ def _affine(steps: dict[str, Step], patch: Sequence[int]) -> BasicTransform:
     )
 
 
-def _flip(step: Step, patch: Sequence[int]) -> BasicTransform:
-    return FlipTransform(tuple(range(len(patch))), step.probability)
-
-
 def _rot90(step: Step, patch: Sequence[int]) -> BasicTransform:
-    """Where the patch's edges in plane differ only the half turn fits, and takes the place of the quarter turns."""
+    """Where the patch's edges in plane differ only the half turn fits, and takes the place of the quarter turns.
+
+    Turns are kept where left and right must not be exchanged: they turn the patient, and mirror nothing.
+    """
     axes = (len(patch) - 2, len(patch) - 1)
     turns = (1, 2, 3) if patch[-1] == patch[-2] else (2,)
     return RandomTransform(Rot90Transform(1, turns, set(axes)), step.probability)
@@ -274,7 +176,6 @@ def _slices(steps: Sequence[Step], symmetric_channels: Sequence[int]) -> BasicTr
 
 
 _BUILD: dict[str, Callable[[Step, Sequence[int]], BasicTransform]] = {
-    "flip": _flip,
     "rot90": _rot90,
     "noise": _noise,
     "smoothing": _smoothing,
@@ -287,7 +188,10 @@ _BUILD: dict[str, Callable[[Step, Sequence[int]], BasicTransform]] = {
 
 
 def preset_transforms(
-    preset: str, patch_size: Sequence[int], symmetric_channels: Sequence[int] = ()
+    preset: str,
+    patch_size: Sequence[int],
+    symmetric_channels: Sequence[int] = (),
+    mirror_axes: Sequence[int] | None = None,
 ) -> list[BasicTransform]:
     """The transforms of a preset of the table, in their order.
 
@@ -296,6 +200,7 @@ def preset_transforms(
         patch_size: the network's patch, one edge per axis.
         symmetric_channels: channels whose values lie in [-1, 1]. The published strengths are for [0, 1], so these
             channels are brought there and back.
+        mirror_axes: axes of the patch that flips may mirror; None: all.
 
     Raises:
         ValueError: for ``slices`` on a patch that is not 2D.
@@ -306,7 +211,12 @@ def preset_transforms(
             raise ValueError(f"augmentation 'slices' is for 2D patches, not for {len(patch_size)}D ones")
         return [_slices(steps, symmetric_channels)]
     affine: dict[str, Step] = {step.kind: step for step in steps if step.kind in ("rotation", "zoom")}
-    spatial = [_BUILD[s.kind](s, patch_size) for s in steps if s.kind in _SPATIAL and s.kind not in affine]
+    axes = tuple(range(len(patch_size)) if mirror_axes is None else mirror_axes)
+    spatial = [
+        FlipTransform(axes, s.probability) if s.kind == "flip" else _BUILD[s.kind](s, patch_size)
+        for s in steps
+        if s.kind in _SPATIAL and s.kind not in affine
+    ]
     intensity = [_BUILD[s.kind](s, patch_size) for s in steps if s.kind not in _SPATIAL]
     if affine:
         spatial.insert(0, _affine(affine, patch_size))
@@ -359,7 +269,11 @@ def accelerated(transform: BasicTransform) -> BasicTransform:
 
 
 def with_preset(
-    preset: str, stock: ComposeTransforms, patch_size: Sequence[int], symmetric_channels: Sequence[int] = ()
+    preset: str,
+    stock: ComposeTransforms,
+    patch_size: Sequence[int],
+    symmetric_channels: Sequence[int] = (),
+    mirror_axes: Sequence[int] | None = None,
 ) -> ComposeTransforms:
     """nnU-Net's training transforms with the augmenting ones replaced by a preset.
 
@@ -368,13 +282,16 @@ def with_preset(
     Args:
         preset: ``nnunet`` keeps all; ``light`` and those of `PRESETS` replace rotations, noise, blur, contrast,
             gamma, mirroring.
-        stock: the training transforms that nnU-Net builds.
-        patch_size, symmetric_channels: see `preset_transforms`.
+        stock: the training transforms that nnU-Net builds, of ``nnunet`` with the axes that it may mirror.
+        patch_size, symmetric_channels, mirror_axes: see `preset_transforms`.
     """
     if preset == "nnunet":
         return stock
     kept = [t for t in stock.transforms if not _augments(t)]
-    own = light_transforms() if preset == "light" else preset_transforms(preset, patch_size, symmetric_channels)
+    if preset == "light":
+        own = light_transforms()
+    else:
+        own = preset_transforms(preset, patch_size, symmetric_channels, mirror_axes)
     return ComposeTransforms([*own, *kept])
 
 

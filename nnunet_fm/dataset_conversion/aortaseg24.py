@@ -47,7 +47,7 @@ class AortaSeg24(Converter):
         "cis_unet": "Volumes/Subject001_CTA.nii.gz with Labels/Subject001_CTA_Label.nii.gz",
     }
     notes = (
-        "labels tell left from right: train without mirroring along the left-right axis",
+        "labels tell left from right: plans leave the left-right axis out of mirroring",
         "a mask on another grid than its image is resampled by nearest neighbour in physical space",
     )
     checked = (

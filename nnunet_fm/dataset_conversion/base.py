@@ -235,6 +235,7 @@ class Converter(ABC):
         reference: paper or page.
         channels: names for ``dataset.json``.
         label_sets: values of ``--labels`` -> table; the first is the default.
+        sides: pairs of labels that differ by left and right, where `find_sides` does not see it in their names.
         slice_axis: axis of the anatomy's slices, index into (z, y, x) of the image as nnU-Net's reader gives it.
         reader: nnU-Net's reader.
         layouts: known trees, name -> example.
@@ -262,6 +263,7 @@ class Converter(ABC):
     reference: ClassVar[str]
     channels: ClassVar[tuple[str, ...]]
     label_sets: ClassVar[Mapping[str, LabelTable]]
+    sides: ClassVar[tuple[tuple[str, str], ...]] = ()
     slice_axis: ClassVar[int]
     reader: ClassVar[str] = REORIENTING_READER
     layouts: ClassVar[Mapping[str, str]]

@@ -50,6 +50,7 @@ class HaNSeg(Converter):
     reference = "https://doi.org/10.1002/mp.16197"
     channels = ("CT", "MR_T1")
     label_sets: ClassVar = {"default": ORGANS}
+    sides = (("Eye_AL", "Eye_AR"), ("Eye_PL", "Eye_PR"))
     slice_axis = 0
     label_grid = "resample"
     domain = Choice(("ct", "mr", "ctmr"), "ct", "CT, T1 MR registered to CT, or both as channels.")
@@ -63,7 +64,7 @@ class HaNSeg(Converter):
         "case_01_OAR_Brainstem.seg.nrrd (30 organs)",
     }
     notes = (
-        "labels tell left from right: train without mirroring along the left-right axis",
+        "labels tell left from right: plans leave the left-right axis out of mirroring",
         "where masks overlap, the organ with the higher number wins; voxels per pair are noted with each case",
         "a mask on another grid than CT is resampled by nearest neighbour in physical space",
     )

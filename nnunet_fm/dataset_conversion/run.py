@@ -17,9 +17,11 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from nnunet_fm.data.sides import find_sides
 from nnunet_fm.dataset_conversion import skull
-from nnunet_fm.dataset_conversion.base import Case, Converter, Listing, Options
+from nnunet_fm.dataset_conversion.base import REORIENTING_READER, Case, Converter, Listing, Options
 from nnunet_fm.dataset_conversion.case import RECORDS, Job, Outcome, convert_case
+from nnunet_fm.dataset_conversion.labels import LabelTable
 from nnunet_fm.dataset_conversion.problems import ConversionError, Invalid, Problem
 from nnunet_fm.dataset_conversion.splits import Split, make_folds, read_split
 from nnunet_fm.dataset_conversion.tree import Tree, open_tree
@@ -358,6 +360,7 @@ def _conversion_json(plan: _Plan, outcomes: Sequence[Outcome], problems: Sequenc
             "from_source": {str(value): number for value, number in table.values.items()},
             "unlisted": table.unlisted,
         },
+        **_left_right(plan, table),
         "decisions": [*plan.converter.notes, *plan.listing.notes],
         "split": asdict(split),
         "unused": list(plan.unused),
@@ -368,6 +371,19 @@ def _conversion_json(plan: _Plan, outcomes: Sequence[Outcome], problems: Sequenc
         "versions": dict(versions()),
         "key": plan.key(),
     }
+
+
+def _left_right(plan: _Plan, table: LabelTable) -> dict[str, Any]:
+    """Pairs of labels that differ by left and right, and the axis from one to the other, index into (z, y, x).
+
+    The axis is known where nnU-Net's reader turns all images to RAS.
+    """
+    pairs = [pair for pair in plan.converter.sides if set(pair) <= set(table.names)]
+    pairs += [pair for pair in find_sides(table.names).pairs if pair not in pairs]
+    if not pairs:
+        return {}
+    axis = 2 if plan.reader == REORIENTING_READER else None
+    return {"left_right": {"axis": axis, "pairs": [list(pair) for pair in pairs]}}
 
 
 def _finish(target: Path, folder: Path, plan: _Plan, content: dict[str, Any]) -> None:

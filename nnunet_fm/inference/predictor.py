@@ -35,6 +35,7 @@ from nnunet_fm.inference.workers import (
 from nnunet_fm.layers.inference import lay_out_weights
 from nnunet_fm.layers.initialisation import WithoutRandomWeights
 from nnunet_fm.layers.memory import give_back_freed_memory, keep_freed_memory
+from nnunet_fm.models.plan_key import PlanKey, unseen_mirroring
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.weights.files import data_only, misfit
 
@@ -245,7 +246,24 @@ def load_predictor(
             predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)
     except RuntimeError as error:
         raise misfit(error, f"{checkpoint} in {model_folder}") or error from None
+    _mirror_as_trained(predictor)
     return predictor
+
+
+def _mirror_as_trained(predictor: FMPredictor) -> None:
+    """Leave out axes that the training did not flip: files of older versions may name them (see `unseen_mirroring`)."""
+    plans, axes = predictor.plans_manager.plans, predictor.allowed_mirroring_axes
+    key = PlanKey.read(plans)
+    if key is None or not axes:
+        return
+    flipped = key.recipe.flipped_axes(len(predictor.configuration_manager.patch_size))
+    seen = tuple(axis for axis in axes if axis in flipped)
+    if len(seen) < len(axes) and predictor.use_mirroring and not unseen_mirroring(plans):  # which the network has said
+        print(
+            f"WARNING: the checkpoint allows mirroring along axes {list(axes)}, but its training flipped "
+            f"{list(flipped) or 'none'}: images are mirrored along {list(seen) or 'none'}"
+        )
+    predictor.allowed_mirroring_axes = seen or None
 
 
 def only_predict(predictor: FMPredictor) -> None:

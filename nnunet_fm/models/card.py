@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from nnunet_fm.data.presets import MIRRORING_PRESETS
 from nnunet_fm.models.names import Parts
 
 Spacing = Annotated[list[PositiveFloat], Field(min_length=2, max_length=3)]
@@ -51,7 +53,15 @@ class Recipe(_Strict):
         "spad_official",
         "slices",
     ] = Field("nnunet", description="a preset of `nnunet_fm.data.augmentation`")
-    mirror: bool = Field(True, description="mirroring at test time, and in training with nnU-Net's augmentation")
+    mirror: Literal["all"] | list[Annotated[int, Field(ge=0, le=2)]] = Field(
+        "all",
+        description="axes of the patch that training flips and that prediction may mirror, as indices; all: every axis "
+        "that the augmentation flips; [] none",
+    )
+    test_time_mirroring: bool = Field(
+        True,
+        description="average over images mirrored along the axes that training flips; false: flips in training alone",
+    )
     sampling: Literal["nnunet", "pos_neg", "balanced", "rare_class"] = Field(
         "nnunet", description="how patches are drawn, see `nnunet_fm.data.sampling`"
     )
@@ -87,6 +97,69 @@ class Recipe(_Strict):
         "the schedule of the learning rate stays that of the full budget",
     )
     seed: int = 42
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_mirror(cls, content: Any) -> Any:
+        """Read ``mirror: true`` and ``mirror: false``, which meant mirroring at test time.
+
+        In training they switched nnU-Net's own flips and no others: ``false`` beside a preset that flips was a training
+        with all of its flips, and a prediction without mirrored images.
+        """
+        if not isinstance(content, dict) or not isinstance(content.get("mirror"), bool):
+            return content
+        if content["mirror"]:
+            return {**content, "mirror": "all"}
+        if content.get("augmentation", "nnunet") == "nnunet":
+            return {**content, "mirror": []}
+        return {**content, "mirror": "all", "test_time_mirroring": False}
+
+    @model_validator(mode="after")
+    def _mirrors_what_it_flips(self) -> Recipe:
+        if self.mirror and self.mirror != "all" and self.augmentation not in MIRRORING_PRESETS:
+            raise ValueError(
+                f"mirror is {self.mirror}, but augmentation '{self.augmentation}' flips nothing: leave mirror out, or "
+                f"take one of the augmentations {', '.join(sorted(MIRRORING_PRESETS))}"
+            )
+        return self
+
+    def flipped_axes(self, dim: int) -> tuple[int, ...]:
+        """Axes of a patch of so many axes that training flips: indices into (z, y, x) or (y, x).
+
+        The only place where preset and ``mirror`` meet; training, validation and prediction follow it.
+        """
+        if self.augmentation not in MIRRORING_PRESETS:
+            return ()
+        return tuple(range(dim)) if self.mirror == "all" else tuple(sorted(set(self.mirror)))
+
+    def predicted_axes(self, dim: int) -> tuple[int, ...] | None:
+        """Axes whose mirrored images a prediction averages over: those of the training, or None for none."""
+        return (self.flipped_axes(dim) if self.test_time_mirroring else ()) or None
+
+
+_AXES: dict[str, int | str] = {"0": 0, "1": 1, "2": 2, "z": "z", "y": "y", "x": "x"}
+
+
+def read_mirror(given: object) -> Literal["all"] | list[int | str]:
+    """What a user wants to be mirrored: ``all``, or a list of axes.
+
+    Args:
+        given: ``true`` or ``all``; ``false``, ``none`` or an empty list; a list of axes, or text such as ``z,y``. An
+            axis is its index in the patch, or its name in the images: z, y or x.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if given is True or given == "all":
+        return "all"
+    if given is False or given in ("none", []):
+        return []
+    words = re.findall(r"[^\s,]+", given) if isinstance(given, str) else given
+    axes = [_AXES.get(str(word).lower()) for word in words] if isinstance(words, list) else []
+    known = [axis for axis in axes if axis is not None]
+    if not known or len(known) < len(axes):
+        raise ValueError(f"mirror is {given!r}, legal are all, none, and axes such as z,y")
+    return known
 
 
 class Geometry(_Strict):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
+from nnunet_fm.data.presets import MIRRORING_PRESETS
 from nnunet_fm.foreign import plain_name
 from nnunet_fm.models.card import Recipe
 
@@ -134,6 +135,22 @@ class PlanKey(BaseModel):
             return cls.model_validate(content)
         except ValidationError as error:
             raise PlanError(f"plans '{name}', entry '{KEY}': {_faults(error)}") from None
+
+
+def unseen_mirroring(plans: Mapping[str, Any]) -> str | None:
+    """A warning where checkpoints of a plan may ask for mirrored images that their networks were not trained on.
+
+    Versions that wrote ``mirror: true`` beside an augmentation without flips stored such checkpoints. nnU-Net's own
+    predictor follows the file; ours follows the plan.
+    """
+    recipe = plans.get(KEY, {}).get("recipe", {})
+    if recipe.get("mirror") is not True or recipe.get("augmentation", "nnunet") in MIRRORING_PRESETS:
+        return None
+    return (
+        f"plans '{plans.get('plans_name', '?')}' are of an older nnunet-fm and flip nothing in training, but its "
+        f"checkpoints tell nnUNetv2_predict to average over mirrored images: give it --disable_tta (`nnunet-fm "
+        f"predict` leaves these images out by itself)"
+    )
 
 
 class StockKey(BaseModel):

@@ -32,6 +32,7 @@ from nnunet_fm.models.plan_key import KEY, Adaptation, PlanError, PlanKey
 from nnunet_fm.plans.domains import differences
 from nnunet_fm.plans.files import save_plans
 from nnunet_fm.plans.intensity import channel_names
+from nnunet_fm.plans.mirroring import Data, choose_mirroring
 from nnunet_fm.plans.orientation import dataset_orientations
 from nnunet_fm.plans.preprocessor import data_identifier
 from nnunet_fm.plans.raw import training_cases
@@ -262,8 +263,10 @@ def _recipe(source: Source, dataset: str, options: AdaptOptions) -> Recipe:
     }
     if options.seed is not None:
         changes["seed"] = options.seed
+    flipped: Any = list(setting.recipe.flipped_axes(setting.card.dim))
+    mirror = "all" if "augmentation" in options.recipe else flipped  # `choose_mirroring` has the rest
     try:
-        return Recipe(**{**setting.recipe.model_dump(), **changes, **options.recipe})
+        return Recipe(**{**setting.recipe.model_dump(), **changes, **options.recipe, "mirror": mirror})
     except ValidationError as error:
         faults = "; ".join(f"recipe.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise PlanError(f"{faults}. Recipe fields are: {', '.join(Recipe.model_fields)}") from None
@@ -296,6 +299,11 @@ def _plans(
     spacings = [[float(spacing[a]) for a in transpose] for spacing in fingerprint["spacings"]]
     if entry["preprocessor_name"] != "FMPreprocessor" and source.key is None:
         entry["preprocessor_name"] = "FMPreprocessor"  # the stock one would share a folder with the target's own plans
+    data = Data(target.raw, target.dataset_json["labels"], target.cases, target.reader, transpose)
+    variant = source.key.variant if source.key else "nnunet"
+    mirroring = choose_mirroring(recipe, options.recipe.get("mirror"), variant, data, setting.card.dim)
+    recipe = recipe.model_copy(update={"mirror": mirroring.axes})
+    reasons |= mirroring.reasons
     names = [channel_names(content) for content in (source.dataset_json, target.dataset_json)]
     if names[0] != names[1]:
         reasons["intensities"] = f"as for {', '.join(names[0])}, while the target's channels are {', '.join(names[1])}"
@@ -331,6 +339,7 @@ def _plans(
     known = source.key
     origin = {what: "source" for what in ("spacing", "patch_size", "batch_size", "intensities")}
     origin["iterations"] = "user" if options.iterations or options.epochs else "thesis"
+    origin["mirror"] = mirroring.origin if mirroring.origin in ("user", "data") else "source"
     origin["recipe"] = "source, changed for the method"
     if options.recipe:
         origin["recipe"] += f" and by user: {', '.join(sorted(options.recipe))}"

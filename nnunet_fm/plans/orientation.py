@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 MAX_CASES = 200
 """Headers read at most; beyond that a share is known well enough."""
 
 REORIENTING_READER = "NibabelIOWithReorient"
 """nnU-Net's reader that turns every NIfTI image to RAS before anything else happens."""
+
+LATERAL = 0.5
+"""Cosine of the angle between an image axis and the patient's left-right axis from which the two may be confused."""
 
 UNORIENTED_READERS = ("NaturalImage2DIO", "Tiff3DIO")
 """nnU-Net's readers of formats that know no patient."""
@@ -56,6 +60,62 @@ def dataset_orientations(cases: Mapping[str, Mapping[str, Any]], reader: str) ->
         if header.GetDimension() == 3:
             found[axis_codes(header.GetDirection())] += 1
     return found
+
+
+def lateral_axes(cases: Mapping[str, Mapping[str, Any]], reader: str) -> tuple[frozenset[int] | None, str | None]:
+    """Image axes along which mirroring may exchange left and right, as indices into (z, y, x).
+
+    An axis is one of them if it lies within `LATERAL` of the patient's left-right axis in any training image. Then no
+    product of mirrorings along the others moves a structure to the other side.
+
+    Args:
+        cases, reader: as in `dataset_orientations`; here all cases are read.
+
+    Returns:
+        The axes, None where an image does not tell; and what is unsure about them, None if all images have one axis.
+    """
+    if reader in UNORIENTED_READERS:
+        return None, "the images' format does not tell how they lie in the patient"
+    found: Counter[frozenset[int] | None] = Counter()
+    for case in cases.values():
+        direction = _direction(str(case["images"][0]))
+        found[None if direction is None else _lateral(direction, reader)] += 1
+    if None in found:
+        which = "the training images" if len(found) == 1 else f"{found[None]} of {len(cases)} training images"
+        return None, f"the headers of {which} do not tell how they lie in the patient"
+    axes = frozenset(axis for some in found for axis in some or ())
+    if len(axes) > 1:
+        return axes, f"the training images {'differ in their axes' if len(found) > 1 else 'lie askew'}"
+    return axes, None
+
+
+def _direction(file: str) -> NDArray[np.float64] | None:
+    """Direction cosines of the image axes x, y, z as columns of a 3 x 3 matrix; None where the header tells none."""
+    header = sitk.ImageFileReader()
+    header.SetFileName(file)
+    try:
+        header.ReadImageInformation()
+    except RuntimeError:
+        return None
+    size = header.GetDimension()
+    codes = [header.GetMetaData(key) for key in ("qform_code", "sform_code") if header.HasMetaDataKey(key)]
+    untold = bool(codes) and all(code.strip() == "0" for code in codes)  # of NIfTI
+    untold |= file.endswith((".nrrd", ".nhdr")) and not header.HasMetaDataKey("NRRD_space")
+    if size < 3 or untold:
+        return None
+    return np.asarray(header.GetDirection(), dtype=float).reshape(size, size)[:3, :3]
+
+
+def _lateral(direction: NDArray[np.float64], reader: str) -> frozenset[int]:
+    """The axes (z, y, x) of an image that `lateral_axes` counts, as the reader gives them."""
+    across = np.abs(direction[0])  # of the file's x, y, z
+    if reader == REORIENTING_READER:
+        codes = axis_codes(direction.ravel().tolist())
+        order = [next((i for i, code in enumerate(codes) if code in pair), None) for pair in ("LR", "PA", "SI")]
+        if None in order:  # an image so askew that two axes point the same way
+            return frozenset(range(3))
+        across = across[order]
+    return frozenset(2 - int(axis) for axis in np.flatnonzero(across >= LATERAL))
 
 
 def orientation_warning(expected: str | None, found: Mapping[str, int], model: str) -> str | None:

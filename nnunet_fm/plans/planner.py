@@ -30,6 +30,7 @@ from nnunet_fm.plans.domains import check_domains, write_plans_for
 from nnunet_fm.plans.files import save_plans
 from nnunet_fm.plans.geometry import Choice, choose_spacing, median_shape, nnunet_patch, shrink_patch, wanted_patch
 from nnunet_fm.plans.intensity import channel_names, normalization
+from nnunet_fm.plans.mirroring import NAMES, Data, choose_mirroring
 from nnunet_fm.plans.orientation import dataset_orientations, orientation_warning
 from nnunet_fm.plans.preprocessor import data_identifier
 from nnunet_fm.plans.raw import check_cases, read_dataset_json
@@ -163,6 +164,11 @@ class FMPlanner(ExperimentPlanner):
         found = dataset_orientations(self.dataset, reader)
         transpose = self._transpose(card, found, origin)
         recipe = self._recipe(planned.recipe, origin)
+        data = Data(Path(self.raw_dataset_folder), self.dataset_json["labels"], self.dataset, reader, transpose)
+        mirroring = choose_mirroring(recipe, self.options.recipe.get("mirror"), variant, data, card.dim)
+        recipe = recipe.model_copy(update={"mirror": mirroring.axes})
+        origin["mirror"] = mirroring.origin
+        reasons |= mirroring.reasons
         if published.recipe.learning_rate != planned.recipe.learning_rate == recipe.learning_rate:
             reasons["learning_rate"] = f"{recipe.learning_rate:g} for adapter '{adapter}' on {self.dataset_name}"
         norm = normalization(
@@ -417,6 +423,7 @@ class FMPlanner(ExperimentPlanner):
             return recipe
         origin["recipe"] = f"{origin['recipe']}, changed by user: {', '.join(sorted(self.options.recipe))}"
         changes = dict(self.options.recipe)
+        changes["mirror"] = "all" if "augmentation" in changes else recipe.mirror  # `choose_mirroring` has the rest
         if "learning_rate" in changes:
             changes.setdefault("scratch_rate", None)  # the user's rate holds for random weights, too
         try:
@@ -481,6 +488,9 @@ class FMPlanner(ExperimentPlanner):
         if key["train_cases"]:
             print(f"  cases       {key['train_cases']} of each fold's training cases")
         print(f"  intensities {', '.join(configuration['normalization_schemes'])}")
+        first, axes = 3 - card.dim, key["recipe"]["mirror"]
+        names = [NAMES[plans["transpose_forward"][first + axis]] for axis in axes]
+        print(f"  mirroring   {', '.join(names) or 'none'}  [{origin['mirror']}]")
         for subject, reason in key["reasons"].items():
             print(f"  {subject}: {reason}")
 

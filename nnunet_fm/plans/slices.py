@@ -89,21 +89,30 @@ def slice_axis(given: object, orientations: Mapping[str, int]) -> int:
     return found.pop()
 
 
-def converter_slice_axis(file: Path, orientations: Mapping[str, int]) -> int | None:
-    """The anatomy's axis that a converter has written beside the raw data; None without the file or such an entry.
+def read_conversion(file: Path) -> dict[str, Any]:
+    """What a converter has written beside the raw data; empty without the file.
 
     Raises:
-        PlanError: if the file is no JSON object, or names no legal axis.
+        PlanError: if the file is no JSON object.
     """
     if not file.is_file():
-        return None
+        return {}
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise PlanError(f"{file} is not a JSON file: {error}") from None
     if not isinstance(content, dict):
         raise PlanError(f'{file} holds no JSON object such as {{"slice_axis": "y"}}')
-    given = content.get("slice_axis")
+    return content
+
+
+def converter_slice_axis(file: Path, orientations: Mapping[str, int]) -> int | None:
+    """The anatomy's axis that a converter has written beside the raw data; None without the file or such an entry.
+
+    Raises:
+        PlanError: if the file is no JSON object, or names no legal axis.
+    """
+    given = read_conversion(file).get("slice_axis")
     try:
         return None if given is None else slice_axis(given, orientations)
     except ValueError as error:

@@ -23,7 +23,7 @@ from pydantic import (
 
 from nnunet_fm.evaluation.frame import METRICS
 from nnunet_fm.foreign import ForeignFileError, read_yaml
-from nnunet_fm.models.card import Recipe
+from nnunet_fm.models.card import Recipe, read_mirror
 from nnunet_fm.models.names import PLANS_PREFIX, TRAINER_PREFIX, Spec, UnknownNameError
 from nnunet_fm.models.registry import get_card, grammar
 
@@ -354,6 +354,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(field or owner, Recipe.model_fields, 1)
             hint = f": did you mean 'recipe.{near[0]}'?" if near else ""
             raise ValueError(f"set: '{key}' is neither recipe.<field> nor network.<argument>{hint}")
+        if field == "mirror":  # also takes names of axes, which a plan turns into indices; its messages name the field
+            try:
+                read_mirror(value)
+            except ValueError as error:
+                raise ValueError(f"set: recipe.{error}") from None
+            continue
         try:
             Recipe(**{field: value})
         except ValidationError as error:

@@ -30,6 +30,7 @@ from nnunet_fm.layers.memory import keep_freed_memory
 from nnunet_fm.models.build import build_network
 from nnunet_fm.models.names import Spec
 from nnunet_fm.models.parts import Part, load_part
+from nnunet_fm.models.plan_key import unseen_mirroring
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.plans.domains import preprocessed_cases
 from nnunet_fm.plans.intensity import symmetric_channels
@@ -38,7 +39,7 @@ from nnunet_fm.trainers.loading import ProcessLoader, ThisProcessLoader
 from nnunet_fm.trainers.loss import DiceCE, OutputSupervision, in_few_passes
 from nnunet_fm.trainers.optimizer import build_optimizer
 from nnunet_fm.trainers.schedule import ProgressSchedule
-from nnunet_fm.trainers.setting import check_configuration, network_architecture, resolve
+from nnunet_fm.trainers.setting import check_configuration, check_sides, network_architecture, resolve
 from nnunet_fm.trainers.volume_dice import VolumeDice
 from nnunet_fm.weights.cache import MissingWeightsError, check_hash, locate
 from nnunet_fm.weights.report import LoadReport
@@ -67,7 +68,7 @@ class fm_trainer(BudgetTrainer):
     ) -> None:
         # Refuse before nnU-Net creates folders and logs.
         setting = resolve(plans, self.spec)
-        warning = check_configuration(setting, plans, configuration)
+        warnings = [check_configuration(setting, plans, configuration), check_sides(setting, plans, dataset_json)]
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.setting, self.recipe = setting, setting.recipe
         self.model_name = setting.card.name
@@ -91,7 +92,7 @@ class fm_trainer(BudgetTrainer):
         self._volume_dice: VolumeDice | None = None
         self._feature_cache: FeatureCache | None = None
         self._domains: dict[str, VolumeDice] = {}
-        if warning:
+        for warning in filter(None, warnings):
             self.print_to_log_file(f"WARNING: {warning}")
 
     # What is trained
@@ -111,6 +112,8 @@ class fm_trainer(BudgetTrainer):
     ) -> nn.Module:
         """The network with random weights; prediction calls this too, with nothing but the plan and this class."""
         setting = resolve(plans_manager.plans, cls.spec)
+        if not enable_deep_supervision and (warning := unseen_mirroring(plans_manager.plans)):
+            print(f"WARNING: {warning}")
         return build_network(
             network_architecture(setting, configuration_manager),
             num_input_channels,
@@ -201,31 +204,29 @@ class fm_trainer(BudgetTrainer):
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(
         self,
     ) -> tuple[Any, bool, Any, tuple[int, ...] | None]:
-        rotation, dummy_2d, initial_patch, mirror_axes = (
-            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        )
+        rotation, dummy_2d, initial_patch, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         if self.recipe.augmentation != "nnunet":
             patch = self.configuration_manager.patch_size
             dummy_2d, initial_patch = False, initial_patch_size(self.recipe.augmentation, patch)
-        if not self.recipe.mirror:
-            self.inference_allowed_mirroring_axes = mirror_axes = None
-        return rotation, dummy_2d, initial_patch, mirror_axes
+        self.inference_allowed_mirroring_axes = self.recipe.predicted_axes(self.setting.card.dim)
+        return rotation, dummy_2d, initial_patch, self.recipe.flipped_axes(self.setting.card.dim) or None
 
     def get_training_transforms(
         self,
         patch_size: Sequence[int],
         rotation_for_DA: Any,
         deep_supervision_scales: list[list[float]] | None,
+        mirror_axes: Sequence[int] | None,
         *args: Any,
         **kwargs: Any,
     ) -> BasicTransform:
-        scales = self._target_scales(deep_supervision_scales)
-        stock = nnUNetTrainer.get_training_transforms(patch_size, rotation_for_DA, scales, *args, **kwargs)
+        scales, axes = self._target_scales(deep_supervision_scales), tuple(mirror_axes or ())
+        stock = nnUNetTrainer.get_training_transforms(patch_size, rotation_for_DA, scales, axes, *args, **kwargs)
         symmetric = symmetric_channels(
             self.configuration_manager.normalization_schemes,
             self.plans_manager.foreground_intensity_properties_per_channel,
         )
-        return accelerated(with_preset(self.recipe.augmentation, stock, patch_size, symmetric))
+        return accelerated(with_preset(self.recipe.augmentation, stock, patch_size, symmetric, axes))
 
     def get_validation_transforms(
         self, deep_supervision_scales: list[list[float]] | None, *args: Any, **kwargs: Any
@@ -421,6 +422,8 @@ class fm_trainer(BudgetTrainer):
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
         self._best_volume_dice, self._lowest_loss = state["best_volume_dice"], state["lowest_loss"]
+        # nnU-Net has just taken the axes of the checkpoint, which older versions wrote where nothing had been flipped.
+        self.inference_allowed_mirroring_axes = self.recipe.predicted_axes(self.setting.card.dim)
 
 
 def _batch_norms_for(device: torch.device) -> AbstractContextManager[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
+from nnunet_fm.data.sides import find_sides
 from nnunet_fm.models.build import Architecture, architecture
 from nnunet_fm.models.card import ModelCard, Recipe
 from nnunet_fm.models.names import Spec, trainer_name
@@ -152,13 +153,16 @@ def check_configuration(setting: Setting, plans: Mapping[str, Any], configuratio
         chain = known[chain].get("inherits_from")
         if chain in visited:
             raise PlanError(f"configuration '{configuration}' inherits from itself")
-    _check_numbers(entry, f"plans '{plans.get('plans_name')}', configuration '{configuration}'")
+    where = f"plans '{plans.get('plans_name')}', configuration '{configuration}'"
+    _check_numbers(entry, where)
     dim = len(entry["patch_size"])
     if dim != setting.card.dim:
         raise PlanError(
             f"'{setting.card.name}' is a {setting.card.dim}D model, but configuration '{configuration}' has "
             f"{dim}D patches: train configuration {setting.card.configuration}"
         )
+    if not set(setting.recipe.flipped_axes(dim)) <= set(range(dim)):
+        raise PlanError(f"{where}: recipe.mirror is {setting.recipe.mirror}, but patches have {dim} axes, from 0")
     if entry.get("previous_stage"):
         raise PlanError(f"'{setting.card.name}' does not take the second stage of a cascade ('{configuration}')")
     for name, value in (("augmentation", "slices"), ("sampling", "rare_class")):
@@ -172,6 +176,25 @@ def check_configuration(setting: Setting, plans: Mapping[str, Any], configuratio
             f"'{setting.card.name}' know the order (z, y, x): plan with FMPlanner_{setting.card.name} to keep it"
         )
     return None
+
+
+def check_sides(setting: Setting, plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> str | None:
+    """A warning where labels tell left from right and a plan that nobody looked at for that flips every axis.
+
+    Such are plans of stock nnU-Net, of older versions of this package, and of another dataset.
+    """
+    key, dim = PlanKey.read(plans), setting.card.dim
+    decided = key is not None and ("mirror" in key.reasons or key.origin.get("mirror") == "user")
+    if decided or len(setting.recipe.flipped_axes(dim)) < dim:
+        return None
+    pairs = find_sides(dataset_json["labels"]).pairs
+    if not pairs:
+        return None
+    left, right = pairs[0]
+    return (
+        f"labels {left} and {right} differ by side, and plans '{plans.get('plans_name')}' flip every axis, which may "
+        f"exchange them: plan with FMPlanner_{setting.card.name}, which leaves the left-right axis out"
+    )
 
 
 def _check_feature_cache(setting: Setting) -> None:
