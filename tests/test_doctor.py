@@ -527,15 +527,13 @@ def test_fix_makes_folders_and_removes_what_is_stale_and_nothing_else(
 
 
 def test_locks_of_dead_processes_are_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
-    psutil = pytest.importorskip("psutil")
     variables = nnunet_folders(tmp_path, monkeypatch)
     folder = Path(variables["nnUNet_results"], "Dataset501_X", ".locks")
     folder.mkdir(parents=True)
-    alive = [os.getpid(), psutil.Process().create_time()]
+    locks = pytest.importorskip("nnunet_fm.studies.locks")
+    alive = [os.getpid(), locks.start_of(os.getpid())]
     for name, process in (("alive", alive), ("dead", [alive[0], 1.0])):
-        content = {"host": socket.gethostname(), "processes": [process], "what": "test"}
+        content = {"host": "here", "place": locks.this_place(), "processes": [process], "what": "test"}
         (folder / f"{name}.lock").write_text(json.dumps(content))
     age(folder)
     assert leftovers.leftovers() == [folder / "dead.lock"]

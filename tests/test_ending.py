@@ -50,7 +50,7 @@ def test_every_module_that_starts_workers_lets_them_watch() -> None:
         file.name: "end_with_parent" in text
         for file in SOURCE.rglob("*.py")
         for text in [file.read_text(encoding="utf-8")]
-        if re.search(r"ProcessPoolExecutor\(|\.Pool\(|\bProcessLoader\(", text)
+        if re.search(r"ProcessPoolExecutor\(|\.Pool\(|class ProcessLoader\(", text)
     }
     assert len(starting) >= 4 and all(starting.values()), starting
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from nnunet_fm.studies import locks
-from nnunet_fm.studies.locks import SILENCE, Holder, Lock, is_running, read_holder
+from nnunet_fm.studies.locks import SILENCE, Holder, Lock, is_running, read_holder, start_of, this_place
 
 
 @pytest.fixture
@@ -28,13 +28,16 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def write(path: Path, *processes: tuple[int, float], host: str | None = None) -> Path:
-    path.write_text(json.dumps({"host": host or socket.gethostname(), "processes": processes, "what": "train"}))
+def write(path: Path, *processes: tuple[int, float], host: str | None = None, place: str | None = None) -> Path:
+    where = {"host": host or socket.gethostname(), "place": this_place() if place is None else place}
+    path.write_text(json.dumps({**where, "processes": processes, "what": "train"}))
     return path
 
 
 def started(pid: int) -> float:
-    return psutil.Process(pid).create_time()
+    found = start_of(pid)
+    assert found is not None
+    return found
 
 
 def test_a_lock_is_held_and_released(tmp_path: Path) -> None:
@@ -85,14 +88,63 @@ def test_a_command_outlives_its_step(tmp_path: Path, sleeper: subprocess.Popen[b
     lock.release()
 
 
-def test_another_host_is_believed_as_long_as_it_is_heard(tmp_path: Path) -> None:
-    path = write(tmp_path / "lock", (1, 1.0), host="node17")
+@pytest.mark.parametrize(
+    ("host", "place"),
+    [
+        ("node17", "another-boot pid:[1]"),
+        (None, "another-boot pid:[1]"),  # restarted since, or another machine of this name
+        (None, f"{this_place()}0"),  # a container on this machine, where numbers are of other processes
+        (None, ""),  # of an older version
+    ],
+)
+def test_another_place_is_believed_as_long_as_it_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str | None, place: str
+) -> None:
+    monkeypatch.setattr(locks, "BEAT", 0.02)
+    path = write(tmp_path / "lock", (os.getpid(), 1.0), host=host, place=place)
     holder = Lock(path, "x").take()
-    assert holder is not None and holder.host == "node17" and holder.abandoned is None
+    assert holder is not None and holder.abandoned is None and not holder.is_here
+    for silent in (-SILENCE - 1, SILENCE + 1):  # long ago, and to come, where a clock was set back
+        os.utime(write(path, (1, 1.0), host=host, place=place), (time.time() + silent,) * 2)
+        lock = Lock(path, "x")
+        assert lock.take() is None and lock.left_behind is not None and lock.left_behind.place == place
+        lock.release()
+
+
+def test_a_holder_elsewhere_is_heard_although_a_clock_was_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file looks old to a clock that went forward; the next beat shows that it lives."""
+    monkeypatch.setattr(locks, "BEAT", 1.0)
+    path = write(tmp_path / "lock", (1, 1.0), host="node17", place="another-boot pid:[1]")
+    old = time.time() - 3600
+    os.utime(path, (old, old))
+    beat = threading.Timer(0.1, lambda: os.utime(path, (old + 1, old + 1)))
+    beat.start()
+    holder = Lock(path, "x").take()
+    beat.join()
+    assert holder is not None and holder.host == "node17"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system tells no start that clocks cannot change")
+@pytest.mark.parametrize("step", [10, -3600])
+def test_a_step_of_the_clock_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sleeper: subprocess.Popen[bytes], step: int
+) -> None:
+    path = write(tmp_path / "lock", (sleeper.pid, started(sleeper.pid)))
+    now, create_time = time.time, psutil.Process.create_time
+    monkeypatch.setattr("time.time", lambda: now() + step)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: create_time(self) + step)
+    assert Lock(path, "x").take() is not None
+
+
+def test_processes_that_a_system_hides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some clusters show each account its own processes only."""
+    path = write(tmp_path / "lock", (4_000_000, 1.0))
+    monkeypatch.setattr(locks, "_is_hidden", lambda pid: pid == 4_000_000)
+    assert Lock(path, "x").take() is not None
     silent = time.time() - SILENCE - 1
     os.utime(path, (silent, silent))
     lock = Lock(path, "x")
-    assert lock.take() is None and lock.left_behind is not None and lock.left_behind.host == "node17"
+    assert lock.take() is None
     lock.release()
 
 

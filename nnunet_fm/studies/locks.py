@@ -1,8 +1,8 @@
 """Lock files that say which processes hold them: what nobody holds any more is taken, what lives is waited for.
 
-A lock is a JSON file with a host and processes, each with its start: a number alone may have gone to another process
-since. On its own host a lock counts as long as one of its processes lives; of another host only the file's age can be
-seen, which the holder keeps young.
+A lock is a JSON file with a place and processes, each with its start: a number alone may have gone to another process
+since. In its own place (`this_place`) a lock counts as long as one of its processes lives; elsewhere only the age of
+the file can be seen, which the holder keeps young. Starts count from that of the machine, because its clock may be set.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,10 +26,12 @@ from nnunet_fm.replacing import write_text
 
 BEAT = 20.0
 """Seconds between two touches of a held lock's file."""
+WATCH = 1.5
+"""Beats that a lock of another place is watched before it counts as left behind."""
 SILENCE = 300.0
-"""Seconds without a touch after which a lock of another host counts as left behind."""
-SAME_START = 5.0
-"""Seconds by which two statements of a process's start may differ: clocks are set."""
+"""Seconds without a touch after which a lock of another place may be left behind."""
+SAME_START = 0.05
+"""Seconds by which two statements of a process's start may differ, for rounding."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,15 @@ class Holder:
     """Who holds a lock.
 
     Attributes:
-        host: name of the machine.
-        processes: number and start (s since 1970) of each process; the lock is held as long as one of them lives.
+        host: name of the machine, for people.
+        place: of the processes, see `this_place`; empty in files of older versions.
+        processes: number and start (s, see `start_of`) of each process; the lock is held as long as one of them lives.
         what: for people.
         age: seconds since the holder touched the file.
     """
 
     host: str
+    place: str
     processes: tuple[tuple[int, float], ...]
     what: str
     age: float
@@ -50,21 +55,33 @@ class Holder:
     @property
     def alive(self) -> bool:
         """Whether a process that holds the lock may still be running."""
-        if self.host != socket.gethostname():
-            return self.age < SILENCE
-        return any(is_running(pid, started) for pid, started in self.processes)
+        if not self.is_here:
+            return self.is_young
+        if any(is_running(*process) for process in self.processes):
+            return True
+        return self.is_young and any(_is_hidden(pid) for pid, _ in self.processes)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the processes can be seen from this one."""
+        return self.place == this_place()
+
+    @property
+    def is_young(self) -> bool:
+        """Whether the file was touched just now; a time to come says as little as one long past."""
+        return abs(self.age) < SILENCE
 
     @property
     def abandoned(self) -> int | None:
-        """Number of a process that lives on this host, while the one that took the lock is gone; None otherwise."""
-        if self.host != socket.gethostname() or not self.processes or is_running(*self.processes[0]):
+        """Number of a process that lives here, while the one that took the lock is gone; None otherwise."""
+        if not self.is_here or not self.processes or is_running(*self.processes[0]):
             return None
         return next((pid for pid, started in self.processes[1:] if is_running(pid, started)), None)
 
     @property
     def pid(self) -> int:
         """The first of the processes that live, or of all."""
-        living = [pid for pid, started in self.processes if is_running(pid, started)]
+        living = [pid for pid, started in self.processes if self.is_here and is_running(pid, started)]
         return (living or [pid for pid, _ in self.processes] or [0])[0]
 
     def __str__(self) -> str:
@@ -73,13 +90,47 @@ class Holder:
 
 def is_running(pid: int, started: float) -> bool:
     """Whether the process of this number is the one that started then, and has not ended."""
+    found = start_of(pid)
+    return found is not None and abs(found - started) < SAME_START
+
+
+def start_of(pid: int) -> float | None:
+    """When a process that lives started, in s: since the machine's start where that is known (Linux), else since 1970.
+
+    None for a process that has ended, also where its parent has not asked for its exit code.
+    """
+    try:
+        # The name, in parentheses, may hold anything; the state is the first field after it, the start the twentieth.
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return None if state in "ZX" else int(fields[18]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        pass
     try:
         process = psutil.Process(pid)
-        return abs(process.create_time() - started) < SAME_START and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+    except psutil.Error:
+        return None
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is a process of this number of which the system tells nothing, as it belongs to another account."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not os.access(f"/proc/{pid}/stat", os.R_OK)
+    except OSError:
         return False
-    except psutil.AccessDenied:
-        return True
+    return False
+
+
+@cache
+def this_place() -> str:
+    """What tells a machine since its start, and a container on it, from others: there, a number means one process."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
 
 
 def read_holder(path: Path) -> Holder | None:
@@ -88,9 +139,29 @@ def read_holder(path: Path) -> Holder | None:
         age = time.time() - path.stat().st_mtime
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         processes = tuple((int(pid), float(started)) for pid, started in content["processes"])
-        return Holder(content["host"], processes, content["what"], age)
+        return Holder(content["host"], content.get("place", ""), processes, content["what"], age)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _is_touched(path: Path, holder: Holder) -> bool:
+    """Whether a holder elsewhere, who looks silent, touches the file: this clock, or that of the disk, may be set."""
+
+    def time_of_change() -> int:
+        try:
+            with path.open("rb") as file:  # opened, because network file systems remember times of others for a while
+                return os.fstat(file.fileno()).st_mtime_ns
+        except OSError:  # the holder has let go
+            return 0
+
+    if holder.is_here:
+        return False
+    before, until = time_of_change(), time.monotonic() + WATCH * BEAT
+    while time.monotonic() < until:
+        time.sleep(BEAT / 20)
+        if time_of_change() not in (before, 0):
+            return True
+    return False
 
 
 class Lock:
@@ -114,10 +185,10 @@ class Lock:
         # Looking and writing are one step for everybody who asks.
         with FileLock(str(self.path) + ".guard"):
             holder = read_holder(self.path)
-            if holder is not None and holder.alive:
+            if holder is not None and (holder.alive or _is_touched(self.path, holder)):
                 return holder
             self.left_behind = holder
-            self._processes = [(os.getpid(), psutil.Process().create_time())]
+            self._processes = [(os.getpid(), start_of(os.getpid()) or 0.0)]
             self._write()
         self._released.clear()
         threading.Thread(target=self._beat, daemon=True).start()
@@ -134,11 +205,10 @@ class Lock:
 
     def add(self, pid: int) -> None:
         """Name a further process: the lock outlives this one as long as that one runs."""
-        try:
-            self._processes.append((pid, psutil.Process(pid).create_time()))
-        except psutil.NoSuchProcess:  # it has ended already
-            return
-        self._write()
+        started = start_of(pid)
+        if started is not None:  # else it has ended already
+            self._processes.append((pid, started))
+            self._write()
 
     def release(self) -> None:
         """Let go."""
@@ -146,7 +216,12 @@ class Lock:
         self.path.unlink(missing_ok=True)
 
     def _write(self) -> None:
-        content = {"host": socket.gethostname(), "processes": self._processes, "what": self.what}
+        content = {
+            "host": socket.gethostname(),
+            "place": this_place(),
+            "processes": self._processes,
+            "what": self.what,
+        }
         write_text(self.path, json.dumps(content))
 
     def _beat(self) -> None:
