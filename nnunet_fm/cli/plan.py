@@ -129,14 +129,13 @@ def plan(
         )  # fmt: skip
         return
 
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
     from nnunet_fm.models.card import read_mirror
     from nnunet_fm.models.names import PLANNER_PREFIX, VARIANTS
     from nnunet_fm.plans.planner import Options, planner_class
-    from nnunet_fm.plans.raw import check_cases, read_dataset_json
+    from nnunet_fm.plans.raw import check_cases, extract_fingerprint, read_dataset_json
     from nnunet_fm.plans.slices import AXES, PLANES
 
     if variant not in ("mission", *VARIANTS):
@@ -180,8 +179,7 @@ def plan(
         folder = Path(nnUNet_preprocessed, dataset_name)
         check_cases(Path(nnUNet_raw, dataset_name), read_dataset_json(Path(nnUNet_raw, dataset_name)))
         if not (folder / "dataset_fingerprint.json").is_file():
-            number = int(dataset_name[len("Dataset") :].split("_")[0])
-            extract_fingerprint_dataset(number, num_processes=processes)
+            extract_fingerprint(dataset_name, processes)
         plans = planner(dataset_name, gpu_memory_target or 8.0, plans_name=name, options=options).plan_experiment()
     if as_json:
         print(json.dumps({"path": str(folder / f"{plans['plans_name']}.json"), "plans": plans}))

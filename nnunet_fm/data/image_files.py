@@ -60,6 +60,20 @@ def find_images(folder: Path, file_ending: str, *, numbered: bool = True) -> Ima
     return ImageFiles(dict(sorted(found.cases.items())), found.left_out)
 
 
+def find_label_maps(folder: Path, file_ending: str) -> ImageFiles:
+    """List the label maps ``<case><ending>`` of a folder; an absent folder has none."""
+    found = ImageFiles()
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith("."):
+            continue
+        case = path.name.removesuffix(file_ending) if path.name.endswith(file_ending) else None
+        if reason := _fault(path, case, None, file_ending, numbered=False):
+            found.left_out[shown(path.name)] = reason
+        elif case:
+            found.cases[case] = [path]
+    return found
+
+
 def case_name(file_name: str, file_ending: str) -> str:
     """Name of the case that an image file belongs to, without the number of its channel and the ending."""
     return re.sub(r"_\d{4}$", "", file_name.removesuffix(file_ending))

@@ -133,7 +133,7 @@ def _find_plans(dataset: str) -> list[Plan]:
         folder = Path(nnUNet_preprocessed) / maybe_convert_to_dataset_name(dataset)
     except (RuntimeError, ValueError) as error:
         raise ShortFormError(str(error).split(". ")[0]) from None  # nnU-Net goes on for many lines
-    files = sorted(path for path in folder.glob("*.json") if path.name not in NOT_PLANS)
+    files = sorted(path for path in folder.glob("[!.]*.json") if path.name not in NOT_PLANS)
     return [plan for plan in map(Plan.read, files) if plan is not None]
 
 

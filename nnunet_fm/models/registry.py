@@ -87,7 +87,7 @@ def cards() -> dict[str, ModelCard]:
     for number, folder in enumerate(folders):
         stems = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
         for stem in stems:
-            if stem.startswith("_"):
+            if stem.startswith(("_", ".")):
                 continue
             if stem in found:
                 raise CardError(f"{CARDS_VARIABLE} holds {stem}.yaml, the name of a model of nnunet-fm: rename yours")

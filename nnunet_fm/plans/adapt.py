@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
@@ -35,7 +34,7 @@ from nnunet_fm.plans.intensity import channel_names
 from nnunet_fm.plans.mirroring import Data, choose_mirroring
 from nnunet_fm.plans.orientation import dataset_orientations
 from nnunet_fm.plans.preprocessor import data_identifier
-from nnunet_fm.plans.raw import training_cases
+from nnunet_fm.plans.raw import extract_fingerprint, training_cases
 from nnunet_fm.plans.slices import converter_slice_axis, count_slices, on_dataset
 from nnunet_fm.plans.source import Source, read_source
 
@@ -100,7 +99,7 @@ class _Target:
         """nnU-Net's fingerprint, extracted if there is none yet."""
         file = Path(nnUNet_preprocessed, self.name, "dataset_fingerprint.json")
         if not file.is_file():
-            extract_fingerprint_dataset(int(self.name[len("Dataset") :].split("_")[0]), num_processes=processes)
+            extract_fingerprint(self.name, processes)
         return json.loads(file.read_text(encoding="utf-8"))
 
 

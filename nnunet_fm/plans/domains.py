@@ -100,7 +100,7 @@ def preprocessed_cases(
     check_domains(plans["dataset_name"], dataset_json, [dataset])
     base = Path(nnUNet_preprocessed, dataset)
     folder = base / data_identifier
-    cases = sorted(file.stem for file in folder.glob("*.pkl")) if folder.is_dir() else []
+    cases = sorted(file.stem for file in folder.glob("[!.]*.pkl")) if folder.is_dir() else []
     if not cases:
         if not (base / f"{plans_for(plans)}.json").is_file():
             write_plans_for(plans, [dataset])

@@ -33,7 +33,7 @@ from nnunet_fm.plans.intensity import channel_names, normalization
 from nnunet_fm.plans.mirroring import NAMES, Data, choose_mirroring
 from nnunet_fm.plans.orientation import dataset_orientations, orientation_warning
 from nnunet_fm.plans.preprocessor import data_identifier
-from nnunet_fm.plans.raw import check_cases, read_dataset_json
+from nnunet_fm.plans.raw import check_cases, read_dataset_json, training_cases
 from nnunet_fm.plans.slices import converter_slice_axis, count_slices, on_dataset, slice_axis
 from nnunet_fm.weights.cache import find, sha256
 
@@ -107,7 +107,9 @@ class FMPlanner(ExperimentPlanner):
         options: Options | None = None,
     ) -> None:
         raw = Path(nnUNet_raw, maybe_convert_to_dataset_name(dataset_name_or_id))
-        check_cases(raw, read_dataset_json(raw))
+        dataset_json = read_dataset_json(raw)
+        for warning in check_cases(raw, dataset_json):
+            print(f"WARNING: {warning}")
         super().__init__(
             dataset_name_or_id,
             gpu_memory_target_in_gb,
@@ -116,6 +118,7 @@ class FMPlanner(ExperimentPlanner):
             list(overwrite_target_spacing) if overwrite_target_spacing is not None else None,
             suppress_transpose,
         )
+        self.dataset = training_cases(raw, dataset_json)  # nnU-Net's own listing takes hidden files for cases
         # The stock command always passes DefaultPreprocessor, so only another name can be a user's wish.
         if preprocessor_name not in ("DefaultPreprocessor", "FMPreprocessor"):
             raise PlanError(f"plans of nnunet-fm use FMPreprocessor (or --portable), not '{preprocessor_name}'")

@@ -121,7 +121,7 @@ def _is_current_without_labels(
     """True for a folder of an older version, whose stamp lacks the labels, if its cases have the present classes."""
     if not is_current(folder, {name: value for name, value in stamp.items() if name != "labels"}):
         return False
-    case = next(folder.glob("*.pkl"), None)
+    case = next(folder.glob("[!.]*.pkl"), None)
     if case is None:
         return False
     properties = pickle.loads(case.read_bytes())
@@ -153,7 +153,8 @@ class FMPreprocessor(CasePreprocessor):
         _check_identifier(plans, configuration_name, identifier)
         folder = base / identifier
         dataset_json = read_dataset_json(raw)
-        check_cases(raw, dataset_json)
+        for warning in check_cases(raw, dataset_json):
+            print(f"WARNING: {warning}")
         dataset = training_cases(raw, dataset_json)
         _keep_labels(raw / "dataset.json", base / "dataset.json", dataset_json)
         with lock(folder):

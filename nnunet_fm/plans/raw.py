@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunet_fm.data.image_files import find_images, shown
 from nnunet_fm.foreign import ForeignFileError, read_object
 from nnunet_fm.models.plan_key import PlanError
+from nnunet_fm.plans.pairs import check_pairs
 
 SHOWN = 3
 """Number of offenders that a message names."""
@@ -38,18 +41,21 @@ def read_dataset_json(raw_folder: Path) -> dict[str, Any]:
     return content
 
 
-def check_cases(raw_folder: Path, dataset_json: Mapping[str, Any]) -> None:
+def check_cases(raw_folder: Path, dataset_json: Mapping[str, Any]) -> list[str]:
     """Look whether each training case has its images and its label map; no file is opened.
 
+    Returns:
+        Warnings: images and label maps that no case takes.
+
     Raises:
-        PlanError: naming the cases that have not.
+        PlanError: naming the cases that have not, or for another number of cases than ``numTraining``.
     """
     ending = dataset_json["file_ending"]
     if "dataset" not in dataset_json and not (raw_folder / "imagesTr").is_dir():
         raise PlanError(f"{raw_folder} has no folder imagesTr")
     cases = training_cases(raw_folder, dataset_json)
     if not cases:
-        there = _listed(sorted(file.name for file in (raw_folder / "imagesTr").iterdir())) or "nothing"
+        there = _listed(sorted(map(shown, os.listdir(raw_folder / "imagesTr")))) or "nothing"
         raise PlanError(
             f"{raw_folder / 'imagesTr'} holds no images named <case>_0000{ending}, the file_ending of dataset.json; it "
             f"holds {there}"
@@ -60,12 +66,12 @@ def check_cases(raw_folder: Path, dataset_json: Mapping[str, Any]) -> None:
     if several and not (inside and _channels_in(next(iter(cases.values()))["images"][0], dataset_json) == channels):
         counts = _listed([f"{name} has {len(files['images'])}" for name, files in several.items()])
         raise PlanError(f"{raw_folder}: dataset.json has {channels} channels, but {counts}")
-    unlabelled = [Path(files["label"]).name for files in cases.values() if not Path(files["label"]).is_file()]
-    if unlabelled:
-        raise PlanError(
-            f"{raw_folder / 'labelsTr'} lacks the label maps of {len(unlabelled)} of {len(cases)} cases: "
-            f"{_listed(unlabelled)}. Add them, or take those images out of imagesTr"
-        )
+    absent = [
+        str(file) for files in cases.values() for file in (*files["images"], files["label"]) if not Path(file).is_file()
+    ]
+    if absent and "dataset" in dataset_json:
+        raise PlanError(f"{raw_folder / 'dataset.json'} lists files that are not there: {_listed(absent)}")
+    return check_pairs(raw_folder, dataset_json)
 
 
 def _channels_in(file: str, dataset_json: Mapping[str, Any]) -> int | None:
@@ -116,7 +122,7 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def training_cases(raw_folder: str | Path, dataset_json: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Case -> ``{"images": [a file for each channel], "label": file}``, as nnU-Net's own listing gives it.
+    """Case -> ``{"images": [a file for each channel], "label": file}``, as nnU-Net lists them, without hidden files.
 
     Args:
         raw_folder: the dataset's folder in ``nnUNet_raw``.
@@ -126,12 +132,14 @@ def training_cases(raw_folder: str | Path, dataset_json: Mapping[str, Any]) -> d
         listed: dict[str, dict[str, Any]] = get_filenames_of_train_images_and_targets(str(raw_folder), dataset_json)
         return listed
     ending = dataset_json["file_ending"]
-    images, labels = Path(raw_folder, "imagesTr"), Path(raw_folder, "labelsTr")
-    channel = re.compile(rf"(.*)_\d{{4}}{re.escape(ending)}")
-    cases: dict[str, dict[str, Any]] = {}
-    for name in sorted(file.name for file in images.iterdir() if file.is_file()):
-        found = channel.fullmatch(name)
-        if found:
-            case = cases.setdefault(found[1], {"images": [], "label": str(labels / f"{found[1]}{ending}")})
-            case["images"].append(str(images / name))
-    return dict(sorted(cases.items()))
+    return {
+        case: {"images": [str(file) for file in files], "label": str(Path(raw_folder, "labelsTr", f"{case}{ending}"))}
+        for case, files in find_images(Path(raw_folder, "imagesTr"), ending).cases.items()
+    }
+
+
+def extract_fingerprint(dataset_name: str, processes: int) -> None:
+    """Write nnU-Net's fingerprint of a raw dataset from the cases that `training_cases` lists."""
+    extractor = DatasetFingerprintExtractor(dataset_name, processes, verbose=True)
+    extractor.dataset = training_cases(extractor.input_folder, extractor.dataset_json)
+    extractor.run(overwrite_existing=True)

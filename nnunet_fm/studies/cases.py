@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,9 @@ def read_splits(preprocessed: Path, raw: Path, cases: list[str]) -> list[Mapping
 
 
 def label_names(folder: Path, ending: str) -> set[str]:
-    """Cases of a folder of label maps; none if it does not exist."""
-    files = folder.iterdir() if folder.is_dir() else ()
-    return {file.name[: -len(ending)] for file in files if file.name.endswith(ending)}
+    """Cases of a folder of label maps; none if it does not exist. Hidden files do not count."""
+    files = folder.glob(f"[!.]*{escape(ending)}") if folder.is_dir() else ()
+    return {file.name[: -len(ending)] for file in files}
 
 
 def image_names(folder: Path, ending: str) -> set[str]:

@@ -90,7 +90,7 @@ def _stock_data(place: Workplace, identifier: str) -> tuple[Path | None, Path]:
     raw = place.raw(dataset)
     ending = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
     cases = image_names(raw / "imagesTr", ending)
-    there = {file.stem for file in folder.glob("*.pkl")} if folder.is_dir() else set()
+    there = {file.stem for file in folder.glob("[!.]*.pkl")} if folder.is_dir() else set()
     if cases and cases <= there and not unfinished.exists():
         print(f"{len(cases)} preprocessed cases in {folder} are kept.", flush=True)
         return None, unfinished

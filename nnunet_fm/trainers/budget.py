@@ -14,6 +14,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from batchgenerators.utilities.file_and_folder_operations import save_json
+from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_trainer_module
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -24,6 +25,7 @@ from nnunet_fm.data.sharing import NOT_WRITABLE, label_settings, lease, read_sta
 from nnunet_fm.evaluation.record import End, Overlap
 from nnunet_fm.limits import threads
 from nnunet_fm.models.plan_key import PlanError
+from nnunet_fm.plans.pairs import check_count, check_images
 from nnunet_fm.trainers.finite import LEFT_OUT, check_weights, stop
 from nnunet_fm.trainers.fold_lock import check_free, training_in
 from nnunet_fm.trainers.loading import ProcessLoader, ThisProcessLoader
@@ -118,8 +120,8 @@ class BudgetTrainer(nnUNetTrainer):
 
         Raises:
             FolderBusyError: if another process trains in the fold's folder, before anything is built.
-            PlanError: for a batch that several processes cannot share, and for preprocessed data that are missing or
-                of other labels, likewise.
+            PlanError: for a batch that several processes cannot share, and for preprocessed data that are missing, of
+                other labels or of fewer cases than ``numTraining``, likewise.
         """
         if self.local_rank == 0:
             check_free(Path(self.output_folder))
@@ -135,10 +137,18 @@ class BudgetTrainer(nnUNetTrainer):
                 f"the labels of dataset.json have changed since {self.preprocessed_dataset_folder} was preprocessed: "
                 f"run `{self._preprocess_again}`"
             )
+        if not self._restoring:
+            self._check_raw_images()
         seed_everything(self.budget.seed + self.local_rank)
         if self.device.type == "cpu":  # nnU-Net takes a thread for each core of the machine
             torch.set_num_threads(min(torch.get_num_threads(), threads()))
         super().initialize()
+
+    def _check_raw_images(self) -> None:
+        """Compare raw label maps with raw images, where both are there: nnU-Net's preprocessing only reads the images."""
+        raw = Path(nnUNet_raw, self.plans_manager.dataset_name) if nnUNet_raw.is_set() else None
+        if raw is not None and "dataset" not in self.dataset_json:
+            check_images(raw, self.dataset_json["file_ending"])
 
     @property
     def _preprocess_again(self) -> str:
@@ -161,7 +171,10 @@ class BudgetTrainer(nnUNetTrainer):
         """nnU-Net's training and validation cases, the former restricted to ``train_cases``."""
         folder, base = Path(self.preprocessed_dataset_folder), Path(self.preprocessed_dataset_folder_base)
         dataset = self.dataset_class or infer_dataset_class(str(folder))
-        check_split(base / "splits_final.json", dataset.get_identifiers(str(folder)), folder, self._preprocess_again)
+        cases = dataset.get_identifiers(str(folder))
+        check_split(base / "splits_final.json", cases, folder, self._preprocess_again)
+        if not self._restoring:
+            check_count(self.dataset_json, cases, str(folder), f", and run `{self._preprocess_again}`")
         with mock.patch.object(nnunet_trainer_module, "save_json", self._save_if_writable):
             training, validation = super().do_split()
         wanted = self.budget.train_cases

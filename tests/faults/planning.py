@@ -159,6 +159,16 @@ def a_case_without_labels(at: Bench) -> Outcome:
     return dataset_json(at, lambda file: (file.parent / "labelsTr" / "case_01.nii.gz").unlink())
 
 
+@fault(STAGE, "A label map has no image.")
+def a_label_map_without_an_image(at: Bench) -> Outcome:
+    return dataset_json(at, lambda file: (file.parent / "imagesTr" / "case_01_0000.nii.gz").unlink())
+
+
+@fault(STAGE, "dataset.json says another number of training cases than there are.")
+def a_wrong_number_of_cases(at: Bench) -> Outcome:
+    return dataset_json(at, lambda file: change_json(file, numTraining=3))
+
+
 @fault(STAGE, "A training case lacks its second channel.")
 def a_training_case_without_a_channel(at: Bench) -> Outcome:
     return dataset_json(at, lambda file: change_json(file, channel_names={"0": "CT", "1": "PET"}))

@@ -24,7 +24,7 @@ from nnunet_fm.weights.files import CheckpointError, WeightsFileError, read_trai
 from tests.convert_tester import snapshot
 from tests.faults.planning import planned
 from tests.faults.planning import train as build
-from tests.faults.registry import Bench, Outcome, cut_in_half, fault
+from tests.faults.registry import Bench, Outcome, change_json, cut_in_half, fault
 from tests.tiny_models import write_model
 
 STAGE = "Training"
@@ -46,7 +46,8 @@ def prepare(
     folder = at.preprocessed / "Dataset501_Blobs" / plans["configurations"]["3d_fullres"]["data_identifier"]
     folder.mkdir(parents=True)
     (folder.parent / "Tiny.json").write_text(json.dumps(plans))
-    (folder.parent / "dataset.json").write_text((at.root / "template" / "dataset.json").read_text())
+    about = json.loads((at.root / "template" / "dataset.json").read_text())
+    (folder.parent / "dataset.json").write_text(json.dumps(about | {"numTraining": len(CASES)}))
     (folder.parent / "dataset_fingerprint.json").write_text("{}")
     rng = np.random.default_rng(0)
     for case in CASES:
@@ -346,6 +347,23 @@ def a_preprocessed_case_that_vanished(at: Bench) -> Outcome:
     (folder / "case_02_seg.b2nd").unlink()
     message = at.raises(PlanError, lambda: trainer().run_training())
     return Outcome("refused before the first iteration", "all checkpoints", message)
+
+
+@fault(STAGE, "dataset.json says more training cases than were preprocessed.")
+def fewer_cases_than_dataset_json_says(at: Bench) -> Outcome:
+    folder = prepare(at)
+    change_json(folder.parent / "dataset.json", numTraining=7)
+    message = at.raises(PlanError, lambda: trainer().run_training())
+    return Outcome("refused before the first iteration", "data and plan", message)
+
+
+@fault(STAGE, "A label map has no image, and stock preprocessing has left it out.")
+def a_label_map_that_was_not_preprocessed(at: Bench) -> Outcome:
+    prepare(at)
+    raw = at.dataset()
+    (raw / "imagesTr" / "case_01_0000.nii.gz").unlink()
+    message = at.raises(PlanError, lambda: trainer().run_training())
+    return Outcome("refused before anything is built", "data and plan", message)
 
 
 @fault(STAGE, "Plans are trained that were not preprocessed.")

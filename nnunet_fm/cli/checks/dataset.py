@@ -119,7 +119,7 @@ def _headers(raw: Path, ending: str, tell: Callable[[str], None]) -> dict[str, G
     """Grids of all images whose header SimpleITK reads, by their first channel; none of images without a third axis."""
     import SimpleITK as sitk
 
-    files = sorted(file for part in ("imagesTr", "imagesTs") for file in (raw / part).glob(f"*_0000{ending}"))
+    files = sorted(file for part in ("imagesTr", "imagesTs") for file in (raw / part).glob(f"[!.]*_0000{ending}"))
     found: dict[str, Grid] = {}
     for number, file in enumerate(files):
         tell(f"reading headers, {number + 1} of {len(files)}")
@@ -156,7 +156,7 @@ def _outputs(labels: Mapping[str, Any]) -> int:
 
 
 def _planned(preprocessed: Path | None, configuration: str | None, plans: str | None) -> Planned | None:
-    files = {file.stem: file for file in preprocessed.glob("*Plans*.json")} if preprocessed else {}
+    files = {file.stem: file for file in preprocessed.glob("[!.]*Plans*.json")} if preprocessed else {}
     if not files and plans is None and configuration is None:
         return None
     if plans is not None and plans not in files:

@@ -63,7 +63,7 @@ def shim_folder() -> Path:
 
 def not_portable(hook_is_alive: bool) -> Iterator[Check]:
     """Plans and trained folders that name a class of ours, which nnU-Net finds through the hook only."""
-    places = (("plans", "nnUNet_preprocessed", "*/*.json"), ("trained", "nnUNet_results", "*/*__*__*/plans.json"))
+    places = (("plans", "nnUNet_preprocessed", "*/[!.]*.json"), ("trained", "nnUNet_results", "*/*__*__*/plans.json"))
     for what, variable, pattern in places:
         folder = os.environ.get(variable)
         for file in sorted(Path(folder).glob(pattern)) if folder else ():
