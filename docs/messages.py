@@ -27,6 +27,7 @@ PARTS = {
     "studies": "Studies",
     "cli": "Flags",
     "hook": "The hook",
+    "dataset_names": "Datasets by number",
     "foreign": "Foreign files",
     "late_imports": "Start-up",
     "replacing": "Files that are replaced",

@@ -266,7 +266,7 @@ def test_sources_that_cannot_be_adapted(raw: Path, tmp_path: Path) -> None:
 
 def test_targets_that_are_not_there(raw: Path) -> None:
     folder = train("FMPlanner_dinov2_s_linear")
-    with pytest.raises(PlanError, match="--target: Could not find a dataset with the ID 799"):
+    with pytest.raises(PlanError, match="--target: there is no dataset 799"):
         plan_adaptation(folder, 799, AdaptOptions("entropymin"))
     for image in (raw / "Dataset802_Zïel" / "imagesTr").iterdir():
         image.unlink()

@@ -399,7 +399,7 @@ def test_without_images_the_fingerprint_counts(dataset: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("42", None, None), "no dataset '42'"),
+        (("42", None, None), "there is no dataset 42"),
         (("690", "3d_lowres", None), "no configuration '3d_lowres', only 2d, 3d_fullres, 3d_cascade_fullres"),
         (("690", None, "FMPlans"), "no plans 'FMPlans', only nnUNetPlans"),
     ],

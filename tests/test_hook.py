@@ -536,8 +536,8 @@ def test_only_a_possible_short_form_is_looked_at(arguments, possible) -> None:
     [
         (["501", "fm_trainer", "0", "-tr", "nnUNetTrainer"], "-tr nnUNetTrainer is given as well"),
         (["501", "fm_trainer_stunt_b", "0"], "fm_trainer_stunet_b"),
-        (["502", "fm_trainer", "0"], "Could not find a dataset with the ID 502"),
-        (["aorta", "fm_trainer", "0"], "did not start with 'Dataset'"),
+        (["502", "fm_trainer", "0"], "there is no dataset 502"),
+        (["aorta", "fm_trainer", "0"], "'aorta' is neither the number of a dataset nor its name"),
     ],
 )
 def test_bad_usage_exits_with_code_two(dataset, monkeypatch, capsys, arguments, message) -> None:

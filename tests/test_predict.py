@@ -524,7 +524,7 @@ def test_the_command_finds_the_model_and_prints_times(
     code, _, err = command(*base, "-d", "710", "-c", "2d")
     assert code == 1 and "trained models there: -tr nnUNetTrainer -p nnUNetPlans -c 3d_fullres" in err
     code, _, err = command(*base, "-d", "711", "-c", "2d")
-    assert code == 1 and "Could not find a dataset with the ID 711" in err
+    assert code == 1 and "there is no dataset 711" in err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from nnunet_fm.adapters import ADAPTERS
+from nnunet_fm.dataset_names import find_datasets
 from nnunet_fm.heads import HEADS
 
 
@@ -42,11 +43,9 @@ def complete_converters(incomplete: str) -> list[str]:
 
 def complete_datasets(incomplete: str) -> list[str]:
     """IDs, or names where a name was begun, of what is in nnU-Net's three folders."""
-    names = {path.name for folder in ("raw", "preprocessed", "results") for path in _children(f"nnUNet_{folder}")}
-    datasets = [name for name in names if name.startswith("Dataset")]
-    if not incomplete.startswith("D"):
-        datasets = [number.lstrip("0") for name in datasets if (number := name[len("Dataset") :].split("_")[0])]
-    return _begin(incomplete, datasets)
+    found = find_datasets()
+    named = incomplete.startswith("D")
+    return _begin(incomplete, (name for names in found.values() for name in names) if named else map(str, found))
 
 
 def complete_trainers(incomplete: str) -> list[str]:

@@ -88,7 +88,7 @@ def _all(
 
     ``tell`` is told what is being looked at.
     """
-    from nnunet_fm.cli.checks.folders import folders
+    from nnunet_fm.cli.checks.folders import datasets, folders
     from nnunet_fm.cli.checks.hook import hook, not_portable
     from nnunet_fm.cli.checks.leftovers import left_behind
     from nnunet_fm.cli.checks.machine import main_memory, processor, shared_memory
@@ -98,6 +98,7 @@ def _all(
     yield from commands()
     tell("folders")
     yield from folders()
+    yield from datasets()
     yield from left_behind()
     yield from main_memory()
     tell("asking nnU-Net for a class of this package")

@@ -130,8 +130,8 @@ def plan(
         return
 
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
+    from nnunet_fm.dataset_names import dataset_name
     from nnunet_fm.models.card import read_mirror
     from nnunet_fm.models.names import PLANNER_PREFIX, VARIANTS
     from nnunet_fm.plans.planner import Options, planner_class
@@ -175,12 +175,12 @@ def plan(
         force=force,
     )
     with results_only(as_json=as_json, quiet=quiet):
-        dataset_name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
-        folder = Path(nnUNet_preprocessed, dataset_name)
-        check_cases(Path(nnUNet_raw, dataset_name), read_dataset_json(Path(nnUNet_raw, dataset_name)))
+        named = dataset_name(dataset)
+        folder = Path(nnUNet_preprocessed, named)
+        check_cases(Path(nnUNet_raw, named), read_dataset_json(Path(nnUNet_raw, named)))
         if not (folder / "dataset_fingerprint.json").is_file():
-            extract_fingerprint(dataset_name, processes)
-        plans = planner(dataset_name, gpu_memory_target or 8.0, plans_name=name, options=options).plan_experiment()
+            extract_fingerprint(named, processes)
+        plans = planner(named, gpu_memory_target or 8.0, plans_name=name, options=options).plan_experiment()
     if as_json:
         print(json.dumps({"path": str(folder / f"{plans['plans_name']}.json"), "plans": plans}))
 
@@ -199,8 +199,7 @@ def _control(
     quiet: bool,
 ) -> None:
     """Write the plans of a control row; what is not given is as in stock nnU-Net."""
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-
+    from nnunet_fm.dataset_names import dataset_name
     from nnunet_fm.plans.stock import BASES, base_plans, write_stock_plans
 
     if control not in BASES:
@@ -212,7 +211,7 @@ def _control(
         legal = ", ".join(f"recipe.{field}=<whole number>" for field in CONTROL_FIELDS)
         raise typer.BadParameter(f"of stock nnU-Net only {legal} can be set", param_hint="--set")
     file = write_stock_plans(
-        maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset),
+        dataset_name(dataset),
         base_plans(control, gpu_memory_target),
         name,
         train_cases=train_cases,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from nnunet_fm.dataset_names import DatasetNameError, dataset_name, dataset_number
 from nnunet_fm.foreign import ForeignFileError, read_json
 from nnunet_fm.models.names import (
     PLANNER_PREFIX,
@@ -127,12 +128,11 @@ class Plan:
 def _find_plans(dataset: str) -> list[Plan]:
     """All plans of a dataset, sorted by name."""
     from nnunetv2.paths import nnUNet_preprocessed
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
     try:
-        folder = Path(nnUNet_preprocessed) / maybe_convert_to_dataset_name(dataset)
-    except (RuntimeError, ValueError) as error:
-        raise ShortFormError(str(error).split(". ")[0]) from None  # nnU-Net goes on for many lines
+        folder = Path(nnUNet_preprocessed) / dataset_name(dataset)
+    except (RuntimeError, DatasetNameError) as error:
+        raise ShortFormError(str(error)) from None
     files = sorted(path for path in folder.glob("[!.]*.json") if path.name not in NOT_PLANS)
     return [plan for plan in map(Plan.read, files) if plan is not None]
 
@@ -156,7 +156,7 @@ def _none_found(dataset: str, name: str, spec: Spec, chosen: str | None, plans: 
             f"dataset {dataset} has no plans that {name} can train; make them with: {MAKE[spec.method]}"
         )
     planner = plans_name(spec).replace(PLANS_PREFIX, PLANNER_PREFIX, 1) if spec.pinned else f"{PLANNER_PREFIX}_<model>"
-    number = dataset[len("Dataset") :].split("_")[0].lstrip("0") if dataset.startswith("Dataset") else dataset
+    number = dataset_number(dataset_name(dataset))
     command = f"nnUNetv2_plan_and_preprocess -d {number} -pl {planner}"
     return ShortFormError(f"dataset {dataset} has no plans that {name} can train; make them with: {command}")
 

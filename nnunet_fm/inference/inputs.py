@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from nnunet_fm.data.image_files import ImageFiles, case_name, find_images, left_out_words, shown
+from nnunet_fm.dataset_names import DatasetNameError, dataset_name
 from nnunet_fm.foreign import read_object
 from nnunet_fm.models.foreign_plans import read_plans
 from nnunet_fm.weights.files import read_trained
@@ -36,7 +37,6 @@ def find_model_folder(dataset: str, trainer: str, plans: str, configuration: str
         PredictionInputError: if there is none; the message lists those of the dataset.
     """
     from nnunetv2.paths import nnUNet_results
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
     if not nnUNet_results.is_set():
         raise PredictionInputError(
@@ -44,9 +44,9 @@ def find_model_folder(dataset: str, trainer: str, plans: str, configuration: str
             "with -m"
         )
     try:
-        name = maybe_convert_to_dataset_name(dataset)
-    except (RuntimeError, ValueError) as error:
-        raise PredictionInputError(str(error).split(". ")[0]) from None  # nnU-Net goes on for many lines
+        name = dataset_name(dataset)
+    except DatasetNameError as error:
+        raise PredictionInputError(str(error)) from None
     results = Path(nnUNet_results.get(), name)
     folder = results / f"{trainer}__{plans}__{configuration}"
     if folder.is_dir():

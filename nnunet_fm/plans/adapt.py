@@ -19,11 +19,11 @@ import numpy as np
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from pydantic import ValidationError
 
 from nnunet_fm.adaptation.trained_part import train_only
+from nnunet_fm.dataset_names import DatasetNameError, dataset_name, dataset_number
 from nnunet_fm.models.build import build_network
 from nnunet_fm.models.card import Recipe
 from nnunet_fm.models.names import PLANS_PREFIX, TRAINER_PREFIX
@@ -115,7 +115,7 @@ class Adapted:
     @property
     def commands(self) -> list[str]:
         """What follows: preprocessing, training, prediction."""
-        name, number = self.plans["plans_name"], int(self.plans["dataset_name"][len("Dataset") :].split("_")[0])
+        name, number = self.plans["plans_name"], dataset_number(self.plans["dataset_name"])
         return [
             f"nnUNetv2_preprocess -d {number} -plans_name {name} -c {self.configuration}",
             f"nnUNetv2_train {number} {self.configuration} 0 -tr {self.trainer} -p {name}",
@@ -154,9 +154,9 @@ def plan_adaptation(model_folder: Path, target: str | int, options: AdaptOptions
 def _find(target: str | int) -> _Target:
     """The dataset of this name or number in ``nnUNet_raw``, with training images."""
     try:
-        found = _Target(maybe_convert_to_dataset_name(target))
-    except (RuntimeError, ValueError) as error:
-        raise PlanError(f"--target: {str(error).split('. ')[0]}") from None  # nnU-Net goes on for many lines
+        found = _Target(dataset_name(target))
+    except DatasetNameError as error:
+        raise PlanError(f"--target: {error}") from None
     for needed in ("dataset.json", "imagesTr", "labelsTr"):
         if not (found.raw / needed).exists() and (needed == "dataset.json" or "dataset" not in found.dataset_json):
             raise PlanError(f"--target: {found.raw} has no {needed}")

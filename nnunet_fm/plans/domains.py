@@ -10,6 +10,7 @@ from typing import Any
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
+from nnunet_fm.dataset_names import dataset_number
 from nnunet_fm.models.plan_key import KEY, PlanError
 from nnunet_fm.plans.files import write_json
 from nnunet_fm.plans.intensity import channel_names
@@ -131,5 +132,5 @@ def _dataset_json(name: str) -> dict[str, Any]:
 
 
 def _command(dataset: str, plans: Mapping[str, Any], configuration: str) -> str:
-    number = int(dataset[len("Dataset") :].split("_")[0])
+    number = dataset_number(dataset)
     return f"nnUNetv2_preprocess -d {number} -plans_name {plans_for(plans)} -c {configuration}"

@@ -18,7 +18,7 @@ def check_pairs(raw_folder: Path, dataset_json: Mapping[str, Any]) -> list[str]:
 
     Args:
         raw_folder: of the dataset in ``nnUNet_raw``.
-        dataset_json: its ``dataset.json``; where it lists the files itself (``dataset``), the folders are not looked at.
+        dataset_json: its ``dataset.json``; where it lists the files (``dataset``), no folder is searched.
 
     Returns:
         Warnings: images and label maps that no case takes.

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from pydantic import ValidationError
 
+from nnunet_fm.dataset_names import dataset_name
 from nnunet_fm.heads import needs_official
 from nnunet_fm.models.build import Architecture, architecture, build_network, legal_patch
 from nnunet_fm.models.card import ModelCard, Recipe, Variant
@@ -106,7 +106,7 @@ class FMPlanner(ExperimentPlanner):
         suppress_transpose: bool = False,
         options: Options | None = None,
     ) -> None:
-        raw = Path(nnUNet_raw, maybe_convert_to_dataset_name(dataset_name_or_id))
+        raw = Path(nnUNet_raw, dataset_name(dataset_name_or_id))
         dataset_json = read_dataset_json(raw)
         for warning in check_cases(raw, dataset_json):
             print(f"WARNING: {warning}")
@@ -247,7 +247,7 @@ class FMPlanner(ExperimentPlanner):
             reasons=reasons,
             weights=self._weights(card, head, adapter, entry["arch_kwargs"]),
             train_cases=self.options.train_cases,
-            eval_datasets=[str(maybe_convert_to_dataset_name(d)) for d in self.options.eval_datasets],
+            eval_datasets=[dataset_name(d) for d in self.options.eval_datasets],
         ).model_dump()
         return plans
 

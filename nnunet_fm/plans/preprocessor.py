@@ -13,7 +13,6 @@ from typing import Any
 
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from rich.console import Console
 from rich.progress import track
@@ -28,6 +27,7 @@ from nnunet_fm.data.sharing import (
     raw_stamp,
     replace_folder,
 )
+from nnunet_fm.dataset_names import dataset_name
 from nnunet_fm.ending import end_with_parent
 from nnunet_fm.foreign import ForeignFileError, read_object
 from nnunet_fm.models.plan_key import PlanError
@@ -144,9 +144,8 @@ class FMPreprocessor(CasePreprocessor):
     def run(
         self, dataset_name_or_id: int | str, configuration_name: str, plans_identifier: str, num_processes: int
     ) -> None:
-        dataset_name = maybe_convert_to_dataset_name(dataset_name_or_id)
-        base = Path(nnUNet_preprocessed, dataset_name)
-        raw = Path(nnUNet_raw, dataset_name)
+        name = dataset_name(dataset_name_or_id)
+        base, raw = Path(nnUNet_preprocessed, name), Path(nnUNet_raw, name)
         plans = json.loads((base / f"{plans_identifier}.json").read_text(encoding="utf-8"))
         settings = preprocessing_settings(plans, configuration_name)
         identifier = PlansManager(plans).get_configuration(configuration_name).data_identifier

@@ -10,6 +10,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_fm.dataset_names import dataset_number
 from nnunet_fm.foreign import read_object
 from nnunet_fm.models.build import Architecture
 from nnunet_fm.models.foreign_plans import read_plans
@@ -57,7 +58,7 @@ class Source:
     @property
     def number(self) -> str:
         """Number of this dataset, three digits."""
-        return self.dataset[len("Dataset") :].split("_")[0]
+        return f"{dataset_number(self.dataset):03d}"
 
     @property
     def entry(self) -> dict[str, Any]:

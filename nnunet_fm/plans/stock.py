@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed
 
+from nnunet_fm.dataset_names import dataset_number
 from nnunet_fm.models.plan_key import KEY, STOCK_KEY, PlanError, StockKey
 from nnunet_fm.plans.files import save_plans
 
@@ -71,7 +72,7 @@ def write_stock_plans(
     """
     file = Path(nnUNet_preprocessed, dataset_name, f"{base}.json")
     if not file.is_file():
-        number = int(dataset_name[len("Dataset") :].split("_")[0])
+        number = dataset_number(dataset_name)
         default, _, target = base.removesuffix("GB").partition("_") if base.endswith("GB") else (base, "", "")
         planner = f" -pl {PLANNERS[default]}" if PLANNERS.get(default) else ""
         if target:

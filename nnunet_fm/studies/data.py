@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.dataset_names import dataset_number
 from nnunet_fm.studies.cases import FOLDS, image_names, label_names, read_splits
 from nnunet_fm.studies.marks import read_json, write_json
 from nnunet_fm.studies.process import StepError
@@ -17,7 +18,7 @@ def plan(place: Workplace) -> None:
     """Write a plan, and what it needs: the dataset's fingerprint, nnU-Net's own plan under a control's, the split."""
     what, dataset = place.what, place.what["dataset"]
     preprocessed = place.preprocessed(dataset)
-    number = int(dataset[len("Dataset") :].split("_")[0])
+    number = dataset_number(dataset)
     place.variables["nnUNet_n_proc_DA"] = "1"  # nnU-Net's planner sets its threads by this number, and 0 are refused
     if not (preprocessed / "dataset_fingerprint.json").is_file():
         place.run("nnUNetv2_extract_fingerprint", "-d", number, "-np", place.threads)
@@ -48,7 +49,7 @@ def preprocess(place: Workplace) -> None:
     for name in what["plans"]:
         entry = _configuration(place.preprocessed(dataset) / f"{name}.json", configuration)
         kinds.setdefault(entry["data_identifier"], (name, entry["preprocessor_name"] == "FMPreprocessor"))
-    number = int(dataset[len("Dataset") :].split("_")[0])
+    number = dataset_number(dataset)
     for identifier, (name, ours) in kinds.items():
         words = ("-d", number, "-plans_name", name, "-c", configuration, "-np", place.threads, "--no_pbar")
         if ours:  # it knows itself what is up to date

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.dataset_names import find_datasets, several
 from nnunet_fm.studies.schema import StudyError
 
 NUMBERED = re.compile(r"Dataset(\d{3})_(.+)", re.DOTALL)
@@ -73,7 +74,12 @@ def find_dataset(given: str, raw: Path) -> Dataset:
         raise StudyError(
             f"'{given}' is {' and '.join(p.name for p in fitting)} in {raw}: give the one that is meant its full name"
         )
-    return Dataset(fitting[0].name, fitting[0]) if fitting else Dataset(given, None)
+    if not fitting:
+        return Dataset(given, None)
+    found = Dataset(fitting[0].name, fitting[0])
+    if len(names := find_datasets().get(found.number, {})) > 1:  # its steps call nnU-Net's commands by number
+        raise StudyError(f"{several(found.number, names)}: rename one of them in all folders")
+    return found
 
 
 def how_to_convert(dataset: Dataset, *, thesis: bool) -> str:

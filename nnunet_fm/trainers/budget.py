@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_fm.data.sharing import NOT_WRITABLE, label_settings, lease, read_stamp
+from nnunet_fm.dataset_names import dataset_number
 from nnunet_fm.evaluation.record import End, Overlap
 from nnunet_fm.limits import threads
 from nnunet_fm.models.plan_key import PlanError
@@ -145,14 +146,14 @@ class BudgetTrainer(nnUNetTrainer):
         super().initialize()
 
     def _check_raw_images(self) -> None:
-        """Compare raw label maps with raw images, where both are there: nnU-Net's preprocessing only reads the images."""
+        """Compare raw label maps with raw images, where both are there; stock preprocessing only looks at images."""
         raw = Path(nnUNet_raw, self.plans_manager.dataset_name) if nnUNet_raw.is_set() else None
         if raw is not None and "dataset" not in self.dataset_json:
             check_images(raw, self.dataset_json["file_ending"])
 
     @property
     def _preprocess_again(self) -> str:
-        number = int(self.plans_manager.dataset_name[len("Dataset") :].split("_")[0])
+        number = dataset_number(self.plans_manager.dataset_name)
         return (
             f"nnUNetv2_preprocess -d {number} -plans_name {self.plans_manager.plans_name} -c {self.configuration_name}"
         )

@@ -10,6 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.dataset_names import DatasetNameError, dataset_name
+
 Grid = tuple[tuple[int, ...], tuple[float, ...]]
 """Shape in voxels and spacing in mm of an image, (z, y, x)."""
 
@@ -84,10 +86,14 @@ def read(
     Raises:
         UnknownDatasetError: if dataset, plans or configuration are not there, or have no images.
     """
-    raw, preprocessed = (_folder(variable, dataset) for variable in ("nnUNet_raw", "nnUNet_preprocessed"))
+    try:
+        name = dataset_name(dataset)
+    except DatasetNameError as error:
+        raise UnknownDatasetError(str(error)) from None
+    raw, preprocessed = (_folder(variable, name) for variable in ("nnUNet_raw", "nnUNet_preprocessed"))
     folder = raw or preprocessed
     if folder is None:
-        raise UnknownDatasetError(f"no dataset '{dataset}' in nnUNet_raw or nnUNet_preprocessed: see their folders")
+        raise UnknownDatasetError(f"no dataset '{name}' in nnUNet_raw or nnUNet_preprocessed: see their folders")
     try:
         about = _json(folder / "dataset.json")
         cases = (_headers(raw, about["file_ending"], tell) if raw else {}) or _fingerprint(preprocessed)
@@ -100,12 +106,10 @@ def read(
     return Dataset(folder.name, channels, outputs, cases, _planned(preprocessed, configuration, plans))
 
 
-def _folder(variable: str, dataset: str) -> Path | None:
+def _folder(variable: str, name: str) -> Path | None:
     parent = os.environ.get(variable)
-    if not parent:
-        return None
-    pattern = f"Dataset{int(dataset):03d}_*" if dataset.isdecimal() else dataset
-    return next((path for path in sorted(Path(parent).glob(pattern)) if path.is_dir()), None)
+    folder = Path(parent, name) if parent else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nnunet_fm.cli.checks.finding import GB, NOTE, OK, PROBLEM, Check, size
+from nnunet_fm.dataset_names import find_datasets, several
 
 PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 LITTLE, TOO_LITTLE = 20 * GB, GB
@@ -18,6 +19,13 @@ def folders() -> Iterator[Check]:
     """A finding for each of nnU-Net's variables."""
     for name in PATHS:
         yield _folder(name, os.environ.get(name))
+
+
+def datasets() -> Iterator[Check]:
+    """A finding for each number that several datasets have: nnU-Net's commands refuse it."""
+    for number, names in find_datasets().items():
+        if len(names) > 1:
+            yield Check("dataset number", NOTE, several(number, names), "rename one of them in all folders")
 
 
 def missing() -> list[Path]:
