@@ -30,6 +30,8 @@ def recursive_find_python_class(class_name):
 ENTRY = """
 import sys
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+def maybe_load_checkpoint(nnunet_trainer, continue_training, validation_only, pretrained_weights_file=None):
+    return "stock", continue_training, validation_only, pretrained_weights_file
 def run_training_entry():
     print("stock", *sys.argv[1:])
 if __name__ == "__main__":
@@ -254,7 +256,7 @@ def test_hook_wraps_on_import_only(imitation) -> None:
         "stock LabelManager False",
         "SourceFileLoader SourceFileLoader True",
         "True",
-        "1 active wrapped waits for its import",
+        "1 active wrapped waits for its import waits for its import",
     ]
 
 
@@ -264,7 +266,7 @@ def test_hook_wraps_what_is_already_imported(imitation) -> None:
         + INSTALL
         + "print(*hook.status().values(), hasattr(user.recursive_find_python_class, '__wrapped__'))"
     )
-    assert imitation()(code).stdout.strip() == "active wrapped wrapped True"
+    assert imitation()(code).stdout.strip() == "active wrapped wrapped wrapped True"
 
 
 def test_another_signature_is_left_alone(imitation) -> None:
@@ -282,7 +284,24 @@ def test_another_signature_is_left_alone(imitation) -> None:
         "active",
         "left alone: this nnU-Net gives it the parameters (class_name)",
         "left alone: this nnU-Net gives it the parameters (arguments)",
+        "left alone: this nnU-Net has no such function",
     ]
+
+
+def test_pretrained_weights_of_other_trainers_take_the_way_of_nnunet(imitation) -> None:
+    code = (
+        INSTALL
+        + "from nnunetv2.run.run_training import maybe_load_checkpoint as load\n"
+        + "class Ours:\n    __module__ = 'nnunet_fm.trainers'\n    start_from = staticmethod(print)\n"
+        + "class Theirs:\n    start_from = 1\n"
+        + "class Derived(Ours):\n    __module__ = 'theirs'\n"
+        + "for trainer in (Theirs(), Ours(), Derived()):\n    print(load(trainer, False, False, 'a/b'))\n"
+        + "print(load(Ours(), True, False, 'a')); print(load(Ours(), False, False))"
+    )
+    assert imitation()(code).stdout.splitlines() == [
+        "('stock', False, False, 'a/b')", "a/b", "None", "a/b", "None", "('stock', True, False, 'a')",
+        "('stock', False, False, None)",
+    ]  # fmt: skip
 
 
 def test_a_missing_function_is_left_alone(imitation) -> None:
@@ -302,6 +321,7 @@ def test_the_switch(imitation) -> None:
     assert done.stdout.splitlines() == [
         "stock fm_trainer",
         "off (NNUNET_FM_HOOK=0)",
+        "as nnU-Net made it",
         "as nnU-Net made it",
         "as nnU-Net made it",
     ]

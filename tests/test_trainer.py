@@ -17,6 +17,7 @@ import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -30,6 +31,7 @@ from nnunet_fm.models.registry import grammar
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.trainers.loss import DiceCE, OutputSupervision
 from nnunet_fm.weights.cache import MissingWeightsError
+from nnunet_fm.weights.files import WeightsFileError
 from tests.datasets import empty, nnunet_folders, write_dataset, write_fingerprint
 
 CPU = torch.device("cpu")
@@ -457,6 +459,45 @@ def test_stock_pretrained_weights_flag_works_between_plans() -> None:
         torch.equal(a, b)
         for a, b in zip(first.network.state_dict().values(), second.network.state_dict().values(), strict=True)
     )
+
+
+def test_pretrained_weights_of_other_classes_and_channels(tmp_path: Path) -> None:
+    first = make_trainer(make_plan("plain"))
+    first.initialize()
+    first.current_epoch = -1
+    first.save_checkpoint(str(tmp_path / "checkpoint_final.pth"))
+    learned = first.network.state_dict()
+    for kind in ("channels", "regions"):  # regions are as many outputs as the classes, and others
+        second = make_trainer(make_plan(kind), "fm_trainer")  # needs no official file
+        maybe_load_checkpoint(second, False, False, str(tmp_path / "checkpoint_final.pth"))
+        own = second.network.state_dict()
+        same = {
+            name for name in own if own[name].shape == learned[name].shape and torch.equal(own[name], learned[name])
+        }
+        others = {name.split(".")[0] for name in own if name not in same and name.endswith(("weight", "bias"))}
+        assert others == ({"seg_outputs"} if kind == "regions" else {"conv_blocks_context"})
+        (log,) = Path(second.output_folder).glob("training_log_*.txt")
+        lines = log.read_text().splitlines()
+        assert any("Pretrained weights: " in line and "start anew" in line for line in lines)
+
+
+def test_pretrained_weights_that_do_not_fit_are_a_sentence(tmp_path: Path) -> None:
+    trainer = make_trainer(make_plan("plain"))
+    stock = {"encoder.stages.0.0.convs.0.conv.weight": torch.zeros(32, 1, 3, 3, 3)}
+    arguments = {"plans": {"plans_name": "nnUNetPlans"}, "dataset_json": None}
+    files = {
+        "stock": {"network_weights": stock, "trainer_name": "nnUNetTrainer", "init_args": arguments},
+        "official": {"state_dict": stock},
+    }
+    for name, content in files.items():
+        torch.save(content, tmp_path / name)
+        with pytest.raises(WeightsFileError) as error:
+            maybe_load_checkpoint(trainer, False, False, str(tmp_path / name))
+        assert "\n" not in str(error.value) and (
+            name == "official" or "nnUNetTrainer and plans nnUNetPlans" in str(error.value)
+        )
+    with pytest.raises(WeightsFileError, match="absent.*cannot be read"):
+        maybe_load_checkpoint(trainer, False, False, str(tmp_path / "absent"))
 
 
 def test_freeze_trains_nothing_of_the_encoder() -> None:

@@ -101,6 +101,10 @@ class Backbone(nn.Module):
             One ``(B, channels, h, w)`` per entry of `blocks`, in that order, without class and register tokens.
         """
 
+    def refit(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of such a backbone for images of another size, under its own names, fitted to this one's."""
+        return dict(state_dict)
+
     @abstractmethod
     def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """An official state dict under this module's names and in its shapes.

@@ -54,7 +54,9 @@ class MAE(ViTBackbone):
         ours = dict(state_dict)
         if "pos_embed" in ours:
             class_position, patches = ours["pos_embed"][:, :1], ours["pos_embed"][:, 1:]
-            resampled = resample_positions(patches, self.grid, antialias=False, offset=0.0)
+            resampled = resample_positions(
+                patches, self.grid, antialias=self.position_antialias, offset=self.position_offset
+            )
             if resampled is not patches:
                 ours["pos_embed"] = torch.cat((class_position, resampled), dim=1)
         return {f"vit.{name}": value for name, value in ours.items()}

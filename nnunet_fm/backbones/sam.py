@@ -174,6 +174,9 @@ class SAM(Backbone):
                 by_block[index] = self.neck(out) if self.neck is not None and index == self.depth - 1 else out
         return [by_block[block] for block in blocks]
 
+    def refit(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.from_official(state_dict)
+
     def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The encoder's tensors of a whole Sam, or of the encoder alone; positions are fitted to the image's size.
 

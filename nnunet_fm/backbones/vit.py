@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -44,6 +44,9 @@ class ViTBackbone(Backbone):
     key_to_patch_embed = "vit.patch_embed"
     keys_to_in_proj = ("vit.patch_embed.proj",)
     key_to_lpe = "vit.pos_embed"
+    position_antialias = False
+    position_offset = 0.0
+    """How positions are resampled for another grid, as in `resample_positions`."""
     vit: VisionTransformer
 
     def features(
@@ -61,6 +64,20 @@ class ViTBackbone(Backbone):
                 out = self.vit.norm(tokens) if index in normed else tokens
                 by_block[index] = self._map(out)
         return [by_block[block] for block in blocks]
+
+    def refit(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        ours, positions = dict(state_dict), state_dict.get(self.key_to_lpe)
+        mine = self.vit.pos_embed
+        if positions is None or positions.shape == mine.shape or positions.ndim != mine.ndim:
+            return ours
+        of_tokens = mine.shape[1] - self.grid[0] * self.grid[1]  # the class token's come first, where there are any
+        patches = positions[:, of_tokens:]
+        if math.isqrt(patches.shape[1]) ** 2 == patches.shape[1] > 0:
+            patches = resample_positions(
+                patches, self.grid, antialias=self.position_antialias, offset=self.position_offset
+            )
+            ours[self.key_to_lpe] = torch.cat((positions[:, :of_tokens], patches), dim=1)
+        return ours
 
     def _map(self, tokens: Tensor) -> Tensor:
         """``(B, prefix + h * w, C)`` -> ``(B, C, h, w)``."""

@@ -21,10 +21,10 @@ if TYPE_CHECKING:  # typing, types and importlib would cost start-up time
 
 SWITCH = "NNUNET_FM_HOOK"
 TARGETS = {
-    "nnunetv2.utilities.find_class_by_name": "recursive_find_python_class",
-    "nnunetv2.run.run_training": "run_training_entry",
+    "nnunetv2.utilities.find_class_by_name": ("recursive_find_python_class",),
+    "nnunetv2.run.run_training": ("run_training_entry", "maybe_load_checkpoint"),
 }
-"""nnU-Net module -> the one function of it that is wrapped."""
+"""nnU-Net module -> the functions of it that are wrapped."""
 COUNTING = ("nnunetv2.run.run_training", "nnunetv2.inference.predict_from_raw_data")
 """nnU-Net modules that compute with a thread for each core of the machine."""
 
@@ -34,15 +34,16 @@ _outcomes: dict[str, str] = {}
 def _wrap(module: ModuleType) -> None:
     """Change what is ours to change in an executed module; nnU-Net must import whatever goes wrong here."""
     name = module.__name__
+    functions = TARGETS.get(name, ())
     try:
         from nnunet_fm.hook.wrap import count_usable_cores, wrap
 
         if name in COUNTING:
             count_usable_cores(module)
-        if name in TARGETS:
-            _outcomes[name] = wrap(module, TARGETS[name])
+        for function in functions:
+            _outcomes[f"{name}.{function}"] = wrap(module, function)
     except Exception as error:
-        _outcomes[name] = f"left alone: {error}"
+        _outcomes.update({f"{name}.{function}": f"left alone: {error}" for function in functions})
 
 
 def _before_pytorch() -> None:
@@ -110,7 +111,7 @@ def install() -> None:
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
     for name in {*TARGETS, *COUNTING}:
-        if name in sys.modules and _outcomes.get(name) != "wrapped":
+        if name in sys.modules:
             _wrap(sys.modules[name])
 
 
@@ -123,4 +124,5 @@ def status() -> dict[str, str]:
     else:
         hook = "not started: this installation's start-up line is missing or was not read"
     waiting = "waits for its import" if hook == "active" else "as nnU-Net made it"
-    return {"hook": hook} | {f"{name}.{function}": _outcomes.get(name, waiting) for name, function in TARGETS.items()}
+    functions = [f"{module}.{function}" for module, functions in TARGETS.items() for function in functions]
+    return {"hook": hook} | {function: _outcomes.get(function, waiting) for function in functions}

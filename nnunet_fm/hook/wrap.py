@@ -1,4 +1,4 @@
-"""The two wrappers, and which names of classes and functions are ours."""
+"""The wrappers, and which names of classes and functions are ours."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -23,6 +24,7 @@ TRAINERS = "fm_trainer"
 _NORMALISERS = ("ScaleIntensity", "AdvancedNormalization")
 """Normalisers whose names carry no prefix of ours: a source of this project published them so."""
 _SEARCH_PARAMETERS = ("folder", "class_name", "current_module")
+_LOAD_PARAMETERS = ("nnunet_trainer", "continue_training", "validation_only", "pretrained_weights_file")
 _MARK = "_wrapped_by_nnunet_fm"
 
 
@@ -119,6 +121,23 @@ def _wrap_entry(original: Function) -> Function:
     return run_training_entry
 
 
+def _wrap_load(original: Function) -> Function:
+    @functools.wraps(original)
+    def maybe_load_checkpoint(
+        nnunet_trainer: Any,
+        continue_training: bool,
+        validation_only: bool,
+        pretrained_weights_file: str | None = None,
+    ) -> Any:
+        start_from = getattr(nnunet_trainer, "start_from", None)
+        ours = any(base.__module__.startswith("nnunet_fm.") for base in type(nnunet_trainer).__mro__)
+        if not ours or start_from is None or pretrained_weights_file is None or continue_training or validation_only:
+            return original(nnunet_trainer, continue_training, validation_only, pretrained_weights_file)
+        return start_from(Path(pretrained_weights_file))
+
+    return maybe_load_checkpoint
+
+
 def _search_fits(parameters: dict[str, inspect.Parameter]) -> bool:
     first, rest = list(parameters)[:3], list(parameters.values())[3:]
     return tuple(first) == _SEARCH_PARAMETERS and all(p.default is not p.empty for p in rest)
@@ -128,9 +147,14 @@ def _entry_fits(parameters: dict[str, inspect.Parameter]) -> bool:
     return not parameters
 
 
+def _load_fits(parameters: dict[str, inspect.Parameter]) -> bool:
+    return tuple(parameters) == _LOAD_PARAMETERS
+
+
 _WRAPPERS = {
     "recursive_find_python_class": (_search_fits, _wrap_search),
     "run_training_entry": (_entry_fits, _wrap_entry),
+    "maybe_load_checkpoint": (_load_fits, _wrap_load),
 }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nnunet_fm.backbones import create_backbone, image_multiple
 from nnunet_fm.backbones.align import alignment
-from nnunet_fm.backbones.base import Norm, Refine
+from nnunet_fm.backbones.base import Backbone, Norm, Refine
 from nnunet_fm.heads import create_head
 from nnunet_fm.heads.base import FeatureMaps
 from nnunet_fm.models.branch import Branch
@@ -104,6 +104,15 @@ class FoundationSegmenter2D(FoundationNetwork):
             self.key_to_stem, self.keys_to_in_proj = "stem", ("stem",)
         self.key_to_lpe = f"backbone.{self.backbone.key_to_lpe}" if self.backbone.key_to_lpe else None
         self.key_to_head = tuple(f"head.{key}" for key in self.head.keys_to_classifier)
+
+    def refit(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        fitted = dict(state_dict)
+        for prefix, module in self.named_modules():
+            if isinstance(module, Backbone):
+                names = [name for name in state_dict if name.startswith(f"{prefix}.")]
+                own = module.refit({name.removeprefix(f"{prefix}."): state_dict[name] for name in names})
+                fitted |= {f"{prefix}.{name}": tensor for name, tensor in own.items()}
+        return fitted
 
     @property
     def unused_keys(self) -> tuple[str, ...]:

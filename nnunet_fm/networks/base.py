@@ -102,6 +102,15 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
         """
         return dict(arguments)
 
+    def refit(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of such a network in another geometry, under its own names, fitted to this one's; others as they are.
+
+        Raises:
+            ValueError: for weights of another network.
+        """
+        convert = getattr(self, "from_official", None)
+        return dict(state_dict) if convert is None else dict(convert(dict(state_dict)))
+
     @property
     def encoder_keys(self) -> tuple[str, ...]:
         """Names of the submodules and parameters that make up the pre-trained encoder."""

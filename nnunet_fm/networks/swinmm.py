@@ -262,7 +262,8 @@ class SwinMM(SwinUNETR):
         positions = own.get("cross_atte6.position_embeddings")
         if positions is not None and positions.shape[1] != self.cross_atte6.grid**3:
             own["cross_atte6.position_embeddings"] = resampled(positions, [self.cross_atte6.grid] * 3)
-        if self.regions:  # what is trained, not what was
+        own.pop(REGIONS_MARK, None)  # what is trained, not what was
+        if self.regions:
             own[REGIONS_MARK] = torch.tensor(True, device="cpu")
         return own
 

@@ -42,6 +42,8 @@ from nnunet_fm.trainers.schedule import ProgressSchedule
 from nnunet_fm.trainers.setting import check_configuration, check_sides, network_architecture, resolve
 from nnunet_fm.trainers.volume_dice import VolumeDice
 from nnunet_fm.weights.cache import MissingWeightsError, check_hash, locate
+from nnunet_fm.weights.files import WeightsFileError, read_trained
+from nnunet_fm.weights.load import WeightsMismatchError, load_trained
 from nnunet_fm.weights.report import LoadReport
 from nnunet_fm.weights.slim import slim_state_dict
 
@@ -91,6 +93,7 @@ class fm_trainer(BudgetTrainer):
         self._best_volume_dice, self._lowest_loss = float("-inf"), float("inf")
         self._volume_dice: VolumeDice | None = None
         self._feature_cache: FeatureCache | None = None
+        self._starts_from: Path | None = None
         self._domains: dict[str, VolumeDice] = {}
         for warning in filter(None, warnings):
             self.print_to_log_file(f"WARNING: {warning}")
@@ -134,7 +137,7 @@ class fm_trainer(BudgetTrainer):
         """
         if self.device.type == "cpu":
             keep_freed_memory()
-        files = [] if self._restoring else self._official_files()
+        files = [] if self._restoring or self._starts_from is not None else self._official_files()
         with mock.patch.object(nnunet_trainer_module, "DDP", _distributed), _batch_norms_for(self.device):
             super().initialize()
         if files:
@@ -168,6 +171,42 @@ class fm_trainer(BudgetTrainer):
         self.print_to_log_file(f"Official weights\n{report}")
         if self.local_rank == 0:
             report.write(Path(self.output_folder))
+
+    def start_from(self, file: Path) -> None:
+        """Start from the weights of another training (``-pretrained_weights``), before this one begins.
+
+        Official weights are not needed then: what they would give, the file has.
+
+        Raises:
+            WeightsFileError: for a file that is no checkpoint of nnU-Net, or one of another model, head or adapter.
+        """
+        content = read_trained(file)
+        self._starts_from = file
+        if not self.was_initialized:
+            self.initialize()
+        training = content.get("init_args")
+        training = training if isinstance(training, dict) else {}
+        theirs, own = _classes(training.get("dataset_json")), _classes(self.dataset_json)
+        try:
+            report = load_trained(
+                self.bare_network,
+                content["network_weights"],
+                file=file,
+                same_classes=None if theirs is None else theirs == own,
+            )
+        except WeightsMismatchError as error:
+            plans = training.get("plans")
+            plans = plans.get("plans_name", "unknown") if isinstance(plans, dict) else "unknown"
+            trainer = content.get("trainer_name", "a trainer")
+            raise WeightsFileError(
+                f"-pretrained_weights must be of the model, head and adapter that are trained here, {self.model_name} "
+                f"of plans {self.plans_manager.plans_name}; those given are of {trainer} and plans {plans}: {error}"
+            ) from None
+        (section,) = report.sections
+        self.print_to_log_file(
+            f"Pretrained weights: {len(section.matched)} tensors of {file} are taken as they are, "
+            f"{len(section.adapted)} are adapted, {len(section.missing)} of the network start anew\n{report}"
+        )
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, ProgressSchedule]:
         """Optimiser over what the adapter leaves trainable, and its schedule over the training's progress."""
@@ -424,6 +463,15 @@ class fm_trainer(BudgetTrainer):
         self._best_volume_dice, self._lowest_loss = state["best_volume_dice"], state["lowest_loss"]
         # nnU-Net has just taken the axes of the checkpoint, which older versions wrote where nothing had been flipped.
         self.inference_allowed_mirroring_axes = self.recipe.predicted_axes(self.setting.card.dim)
+
+
+def _classes(dataset_json: Any) -> dict[str, str] | None:
+    """Name of every class or region -> its numbers, of a dataset.json; None for anything else."""
+    labels = dataset_json.get("labels") if isinstance(dataset_json, dict) else None
+    if not isinstance(labels, dict):
+        return None
+    numbers = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in labels.items()}
+    return {str(name): " ".join(map(str, value)) for name, value in numbers.items() if name != "ignore"}
 
 
 def _batch_norms_for(device: torch.device) -> AbstractContextManager[Any]:

@@ -106,7 +106,7 @@ def read_state_dict(path: Path, containers: Sequence[str] = ()) -> dict[str, Ten
             raise WeightsFileError(_no_state_dict(path, content, keys))
         content = content[inner]
     _check_tensors(path, content)
-    return _unwrapped(dict(content))
+    return unwrapped(content)
 
 
 def read_trained(path: Path) -> dict[str, Any]:
@@ -164,8 +164,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _read(path: Path, allowed: Sequence[Any]) -> Any:
-    with path.open("rb") as file:
-        start = file.read(4)
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise WeightsFileError(f"{path} cannot be read: {error.strerror or error}") from None
     if not start:
         raise WeightsFileError(f"{path} is empty: download it again")
     zipped = is_zip(path)
@@ -230,9 +233,9 @@ def _no_state_dict(path: Path, content: Any, keys: Sequence[str]) -> str:
     return f"{path} holds no state dict: expected tensors, or one of the keys {', '.join(keys)}; found {found}"
 
 
-def _unwrapped(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+def unwrapped(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without the prefix of a wrapper that stands before every name."""
     for wrapper in WRAPPERS:
-        if all(name.startswith(wrapper) for name in state_dict):
-            return _unwrapped({name.removeprefix(wrapper): tensor for name, tensor in state_dict.items()})
-    return state_dict
+        if state_dict and all(name.startswith(wrapper) for name in state_dict):
+            return unwrapped({name.removeprefix(wrapper): tensor for name, tensor in state_dict.items()})
+    return dict(state_dict)

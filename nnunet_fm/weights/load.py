@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,15 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_fm.weights.cache import sha256
-from nnunet_fm.weights.files import WeightsFileError, read_state_dict
+from nnunet_fm.weights.files import WeightsFileError, read_state_dict, unwrapped
 from nnunet_fm.weights.report import LoadReport, Section
-from nnunet_fm.weights.slim import Base, remember
+from nnunet_fm.weights.slim import Base, bases_of, full_state_dict, remember
 
 WRAPPED_LAYER = ".base_layer."
 """What peft puts into the names of a layer that it wraps."""
 
 ADAPTER_PARTS = (".lora_A.", ".lora_B.")
 """What names of peft's own parameters hold."""
+
+STEM = (r"^stem\.",)
+"""The layer of 2D networks that is there for some numbers of input channels only."""
 
 SHOWN = 12
 """Names of a kind that an error message lists; the exception holds all of them."""
@@ -71,6 +74,7 @@ class _Rules:
     heads: tuple[str, ...]
     projections: frozenset[str]
     new: tuple[str, ...]
+    adapters: bool = True
 
     def in_head(self, name: str) -> bool:
         return f"{self.path}{name}".startswith(self.heads)
@@ -82,7 +86,7 @@ class _Rules:
         """Why the file may lack a tensor of the network; None if it may not."""
         if self.in_head(name):
             return "head, stays at its initial values"
-        if any(part in name for part in ADAPTER_PARTS):
+        if self.adapters and any(part in name for part in ADAPTER_PARTS):
             return "adapter, starts at its initial values"
         if any(re.search(pattern, f"{self.path}{name}") or re.search(pattern, name) for pattern in self.new):
             return "not in the file, starts at random"
@@ -167,6 +171,38 @@ def check_official(
     return LoadReport((match.section,))
 
 
+def load_trained(
+    network: nn.Module, weights: Mapping[str, Tensor], *, file: Path, same_classes: bool | None = None
+) -> LoadReport:
+    """Copy what a training of the same model has learned into a network, in place.
+
+    The output layers start anew unless the classes are the same, the input layer is fitted to the number of channels,
+    and what depends on the patch size is fitted by ``network.refit``. Head, adapter and size of the model must agree.
+
+    Args:
+        weights: of the checkpoint, full or slim.
+        file: the checkpoint, for report and errors.
+        same_classes: whether classes are the same; None where nobody knows: their number decides.
+
+    Raises:
+        WeightsMismatchError, WeightsFileError: as `load_official`, and for the official file of a slim checkpoint.
+        BaseFileError: if that file is not at hand.
+    """
+    weights = unwrapped(weights)
+    heads = tuple(rf"^{re.escape(key)}\." for key in getattr(network, "key_to_head", ()))
+    drop = heads if same_classes is False else ()
+    if getattr(network, "stem", None) is None:
+        drop += STEM
+    match = _matched(
+        network, full_state_dict(weights), prefix="", drop=drop, new=STEM, part="network", file=file,
+        convert=getattr(network, "refit", dict), adapters=False,
+    )  # fmt: skip
+    _copy(match)
+    for base in bases_of(weights):
+        remember(network, base)
+    return LoadReport((match.section,))
+
+
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     """Fit a projection ``(out, N, ...)`` to M input channels: each new one gets the sum of the old ones over M.
 
@@ -193,20 +229,27 @@ def _matched(
     part: str,
     file: Path | None,
     digest: str | None = None,
+    convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
+    adapters: bool = True,
 ) -> _Match:
-    """Pair every tensor of a file with one of the network, or account for it; raises as `load_official`."""
+    """Pair every tensor of a file with one of the network, or account for it; raises as `load_official`.
+
+    ``convert`` takes the place of the target's ``from_official``; ``adapters`` may be new to the file.
+    """
     target, path = _target(network, part)
     match = _Match(Section(part, file.name if file else None, digest))
     official = _selected(state_dict, prefix, drop, match.section)
     names = {id(tensor): name for name, tensor in official.values()}
     converted = {name: tensor for name, (_, tensor) in official.items()}
-    if hasattr(target, "from_official"):
-        converted = _converted(target, converted, match, file)
+    convert = convert or getattr(target, "from_official", None)
+    if convert is not None:
+        converted = _converted(convert, converted, match, file)
     rules = _Rules(
         path=path,
         heads=tuple(f"{h}." for h in getattr(network, "key_to_head", ())),
         projections=frozenset(f"{p}.weight" for p in getattr(network, "keys_to_in_proj", ())),
         new=tuple(new),
+        adapters=adapters,
     )
     own = {_plain(name): (name, tensor) for name, tensor in target.state_dict().items()}
     for plain in sorted(own.keys() | converted.keys()):
@@ -290,10 +333,15 @@ def _same_but_channels(mine: Tensor, theirs: Tensor) -> bool:
     return mine.ndim == theirs.ndim > 1 and mine.shape[0] == theirs.shape[0] and mine.shape[2:] == theirs.shape[2:]
 
 
-def _converted(target: nn.Module, official: dict[str, Tensor], match: _Match, file: Path | None) -> dict[str, Tensor]:
+def _converted(
+    convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+    official: dict[str, Tensor],
+    match: _Match,
+    file: Path | None,
+) -> dict[str, Tensor]:
     """The target's own conversion of names and positions, with what it changed entered as adapted."""
     try:
-        converted: dict[str, Tensor] = target.from_official(dict(official))  # type: ignore[operator]
+        converted = dict(convert(dict(official)))
     except ValueError as error:
         raise WeightsFileError(f"{file or 'the state dict'}: {error}") from error
     except (RuntimeError, LookupError, TypeError) as error:
