@@ -28,7 +28,11 @@ PARTS = {
     "cli": "Flags",
     "hook": "The hook",
     "dataset_names": "Datasets by number",
+    "image_files": "Image files",
     "foreign": "Foreign files",
+    "host": "The version of nnU-Net",
+    "ending": "Worker processes",
+    "limits": "Limits of the machine",
     "late_imports": "Start-up",
     "replacing": "Files that are replaced",
 }

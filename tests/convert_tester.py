@@ -153,11 +153,11 @@ class ConverterTester:
 
     def truncated_image(self, root: Path) -> Fault:
         truncate(root / self.image)
-        return Fault(root, Path(self.image).name, "damaged or cut off")
+        return Fault(root, Path(self.image).name, "damaged|cut off")
 
     def truncated_label(self, root: Path) -> Fault:
         truncate(root / self.label)
-        return Fault(root, Path(self.label).name, "damaged or cut off")
+        return Fault(root, Path(self.label).name, "damaged|cut off")
 
     def truncated_archive(self, root: Path) -> Fault:
         archive = zipped(root)

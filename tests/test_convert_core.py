@@ -215,7 +215,7 @@ def test_formats_keep_voxels_and_geometry_and_notice_what_is_cut_off(name: str, 
     content = path.read_bytes()
     for share in (0.2, 0.5, 0.97):
         path.write_bytes(content[: int(share * len(content))])
-        with pytest.raises(Invalid, match="this one: cannot be read: damaged or cut off"):
+        with pytest.raises(Invalid, match=r"this one: .*(damaged|cut off)"):
             read_volume(path, "this one")
 
 
@@ -244,7 +244,7 @@ def test_nifti_peculiarities(tmp_path: Path) -> None:
     wrong = bytearray(gzip.compress(gzip.decompress((tmp_path / "big.nii.gz").read_bytes())))
     wrong[-6] ^= 1  # the checksum
     (tmp_path / "big.nii.gz").write_bytes(wrong)
-    with pytest.raises(Invalid, match="cannot be read: damaged or cut off"):
+    with pytest.raises(Invalid, match="damaged|cut off"):
         read_volume(tmp_path / "big.nii.gz", "big")
 
 
@@ -300,7 +300,7 @@ def test_png_slices(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match=r"1\.png: is a colour picture"):
         read_png_stack(paths, names, (0.7, 0.7, 4.0))
     paths[2].write_bytes(paths[2].read_bytes()[:40])
-    with pytest.raises(Invalid, match=r"2\.png: cannot be read as PNG"):
+    with pytest.raises(Invalid, match=r"2\.png: is cut off"):
         read_png_stack(paths[2:], names[2:], (0.7, 0.7, 4.0))
 
 

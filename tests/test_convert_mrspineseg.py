@@ -162,7 +162,7 @@ class TestMRSpineSeg(ConverterTester):
         (labels / "1_0001.png").replace(labels / "1_0001_labelTrainIds.png")
         truncate(labels / "2_0001_labelTrainIds.png")
         problems = {problem.case: problem for problem in self.convert(tmp_path / "source", None, dry_run=True).problems}
-        assert "is a colour picture" in problems["1"].rule and "cannot be read as PNG" in problems["2"].rule
+        assert "is a colour picture" in problems["1"].rule and "is cut off" in problems["2"].rule
 
     def test_thesis_cuts_slices_about_the_spine(self, tmp_path: Path) -> None:
         label = np.zeros((4, 300, 20), np.uint8)  # left, inferior, posterior: slices of 240 x 16 mm

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import shutil
@@ -23,8 +22,7 @@ from skimage import io
 import nnunet_fm.inference.predict as predict_module
 import nnunet_fm.inference.predictor as predictor_module
 import nnunet_fm.inference.workers as workers_module
-from nnunet_fm.data import whole_files
-from nnunet_fm.data.whole_files import check_whole
+from nnunet_fm.data.whole_images import WholeSimpleITKIO
 from nnunet_fm.inference.inputs import PredictionInputError
 from nnunet_fm.inference.predict import PredictionError, default_processes, predict_folder
 from nnunet_fm.inference.times import FILE, CaseTimes, PredictionTimes
@@ -207,7 +205,7 @@ def test_every_step_is_timed_apart(model: Path, images: Path, tmp_path: Path, mo
 
     for clock in (predictor_module, workers_module):
         monkeypatch.setattr(clock, "perf_counter", lambda: now)
-    takes_time(SimpleITKIO, "read_images", "reading")
+    takes_time(WholeSimpleITKIO, "read_images", "reading")
     takes_time(DefaultPreprocessor, "_normalize", "preprocessing")
     takes_time(nnUNetPredictor, "predict_logits_from_preprocessed_data", "inference")
     takes_time(SimpleITKIO, "write_seg", "export")
@@ -453,22 +451,6 @@ def test_files_may_hold_several_channels(tmp_path: Path) -> None:
         predict_folder(model, folder, tmp_path / "out", folds=[0], **HERE)
     with pytest.raises(PredictionInputError, match="1 of 1 cases"):
         predict_folder(model, [[folder / "b_0000.png"]], tmp_path / "out", folds=[0], **HERE)
-
-
-def test_whole_files_pass(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also of several streams, and with bytes after the image; plain ones without being decompressed."""
-    with monkeypatch.context() as patch:
-        patch.setattr(whole_files.gzip, "open", None)
-        check_whole(str(images / "case_00_0000.nii.gz"))
-    content = gzip.decompress((images / "case_00_0000.nii.gz").read_bytes())
-    file = tmp_path / "a.nii.gz"
-    for parts in ((content,), (content[:999], content[999:]), (content, b"more")):
-        file.write_bytes(b"".join(gzip.compress(part) for part in parts))
-        check_whole(str(file))
-    for damaged in (gzip.compress(content)[:-9], gzip.compress(content[:-9])):
-        file.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"a.nii.gz is cut off: its header promises {len(content)} bytes"):
-            check_whole(str(file))
 
 
 def test_processes_follow_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

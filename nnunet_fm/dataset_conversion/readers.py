@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,16 +15,10 @@ from numpy.typing import NDArray
 from nnunet_fm.dataset_conversion.problems import Invalid
 from nnunet_fm.dataset_conversion.volume import Grid, Volume
 from nnunet_fm.foreign import DEFLATE, ForeignFileError, check_promise
+from nnunet_fm.image_files import read_image, read_nifti
 
 BY_NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh")
 """SimpleITK reads a NIfTI file that is cut off without a word and fills up with zeros; nibabel notices."""
-
-IMAGE_IO = {".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".nrrd": "NrrdImageIO", ".png": "PNGImageIO"}
-"""SimpleITK's reader for an ending; it would choose by the content otherwise, HDF5 with its links among others."""
-
-HEADER = 2**16
-DATA_FILE = re.compile(rb"(?im)^[ \t]*(?:ElementDataFile[ \t]*[=:]|data ?file[ \t]*:)[ \t]*([^\r\n]*)")
-"""Where the header of a MetaImage or NRRD file, which is shorter than `HEADER`, says where its voxels are."""
 
 MAX_SKEW = 1e-2
 """Direction cosines further from a rotation are no rounding error."""
@@ -73,7 +65,7 @@ def read_dicom_series(paths: Sequence[Path], name: str) -> Volume:
         header.SetFileName(str(path))
         try:
             header.ReadImageInformation()
-            _check_size(header, path)
+            check_promise(path, math.prod(header.GetSize()) * header.GetNumberOfComponents(), 8 * DEFLATE)
         except (RuntimeError, ForeignFileError):
             raise Invalid(f"{name}/{path.name}", "is no DICOM file, or damaged") from None
         normal = np.reshape(header.GetDirection(), (3, 3))[:, 2] if header.GetDimension() == 3 else None
@@ -112,9 +104,9 @@ def read_png_stack(paths: Sequence[Path], names: Sequence[str], spacing: tuple[f
     slices: list[NDArray[Any]] = []
     for path, name in zip(paths, names, strict=True):
         try:
-            image = _read_by_sitk(path, "PNGImageIO")
-        except (RuntimeError, ForeignFileError) as error:
-            raise Invalid(name, f"cannot be read as PNG ({_last_line(error)})") from None
+            image = read_image(path)
+        except ForeignFileError as error:
+            raise Invalid(name, str(error).removeprefix(f"{path.name} ")) from None
         if image.GetNumberOfComponentsPerPixel() != 1:
             raise Invalid(name, "is a colour picture, no grey values or class numbers")
         section = np.squeeze(sitk.GetArrayFromImage(image))
@@ -196,34 +188,10 @@ def hdf5_array(file: Any, key: str, name: str) -> Any:
     return data
 
 
-def _unzipped(path: Path, proxy: Any) -> NDArray[Any]:
-    """The unscaled numbers of a compressed file, which is read once, and to its end, where its checksum is.
-
-    nibabel stops at the last voxel and needs twice the memory.
-    """
-    array = np.empty(math.prod(proxy.shape), proxy.dtype)
-    view = array.view(np.uint8)
-    with gzip.open(path) as stream:
-        stream.seek(proxy.offset)
-        filled = 0
-        while filled < len(view):
-            part = stream.read(min(1 << 20, len(view) - filled))
-            if not part:
-                raise EOFError(f"{filled} of {len(view)} bytes")
-            view[filled : filled + len(part)] = np.frombuffer(part, np.uint8)
-            filled += len(part)
-        while stream.read(1 << 20):
-            pass
-    return array.reshape(proxy.shape, order="F")
-
-
 def _by_nibabel(path: Path, name: str, channel: int | None) -> Volume:
-    import nibabel
-
     try:
-        image: Any = nibabel.load(path)
-        shape = image.shape
-        check_promise(path, math.prod(shape) * image.get_data_dtype().itemsize)
+        image, data = read_nifti(path)
+        shape, proxy = image.shape, image.dataobj
         if channel is not None and (len(shape) != 4 or channel >= shape[3]):
             raise Invalid(name, f"has shape {shape}, no four dimensions with a channel {channel}")
         while len(shape) > 3 and (shape[-1] == 1 or channel is not None):
@@ -232,9 +200,6 @@ def _by_nibabel(path: Path, name: str, channel: int | None) -> Volume:
             raise Invalid(name, f"has {len(shape)} dimensions instead of 3")
         if image.get_data_dtype().fields is not None:
             raise Invalid(name, "has vectors or colours instead of one number per voxel")
-        proxy = image.dataobj
-        compressed = path.name.lower().endswith((".gz", ".mgz"))
-        data = _unzipped(path, proxy) if compressed else proxy.get_unscaled()
         if channel is not None:
             data = data[..., channel]
         if (proxy.slope, proxy.inter) != (1.0, 0.0):
@@ -243,6 +208,8 @@ def _by_nibabel(path: Path, name: str, channel: int | None) -> Volume:
             data += proxy.inter
     except Invalid:
         raise
+    except ForeignFileError as error:
+        raise Invalid(name, str(error).removeprefix(f"{path.name} ")) from None
     except Exception as error:  # headers of any content: nibabel lets through what numpy and struct say of it
         if isinstance(error, FileNotFoundError):
             raise
@@ -253,10 +220,9 @@ def _by_nibabel(path: Path, name: str, channel: int | None) -> Volume:
 
 def _by_sitk(path: Path, name: str) -> Volume:
     try:
-        _check_data_is_here(path)
-        image = _read_by_sitk(path, IMAGE_IO.get(path.suffix.lower(), ""))
-    except (RuntimeError, ForeignFileError) as error:
-        raise Invalid(name, f"cannot be read: damaged or cut off ({_last_line(error)})") from None
+        image = read_image(path)
+    except ForeignFileError as error:
+        raise Invalid(name, str(error).removeprefix(f"{path.name} ")) from None
     while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
         image = image[..., 0]
     if image.GetDimension() != 3:
@@ -264,40 +230,6 @@ def _by_sitk(path: Path, name: str) -> Volume:
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise Invalid(name, "has vectors or colours instead of one number per voxel")
     return Volume.from_sitk(image)
-
-
-def _read_by_sitk(path: Path, image_io: str) -> sitk.Image:
-    """An image whose size was compared with the file's before there is memory for it."""
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(image_io)
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    _check_size(reader, path)
-    return reader.Execute()
-
-
-def _check_size(header: sitk.ImageFileReader, path: Path) -> None:
-    """Raise a ForeignFileError for a header that promises more voxels than the file, or the one beside it, can hold."""
-    if path.suffix.lower() not in (".mhd", ".nhdr"):
-        voxels = math.prod(header.GetSize()) * header.GetNumberOfComponents()
-        check_promise(path, voxels, 8 * DEFLATE)  # PNG has pixels of one bit
-
-
-def _check_data_is_here(path: Path) -> None:
-    """Raise a ForeignFileError for a header whose voxels are in a file elsewhere: it could be any on this machine."""
-    if path.suffix.lower() not in (".mha", ".mhd", ".nrrd", ".nhdr"):
-        return
-    with path.open("rb") as file:
-        header = file.read(HEADER)
-    if path.suffix.lower() in (".nrrd", ".nhdr"):
-        header = re.split(rb"\r?\n\r?\n", header, maxsplit=1)[0]
-    named = DATA_FILE.search(header)
-    if named is None and len(header) == HEADER:
-        raise ForeignFileError("its header has no end")
-    other = "LOCAL" if named is None else named[1].decode("utf-8", "replace").strip()
-    detached = path.suffix.lower() in (".mhd", ".nhdr") and re.fullmatch(r"[\w-][\w. -]*", other)
-    if other.upper() != "LOCAL" and not detached:
-        raise ForeignFileError(f"its voxels would be read from another file, '{other}'")
 
 
 def _without_skew(grid: Grid, name: str) -> Grid:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_fm.foreign import DEFLATE, check_promise, read_object
+from nnunet_fm.image_files import DamagedImageError, check_whole, read_image, read_nifti
 
 NIFTI = (".nii.gz", ".nii")
 PICTURES = (".png", ".bmp")
@@ -51,6 +51,8 @@ def read_label_map(path: Path) -> LabelMap:
     read = _nifti if name.endswith(NIFTI) else _picture if name.endswith(PICTURES) else _itk
     try:
         array, spacing, affine = (_tiff if name.endswith(TIFF) else read)(path)
+    except DamagedImageError as error:
+        raise ValueError(f"{path.parent}/{error}") from None
     except Exception as error:  # readers of images let through whatever numpy, struct or zlib say of damaged files
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} cannot be read: damaged, cut off, or no image ({reason})") from None
@@ -90,26 +92,18 @@ _Parts = tuple[NDArray[Any], tuple[float, ...], NDArray[np.float64] | None]
 
 
 def _nifti(path: Path) -> _Parts:
-    # SimpleITK reads a file that is cut off without a word and fills up with zeros; nibabel notices.
-    import nibabel
-
-    try:
-        image: Any = nibabel.load(path)
-    except nibabel.filebasedimages.ImageFileError as error:
-        raise ValueError(str(error)) from None
-    check_promise(path, math.prod(image.shape) * image.get_data_dtype().itemsize)
+    image, array = read_nifti(path)
+    slope, offset = image.dataobj.slope, image.dataobj.inter
+    if (slope, offset) != (1, 0):
+        array = array * slope + offset
     spacing = tuple(float(step) for step in image.header.get_zooms())
-    return np.asanyarray(image.dataobj).T, spacing[::-1], image.affine
+    return array.T, spacing[::-1], image.affine
 
 
 def _itk(path: Path) -> _Parts:
     import SimpleITK as sitk
 
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    check_promise(path, math.prod(reader.GetSize()) * reader.GetNumberOfComponents())
-    image = reader.Execute()
+    image = read_image(path)
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError(f"it has {image.GetNumberOfComponentsPerPixel()} channels")
     edges = image.GetDimension()
@@ -124,6 +118,7 @@ def _picture(path: Path) -> _Parts:
     from PIL import Image
     from skimage.io import imread
 
+    check_whole(path)
     with Image.open(path) as image:
         check_promise(path, image.width * image.height, 8 * DEFLATE)  # pixels of one bit
     array = imread(path)
@@ -136,6 +131,7 @@ def _tiff(path: Path) -> _Parts:
     """TIFF has no spacing; nnU-Net writes that of volumes into a JSON file of the same name."""
     from tifffile import TiffFile
 
+    check_whole(path)
     with TiffFile(path) as file:
         check_promise(path, file.series[0].nbytes, TIFF_RATIO)
         array = file.asarray()

@@ -26,8 +26,9 @@ from nnunetv2.inference.data_iterators import PreprocessAdapter
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_fm.data.whole_files import check_whole
+from nnunet_fm.data.whole_images import WholeImagesPlans
 from nnunet_fm.ending import end_with_parent
+from nnunet_fm.image_files import check_whole
 from nnunet_fm.inference import inputs
 from nnunet_fm.inference.label_map import label_map
 from nnunet_fm.limits import threads
@@ -181,13 +182,11 @@ def preprocess(setting: Setting, case: Case) -> Preprocessed | Failure:
 
     preprocessor.run_case_npy = run_case_npy
     adapter = PreprocessAdapter(
-        [list(case.files)], [case.previous], preprocessor, [str(case.output)], setting.plans, setting.dataset_json,
-        setting.configuration,
+        [list(case.files)], [case.previous], preprocessor, [str(case.output)], WholeImagesPlans(setting.plans),
+        setting.dataset_json, setting.configuration,
     )  # fmt: skip
     printed = io.StringIO()
     try:
-        for file in case.files:
-            check_whole(file)
         with redirect_stdout(printed):  # readers print what is wrong with a file, and raise an error without a message
             start = perf_counter()
             item = next(adapter)
@@ -251,9 +250,7 @@ def _export(
 def _check_written(setting: Setting, file: Path) -> None:
     """Raise an OSError for a label map that is not whole: SimpleITK's writer says nothing when the disk is full."""
     try:
-        if file.name.endswith(".nii.gz"):
-            check_whole(str(file), strict=True)
-        else:
+        if not check_whole(file):
             setting.plans.image_reader_writer_class().read_seg(str(file))
     except Exception:
         free = shutil.disk_usage(file.parent).free

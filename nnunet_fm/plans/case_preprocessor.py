@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import ImageNormalization
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 
 from nnunet_fm.data.class_locations import sample_locations
 from nnunet_fm.data.cropping import nonzero_region
-from nnunet_fm.data.whole_files import check_whole
+from nnunet_fm.data.whole_images import WholeSimpleITKIO, whole_images
+from nnunet_fm.image_files import read_image
 
 Case = tuple[NDArray[np.float32], NDArray[np.integer], dict[str, Any]]
 
@@ -119,12 +119,10 @@ class CasePreprocessor(DefaultPreprocessor):
         """Read the files of a case, one per channel and the label map or ``None``, and preprocess it; see above.
 
         Raises:
-            ValueError: as `run_case_npy`, for files that are cut off, where a normaliser refuses an image, and for
+            ValueError: as `run_case_npy`, for files that are damaged, where a normaliser refuses an image, and for
                 labels that ``dataset.json`` does not have; the message names the files.
         """
-        for file in (*image_files, *([] if seg_file is None else [seg_file])):
-            check_whole(str(file))
-        reader = plans_manager.image_reader_writer_class()
+        reader = whole_images(plans_manager.image_reader_writer_class)()
         data, properties = reader.read_images(image_files)
         seg = None if seg_file is None else _read_labels(reader, seg_file)
         if seg is not None:
@@ -159,9 +157,9 @@ def _normaliser(
 
 def _read_labels(reader: BaseReaderWriter, file: str) -> NDArray[np.number]:
     """The label map ``(1, Z, Y, X)`` in a file, as integers; nnU-Net's reader makes float32 of it."""
-    if type(reader) is not SimpleITKIO:
+    if type(reader) is not WholeSimpleITKIO:
         return _integers(reader.read_seg(file)[0])
-    image = sitk.ReadImage(file)
+    image = read_image(Path(file))
     labels = sitk.GetArrayViewFromImage(image)
     return _integers(labels.reshape((1,) * (4 - labels.ndim) + labels.shape))
 
