@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, preprocess_dataset
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 
+from nnunet_fm.data.folds import first_cases
 from nnunet_fm.models.card import DatasetChoice
 from nnunet_fm.models.plan_key import PlanError, PlanKey
 from nnunet_fm.models.registry import get_card
@@ -150,11 +152,50 @@ def test_a_small_image_shrinks_the_patch_where_no_spacing_is_published(plan: Pla
 # Epochs
 
 
-def test_iterations_are_epochs_over_all_slices(plan: Planner) -> None:
+@pytest.mark.parametrize(
+    ("name", "train", "val"), [("USZ", 28, 20), ("ABIDE_Caltech", 10, 5), ("NCI", 10, 5), ("HCP_T1", 20, 5)]
+)
+def test_a_published_split_is_trained_as_long_as_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, train: int, val: int
+) -> None:
+    """120 passes over the slices of the training volumes, not over those of the validation volumes as well."""
+    variables = nnunet_folders(tmp_path, monkeypatch)
+    folder = write_dataset(variables["nnUNet_raw"], 501, cases=train + val, test_cases=0, name=name, shape=(2, 4, 4))
+    cases = [f"case_{number:02d}" for number in range(train + val)]
+    shapes = [(10 + number, 300, 300) for number in range(train + val)]
+    write_fingerprint(folder, shapes, [(3.0, 0.6, 0.6)] * len(shapes))
+    published = {"train": cases[val:], "val": cases[:val]}
+    (folder / "splits_final.json").write_text(json.dumps([published, {"train": cases[:4], "val": cases[4:]}]))
+    key = PlanKey.read(planner_class(PLANNER)(folder.name, 40).plan_experiment())
+    assert key is not None
+    counted = {"0": sum(range(10 + val, 10 + val + train)), "1": 10 + 11 + 12 + 13, "all": sum(s[0] for s in shapes)}
+    assert key.fold_samples == counted and key.slices == counted["0"]
+    assert (key.iterations, key.recipe.iterations_per_epoch) == (120 * -(-counted["0"] // 4), -(-counted["0"] // 4))
+    assert f"over {counted['0']:,} slices of the training cases of fold 0 in" in key.reasons["iterations"]
+    assert "other folds count theirs (46 to 46)" in key.reasons["iterations"]
+    few = planner_class(PLANNER)(folder.name, 40, options=Options(train_cases=3, force=True)).plan_experiment()
+    chosen = first_cases(published["train"], 3, few["nnunet_fm"]["recipe"]["seed"])
+    assert few["nnunet_fm"]["slices"] == sum(10 + int(case[-2:]) for case in chosen)
+
+
+def test_without_a_split_the_folds_are_those_that_nnunet_will_draw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = nnunet_folders(tmp_path, monkeypatch)
+    folder = write_dataset(variables["nnUNet_raw"], 501, cases=11, test_cases=0, shape=(2, 4, 4))
+    slices = {f"case_{number:02d}": 2**number for number in range(11)}
+    write_fingerprint(folder, [(count, 300, 300) for count in slices.values()], [(3.0, 0.6, 0.6)] * 11)
+    key = PlanKey.read(planner_class(PLANNER)(folder.name, 40).plan_experiment())
+    drawn = generate_crossval_split(sorted(slices), seed=12345, n_splits=5)
+    expected = {str(number): sum(slices[case] for case in fold["train"]) for number, fold in enumerate(drawn)}
+    assert key is not None and key.fold_samples == {**expected, "all": 2**11 - 1}
+
+
+def test_iterations_are_epochs_over_all_slices_where_there_are_no_folds(plan: Planner) -> None:
     _, key = plan("Knee")  # 12 + 13 + 16 slices: 11 batches of 4
     assert (key.iterations, key.epochs, key.slices) == (120 * 11, 120, 41)
     assert (key.recipe.iterations_per_epoch, key.recipe.validation_iterations) == (11, 11)
-    assert key.reasons["iterations"] == "120 epochs over 41 slices in batches of 4"
+    assert key.reasons["iterations"] == "120 epochs over 41 slices of all images in batches of 4"
     assert key.origin["iterations"] == "mission"
 
 

@@ -19,11 +19,12 @@ from typer.testing import CliRunner
 
 import nnunet_fm.trainers
 from nnunet_fm.cli.app import app
+from nnunet_fm.data.folds import first_cases
 from nnunet_fm.evaluation.record import TrainingRecord
 from nnunet_fm.models.plan_key import STOCK_KEY, PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.plans.stock import write_stock_plans
-from nnunet_fm.trainers.split import first_cases
+from nnunet_fm.trainers.budget import BudgetTrainer
 from tests.datasets import training_folders, write_dataset
 
 CPU = torch.device("cpu")
@@ -175,6 +176,37 @@ def test_controls_and_models_train_on_the_same_cases(fold: int | str) -> None:
     short = make_trainer(control("nnUNetPlans_cases", iterations=4, train_cases=9, force=True), fold=fold)
     with pytest.raises(PlanError, match=rf"train_cases=9, but fold {fold} of {NAME} has {6 if fold == 'all' else 4}"):
         short.do_split()
+
+
+def test_each_fold_counts_its_own_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan is made before the fold is known; old plans, and iterations that a user gives, hold for every fold."""
+    planner = planner_class("FMPlanner_vanilla_unet2d")
+    options = Options(epochs=3, batch=4, force=True)
+    plans = planner(NAME, 8, plans_name="FMPlans_epochs", options=options).plan_experiment()
+    preprocess_dataset(NUMBER, "FMPlans_epochs", ["2d"], [1], show_progress_bar=False)
+    key = plans["nnunet_fm"]
+    slices = SHAPE[0]
+    assert key["fold_samples"] == {**{str(fold): slices * (4 if fold == 0 else 5) for fold in range(5)}, "all": 6 * 6}
+    older = {**plans, "nnunet_fm": {**{k: v for k, v in key.items() if k != "fold_samples"}, "iterations": 99}}
+    by_user = {**plans, "nnunet_fm": {**key, "recipe": {**key["recipe"], "iterations_per_epoch": 2}}}
+    for expected, per_epoch, fold, variant in (
+        (3 * 6, 6, 0, plans),
+        (3 * 8, 8, 1, plans),
+        (3 * 9, 9, "all", plans),
+        (99, 6, 1, older),
+        (3 * 8, 2, 1, by_user),
+    ):
+        trainer = make_trainer(variant, "fm_trainer_scratch", fold)
+        budget = trainer.budget_of_fold()
+        assert (budget.iterations, budget.iterations_per_epoch) == (expected, per_epoch)
+    moved = dict.fromkeys((f"case_{number:02d}" for number in range(6)), (7, 20, 22))
+    monkeypatch.setattr("nnunet_fm.trainers.base.shape_of", lambda _, case: moved[case])
+    trainer = make_trainer(plans, "fm_trainer_scratch", 1)
+    monkeypatch.setattr(BudgetTrainer, "_check_shares", lambda trainer: None)
+    monkeypatch.setattr(nnUNetTrainer, "initialize", lambda trainer: None)
+    trainer.initialize()
+    assert (trainer.budget.iterations, trainer.num_epochs, trainer.num_iterations_per_epoch) == (3 * 9, 3, 9)
+    assert "3 passes over 35 slices of 5 training cases in batches of 4: 27" in Path(trainer.log_file).read_text()
 
 
 # Training

@@ -50,7 +50,9 @@ def plan(
     adapter: Annotated[str | None, typer.Option("--adapter", help="Adapter.", autocompletion=complete_adapters)] = None,
     variant: Annotated[str, typer.Option("--variant", help="mission, official, thesis or nnunet.")] = "mission",
     iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="Optimiser steps, met exactly.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over all slices (2D models).")] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, help="Passes over the training slices (2D models).")
+    ] = None,
     spacing: Annotated[
         list[str] | None, typer.Option("--spacing", help="Z Y X in mm (2D: Y X), or 'native'.", metavar="Z Y X")
     ] = None,

@@ -84,9 +84,12 @@ class PlanKey(BaseModel):
         adapter: which part of the network is trained; None where there is nothing pre-trained.
         variant: of the card, that the plan was made from.
         recipe: how it is trained.
-        iterations: optimiser steps, met exactly.
-        epochs: passes over the slices of all training images where a 2D plan counts its iterations so.
-        slices: of all training images, which those passes are over.
+        iterations: optimiser steps, met exactly; with ``fold_samples`` those of fold 0.
+        epochs: passes over a fold's training cases where the iterations are counted so.
+        slices: of the training cases of fold 0 in a 2D plan; in plans of older versions, of all training images.
+        fold_samples: number of a fold, or ``all`` -> samples of its training cases, slices in 2D and patches in 3D. A
+            training counts the samples of its own fold anew, and its iterations from them. Empty where there are no
+            epochs, and in plans of older versions, whose iterations hold for every fold.
         origin: for each planned quantity where its value comes from: ``mission``, ``official``, ``thesis``,
             ``nnunet``, ``source`` (of an adapted model), ``data`` (fitted to the data), ``memory`` (fitted to the
             memory target) or ``user``.
@@ -108,6 +111,7 @@ class PlanKey(BaseModel):
     iterations: PositiveInt
     epochs: PositiveInt | None = None
     slices: PositiveInt | None = None
+    fold_samples: dict[str, PositiveInt] = {}
     origin: dict[str, str] = {}
     reasons: dict[str, str] = {}
     weights: dict[str, WeightsEntry] = {}

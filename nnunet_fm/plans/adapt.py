@@ -1,13 +1,12 @@
 """Plans that adapt a trained model to another dataset: geometry, intensities and network of the source.
 
-An epoch is a pass over the target: over all its slices for a 2D model, over as many patches as hold the voxels of its
-volumes for a 3D one.
+An epoch is a pass over the fold's training cases of the target: over their slices for a 2D model, over as many patches
+as hold their voxels for a 3D one.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from pydantic import ValidationError
 
 from nnunet_fm.adaptation.trained_part import train_only
+from nnunet_fm.data.folds import read_folds
 from nnunet_fm.dataset_names import DatasetNameError, dataset_name, dataset_number
 from nnunet_fm.models.build import build_network
 from nnunet_fm.models.card import Recipe
@@ -35,7 +35,7 @@ from nnunet_fm.plans.mirroring import Data, choose_mirroring
 from nnunet_fm.plans.orientation import dataset_orientations
 from nnunet_fm.plans.preprocessor import data_identifier
 from nnunet_fm.plans.raw import extract_fingerprint, training_cases
-from nnunet_fm.plans.slices import converter_slice_axis, count_slices, on_dataset
+from nnunet_fm.plans.slices import converter_slice_axis, count_iterations, on_dataset, samples_by_fold
 from nnunet_fm.plans.source import Source, read_source
 
 Method = Literal["selftraining", "entropymin"]
@@ -307,16 +307,11 @@ def _plans(
     if names[0] != names[1]:
         reasons["intensities"] = f"as for {', '.join(names[0])}, while the target's channels are {', '.join(names[1])}"
 
-    slices = count_slices(shapes) if setting.card.dim == 2 else None
-    batch = entry["batch_size"]
-    samples = slices or _patches(shapes, spacings, entry["spacing"], entry["patch_size"])
-    one_pass = math.ceil(samples / batch)
+    samples = _samples(target, shapes, spacings, entry)
     epochs = None if options.iterations is not None else options.epochs or EPOCHS[adaptation.method]
-    iterations = options.iterations if epochs is None else epochs * one_pass
-    assert iterations is not None
+    counted, one_pass, reason = count_iterations(epochs or 1, samples, entry["batch_size"], setting.card.dim)
     if epochs is not None:
-        what = "slices" if slices else "patches, which hold the voxels of all volumes,"
-        reasons["iterations"] = f"{epochs} epochs over {samples:,} {what} in batches of {batch}"
+        reasons["iterations"] = reason
     if "iterations_per_epoch" not in options.recipe:
         recipe = recipe.model_copy(update={"iterations_per_epoch": one_pass})
     if "validation_iterations" not in options.recipe:
@@ -348,9 +343,10 @@ def _plans(
         adapter=setting.adapter,
         variant=known.variant if known else "nnunet",
         recipe=recipe,
-        iterations=iterations,
+        iterations=options.iterations or counted,
         epochs=epochs,
-        slices=slices,
+        slices=next(iter(samples.values())) if setting.card.dim == 2 else None,
+        fold_samples=samples if epochs else {},
         origin=origin,
         reasons=reasons,
         weights=known.weights if known else {},
@@ -372,7 +368,17 @@ def _transpose(source: Source, target: _Target, reasons: dict[str, str]) -> list
     return [axis, *(a for a in range(3) if a != axis)]
 
 
-def _patches(shapes: list[list[int]], spacings: list[list[float]], spacing: list[float], patch: list[int]) -> int:
-    """Patches that hold as many voxels as all volumes, one for each at least; shapes in voxels, spacings in mm."""
-    resampled = [compute_new_shape(shape, own, spacing) for shape, own in zip(shapes, spacings, strict=True)]
-    return math.ceil(sum(max(1.0, math.prod(map(int, edges)) / math.prod(patch)) for edges in resampled))
+def _samples(
+    target: _Target, shapes: list[list[int]], spacings: list[list[float]], entry: Mapping[str, Any]
+) -> dict[str, int]:
+    """Fold -> samples of one pass over its training cases; shapes in voxels, spacings in mm, of all training images."""
+    spacing = entry["spacing"]
+    if len(spacing) == 3:
+        shapes = [
+            [int(edge) for edge in compute_new_shape(shape, own, spacing)]
+            for shape, own in zip(shapes, spacings, strict=True)
+        ]
+    known = len(target.cases) == len(shapes)  # else the fingerprint is of other cases than those that are there
+    by_case = dict(zip(target.cases if known else map(str, range(len(shapes))), shapes, strict=True))
+    folds = read_folds(list(by_case), Path(nnUNet_preprocessed, target.name), target.raw)
+    return samples_by_fold(by_case, entry["patch_size"], folds)

@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.crossval_split import generate_crossval_split
 
+from nnunet_fm.data.folds import read_folds
 from nnunet_fm.dataset_names import dataset_number
 from nnunet_fm.models.plan_key import KEY, PlanError
 from nnunet_fm.plans.files import write_json
 from nnunet_fm.plans.intensity import channel_names
-
-FOLDS = 5
-"""Folds of the split that nnU-Net makes where a dataset has none."""
 
 
 def plans_for(plans: Mapping[str, Any]) -> str:
@@ -109,15 +106,10 @@ def preprocessed_cases(
             f"eval_datasets: {dataset} is not preprocessed for these plans ({folder} holds no cases): run "
             f"`{_command(dataset, plans, configuration)}`"
         )
-    splits_file = base / "splits_final.json"
     if fold == "all":
         return folder, cases
-    splits: list[dict[str, list[str]]] = []
-    if splits_file.is_file():
-        splits = json.loads(splits_file.read_text(encoding="utf-8"))
-    elif len(cases) >= FOLDS:
-        splits = generate_crossval_split(cases, seed=12345, n_splits=FOLDS)
-    return folder, [str(case) for case in splits[int(fold)]["val"]] if int(fold) < len(splits) else cases
+    folds = read_folds(cases, base)
+    return folder, list(folds[int(fold)]["val"]) if int(fold) < len(folds) else cases
 
 
 def _dataset_json(name: str) -> dict[str, Any]:

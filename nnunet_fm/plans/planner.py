@@ -16,6 +16,7 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from pydantic import ValidationError
 
+from nnunet_fm.data.folds import read_folds
 from nnunet_fm.dataset_names import dataset_name
 from nnunet_fm.heads import needs_official
 from nnunet_fm.models.build import Architecture, architecture, build_network, legal_patch
@@ -34,7 +35,7 @@ from nnunet_fm.plans.mirroring import NAMES, Data, choose_mirroring
 from nnunet_fm.plans.orientation import dataset_orientations, orientation_warning
 from nnunet_fm.plans.preprocessor import data_identifier
 from nnunet_fm.plans.raw import check_cases, read_dataset_json, training_cases
-from nnunet_fm.plans.slices import converter_slice_axis, count_slices, on_dataset, slice_axis
+from nnunet_fm.plans.slices import converter_slice_axis, count_iterations, on_dataset, samples_by_fold, slice_axis
 from nnunet_fm.weights.cache import find, sha256
 
 STOCK_RESAMPLING = "resample_data_or_seg_to_shape"
@@ -199,8 +200,8 @@ class FMPlanner(ExperimentPlanner):
         draft = _Draft(card, variant, planned, recipe, head, adapter, spacing, image, origin, reasons)
         patch, batch = self._patch_and_batch(draft)
         entry = self._architecture(card, patch, spacing, head, norm.schemes)
-        slices = self._slices(shapes) if card.dim == 2 else None
-        iterations, epochs = self._iterations(draft, slices, batch)
+        samples = self._samples(shapes, patch, recipe.seed) if card.dim == 2 else {}
+        iterations, epochs = self._iterations(draft, samples, batch)
 
         configuration: dict[str, Any] = {
             "data_identifier": "",
@@ -242,7 +243,8 @@ class FMPlanner(ExperimentPlanner):
             recipe=draft.recipe,
             iterations=iterations,
             epochs=epochs,
-            slices=slices,
+            slices=next(iter(samples.values()), None),
+            fold_samples=samples if epochs else {},
             origin=origin,
             reasons=reasons,
             weights=self._weights(card, head, adapter, entry["arch_kwargs"]),
@@ -251,13 +253,14 @@ class FMPlanner(ExperimentPlanner):
         ).model_dump()
         return plans
 
-    def _slices(self, shapes: Sequence[Sequence[int]]) -> int:
-        """Slices of all training images; of ``train_cases`` average ones where the training is restricted to so many.
-
-        Which cases these are depends on the fold, and the plan serves all folds.
-        """
-        total, wanted = count_slices(shapes), self.options.train_cases
-        return total if wanted is None else -(-total * wanted // len(shapes))
+    def _samples(self, shapes: Sequence[Sequence[int]], patch: Sequence[int], seed: int) -> dict[str, int]:
+        """Fold -> slices of its training cases, of those that ``train_cases`` leaves of them; ``all`` comes last."""
+        wanted = self.options.train_cases
+        by_case = dict(zip(self.dataset, shapes, strict=False))
+        if len(self.dataset) != len(shapes):  # the fingerprint is of other cases than those that are there
+            by_case = {f"{index}": shape for index, shape in enumerate(shapes)}
+        folds = read_folds(list(by_case), Path(nnUNet_preprocessed, self.dataset_name), Path(self.raw_dataset_folder))
+        return samples_by_fold(by_case, patch, folds, train_cases=wanted, seed=seed)
 
     def _weights(
         self, card: ModelCard, head: str | None, adapter: str | None, arguments: Mapping[str, Any]
@@ -435,21 +438,22 @@ class FMPlanner(ExperimentPlanner):
             faults = "; ".join(f"recipe.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise PlanError(f"{faults}. Recipe fields are: {', '.join(Recipe.model_fields)}") from None
 
-    def _iterations(self, draft: _Draft, slices: int | None, batch: int) -> tuple[int, int | None]:
-        """Optimiser steps, and how many passes over all slices they are where the plan counts in these.
+    def _iterations(self, draft: _Draft, samples: Mapping[str, int], batch: int) -> tuple[int, int | None]:
+        """Optimiser steps, and how many passes over a fold's slices they are where the plan counts in these.
 
         An epoch of such a plan is one pass, unless the user says otherwise.
         """
         by_user, card = self.options, draft.card
-        if by_user.epochs is not None and slices is None:
+        if by_user.epochs is not None and not samples:
             raise PlanError(f"--epochs are passes over slices; '{card.name}' is a 3D model, give it --iterations")
         draft.origin["iterations"] = "user" if by_user.iterations or by_user.epochs else draft.variant
         epochs = by_user.epochs or draft.planned.epochs
-        if epochs is None or slices is None:
+        if epochs is None or not samples:
             key = self.dataset_name.split("_", 1)[-1].lower()
             by_card = draft.planned.iterations or card.iterations.get(key, card.iterations["default"])
             return by_user.iterations or by_card, None
-        one_pass, recipe = -(-slices // batch), draft.recipe
+        iterations, one_pass, reason = count_iterations(epochs, samples, batch, card.dim)
+        recipe = draft.recipe
         if "iterations_per_epoch" not in by_user.recipe:
             recipe = recipe.model_copy(update={"iterations_per_epoch": one_pass})
         if "validation_iterations" not in by_user.recipe:
@@ -458,8 +462,8 @@ class FMPlanner(ExperimentPlanner):
         draft.recipe = recipe
         if by_user.iterations is not None:
             return by_user.iterations, None
-        draft.reasons["iterations"] = f"{epochs} epochs over {slices:,} slices in batches of {batch}"
-        return epochs * one_pass, epochs
+        draft.reasons["iterations"] = reason
+        return iterations, epochs
 
     def save_plans(self, plans: dict[str, Any]) -> None:
         """Replace the plan file, in one step; nothing of an older file is kept.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.data.folds import Fold, first_cases, training_cases_of
 from nnunet_fm.models.card import DatasetChoice, Variant
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.models.registry import merge
@@ -60,9 +62,60 @@ def on_dataset(variant: Variant, dataset_name: str, adapter: str | None) -> Vari
     )
 
 
-def count_slices(shapes: Sequence[Sequence[int]]) -> int:
-    """Slices of all images; the first axis of each shape is the one across them."""
-    return sum(int(shape[0]) for shape in shapes)
+def count_samples(shapes: Sequence[Sequence[int]], patch: Sequence[int]) -> int:
+    """Samples of one pass over images: their slices, or as many patches as hold their voxels, one for each at least.
+
+    Args:
+        shapes: of the images in the network's grid, voxels; the first axis is the one across the slices.
+        patch: two edges for slices, three for patches, voxels.
+    """
+    if len(patch) == 2:
+        return sum(int(shape[0]) for shape in shapes)
+    return math.ceil(sum(max(1.0, math.prod(map(int, shape)) / math.prod(patch)) for shape in shapes))
+
+
+def samples_by_fold(
+    shapes: Mapping[str, Sequence[int]],
+    patch: Sequence[int],
+    folds: Sequence[Fold],
+    *,
+    train_cases: int | None = None,
+    seed: int = 0,
+) -> dict[str, int]:
+    """Number of a fold, or ``all`` -> samples of one pass over its training cases.
+
+    Args:
+        shapes: case -> shape, as for `count_samples`; so is ``patch``.
+        folds: of the dataset; those that have too few cases, or cases of unknown shape, are left out.
+        train_cases: restricts each fold to so many cases; None for all.
+        seed: of their choice.
+    """
+    counted = {}
+    for number in [*map(str, range(len(folds))), "all"]:
+        cases = training_cases_of(folds, number, list(shapes))
+        if not cases or not shapes.keys() >= set(cases) or len(cases) < (train_cases or 0):
+            continue
+        chosen = cases if train_cases is None else first_cases(cases, train_cases, seed)
+        counted[number] = count_samples([shapes[case] for case in chosen], patch)
+    return counted
+
+
+def count_iterations(epochs: int, samples: Mapping[str, int], batch: int, dim: int) -> tuple[int, int, str]:
+    """Iterations of a number of passes over the first fold of ``samples``, those of one pass, and the reason for both.
+
+    Args:
+        epochs: passes.
+        samples: fold -> samples of one pass.
+        batch: samples per iteration.
+        dim: of the model, which says what a sample is.
+    """
+    fold, count = next(iter(samples.items()))
+    one_pass = -(-count // batch)
+    what = "slices" if dim == 2 else "patches, which hold the voxels of the volumes,"
+    where = "all images" if fold == "all" else f"the training cases of fold {fold}"
+    others = {number for key, number in samples.items() if key not in (fold, "all")}
+    more = f"; other folds count theirs ({min(others):,} to {max(others):,})" if others - {count} else ""
+    return epochs * one_pass, one_pass, f"{epochs} epochs over {count:,} {what} of {where} in batches of {batch}{more}"
 
 
 def slice_axis(given: object, orientations: Mapping[str, int]) -> int:

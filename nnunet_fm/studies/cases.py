@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-FOLDS = 5
-SPLIT_SEED = 12345
-"""nnU-Net's own."""
+from nnunet_fm.data.folds import FOLDS, Fold, read_folds
 
 
 class NoTestCasesError(ValueError):
@@ -66,18 +63,15 @@ def choose_cases(raw: Path, preprocessed: Path, fold: str, which: str, *, own: b
     return Tested("imagesTr", "labelsTr", sorted(str(case) for case in splits[int(fold)]["val"]))
 
 
-def read_splits(preprocessed: Path, raw: Path, cases: list[str]) -> list[Mapping[str, list[str]]]:
-    """The dataset's folds: its own where it has a file of them, else those that nnU-Net makes."""
-    for folder in (preprocessed, raw):
-        if (folder / "splits_final.json").is_file():
-            splits: list[Mapping[str, list[str]]] = json.loads((folder / "splits_final.json").read_text())
-            return splits
-    if len(cases) < FOLDS:
-        raise NoTestCasesError(f"{raw.name} has {len(cases)} labelled cases, too few for nnU-Net's {FOLDS} folds")
-    from nnunetv2.utilities.crossval_split import generate_crossval_split
+def read_splits(preprocessed: Path, raw: Path, cases: list[str]) -> list[Fold]:
+    """The dataset's folds: its own where it has a file of them, else those that nnU-Net makes.
 
-    made: list[Mapping[str, list[str]]] = generate_crossval_split(cases, seed=SPLIT_SEED, n_splits=FOLDS)
-    return made
+    Raises:
+        NoTestCasesError: if there are fewer cases than folds.
+    """
+    if folds := read_folds(cases, preprocessed, raw):
+        return folds
+    raise NoTestCasesError(f"{raw.name} has {len(cases)} labelled cases, too few for nnU-Net's {FOLDS} folds")
 
 
 def label_names(folder: Path, ending: str) -> set[str]:

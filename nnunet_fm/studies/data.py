@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.data.folds import read_folds
 from nnunet_fm.dataset_names import dataset_number
-from nnunet_fm.studies.cases import FOLDS, image_names, label_names, read_splits
+from nnunet_fm.studies.cases import image_names, label_names
 from nnunet_fm.studies.marks import read_json, write_json
 from nnunet_fm.studies.process import StepError
 from nnunet_fm.studies.workplace import Workplace
@@ -103,6 +104,5 @@ def _keep_split(raw: Path, preprocessed: Path) -> None:
     file = preprocessed / "splits_final.json"
     ending = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
     cases = sorted(label_names(raw / "labelsTr", ending))
-    if not file.is_file() and len(cases) >= FOLDS:
-        splits = read_splits(preprocessed, raw, cases)
-        write_json(file, [{part: [str(case) for case in fold[part]] for part in ("train", "val")} for fold in splits])
+    if not file.is_file() and (folds := read_folds(cases, raw)):
+        write_json(file, folds)

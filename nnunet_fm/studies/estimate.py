@@ -83,13 +83,15 @@ class Estimator:
         if training.iterations is not None:
             return training.iterations
         run, study = training.run, self.expansion.study
-        slices = self.images[run.dataset].cases * self.images[run.dataset].slices
+        images = self.images[run.dataset]
+        cases = images.training_cases(run.fold) if run.train_cases is None else run.train_cases
+        slices = cases * images.slices
         card, variant = self._model(training)
         batch = variant.geometry.batch
         if run.method is not None:
             adapt = next(a for a in study.adapt if a.method == run.method)
             epochs = adapt.epochs or ADAPT_EPOCHS[run.method]
-            samples = slices if card.dim == 2 else self.images[run.dataset].cases
+            samples = slices if card.dim == 2 else cases
             return epochs * -(-samples // batch)
         epochs = study.budget.epochs or variant.epochs or 0
         if card.dim == 2 and epochs:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_fm.data.folds import read_folds
 from nnunet_fm.studies.cases import image_names, label_names
 from nnunet_fm.studies.datasets import Dataset
 from nnunet_fm.studies.marks import read_json
@@ -24,6 +25,7 @@ class Images:
 
     Attributes:
         cases, tests: number of training and of labelled test cases.
+        folds: number of training cases of each fold.
         channels: of an image.
         shape, spacing: of a usual image, voxels and mm (z, y, x).
         known: whether images were looked at.
@@ -35,11 +37,18 @@ class Images:
     shape: tuple[int, ...]
     spacing: tuple[float, ...]
     known: bool
+    folds: tuple[int, ...] = ()
 
     @property
     def voxels(self) -> int:
         """Of one image."""
         return int(np.prod(self.shape))
+
+    def training_cases(self, fold: str) -> int:
+        """Number of training cases of a fold; four fifths of all where nothing is known of it."""
+        if fold == "all":
+            return self.cases
+        return self.folds[int(fold)] if int(fold) < len(self.folds) else max(1, self.cases * 4 // 5)
 
     @property
     def slices(self) -> int:
@@ -63,12 +72,13 @@ def look_at(dataset: Dataset, preprocessed: Path) -> Images:
     sizes = _fingerprint(preprocessed / dataset.name / "dataset_fingerprint.json") or _headers(
         [dataset.folder / "imagesTr" / f"{case}_0000{ending}" for case in sorted(train)[:LOOKED_AT]]
     )
+    folds = tuple(len(f["train"]) for f in read_folds(sorted(train), preprocessed / dataset.name, dataset.folder))
     if not sizes:
-        return Images(len(train) or USUAL_CASES, tests, channels, USUAL_SHAPE, USUAL_SPACING, known=False)
+        number = len(train) or USUAL_CASES
+        return Images(number, tests, channels, USUAL_SHAPE, USUAL_SPACING, known=False, folds=folds)
     shape, spacing = (np.median(np.array(values), axis=0) for values in zip(*sizes, strict=True))
-    return Images(
-        len(train), tests, channels, tuple(int(n) for n in shape), tuple(float(s) for s in spacing), known=True
-    )
+    shape, spacing = tuple(int(n) for n in shape), tuple(float(s) for s in spacing)
+    return Images(len(train), tests, channels, shape, spacing, known=True, folds=folds)
 
 
 def _fingerprint(file: Path) -> list[tuple[list[int], list[float]]]:

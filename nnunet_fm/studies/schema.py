@@ -108,7 +108,7 @@ class Budget(_Strict):
 
     Args:
         iterations: optimiser steps, of the stock controls, too.
-        epochs: of 2D models, passes over all slices.
+        epochs: of 2D models, passes over the slices of the training cases.
         minutes: stop after this time, whatever is left.
         iterations_per_epoch, validation_iterations: length of nnU-Net's epochs.
     """

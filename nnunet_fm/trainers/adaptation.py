@@ -17,11 +17,11 @@ from torch import nn
 from nnunet_fm.adaptation.hidden_labels import HiddenLabels, keep_hidden
 from nnunet_fm.adaptation.trained_part import train_only
 from nnunet_fm.adaptation.views import in_two_views
+from nnunet_fm.data.folds import first_cases
 from nnunet_fm.models.plan_key import Adaptation, PlanError
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.trainers.base import fm_trainer
 from nnunet_fm.trainers.setting import resolve
-from nnunet_fm.trainers.split import first_cases
 from nnunet_fm.weights.cache import compute_sha256
 from nnunet_fm.weights.files import read_trained
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -34,8 +35,9 @@ from nnunet_fm.models.plan_key import unseen_mirroring
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.plans.domains import preprocessed_cases
 from nnunet_fm.plans.intensity import symmetric_channels
+from nnunet_fm.plans.slices import count_samples
 from nnunet_fm.trainers.budget import Budget, BudgetTrainer
-from nnunet_fm.trainers.loading import ProcessLoader, ThisProcessLoader
+from nnunet_fm.trainers.loading import ProcessLoader, ThisProcessLoader, shape_of
 from nnunet_fm.trainers.loss import DiceCE, OutputSupervision, in_few_passes
 from nnunet_fm.trainers.optimizer import build_optimizer
 from nnunet_fm.trainers.schedule import ProgressSchedule
@@ -230,6 +232,28 @@ class fm_trainer(BudgetTrainer):
             enlarged = self.recipe.supervision == "outputs"
             loss = OutputSupervision(level) if enlarged else DeepSupervisionWrapper(level, stock.weight_factors)
         return self.bare_network.objective(loss, regions=self.label_manager.has_regions)
+
+    def budget_of_fold(self) -> Budget:
+        """The plan's passes over the samples of the fold's training cases, where the plan counts in these."""
+        setting, batch = self.setting, self.configuration_manager.batch_size
+        if setting.epochs is None:
+            return self.budget
+        cases, _ = self.do_split()
+        data = self.dataset_class(self.preprocessed_dataset_folder, cases)
+        patch = self.configuration_manager.patch_size
+        samples = count_samples([shape_of(data, case) for case in cases], patch)
+        one_pass = -(-samples // batch)
+        iterations = setting.epochs * one_pass
+        self.print_to_log_file(
+            f"{setting.epochs} passes over {samples:,} {'slices' if len(patch) == 2 else 'patches'} of {len(cases)} "
+            f"training cases in batches of {batch}: {iterations:,} iterations"
+        )
+        by_user = self.budget.iterations_per_epoch != setting.iterations // setting.epochs
+        return replace(
+            self.budget,
+            iterations=iterations,
+            iterations_per_epoch=self.budget.iterations_per_epoch if by_user else one_pass,
+        )
 
     # Deep supervision, mirroring, augmentation
 

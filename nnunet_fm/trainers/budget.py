@@ -21,6 +21,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_fm.data.folds import first_cases
 from nnunet_fm.data.sharing import NOT_WRITABLE, label_settings, lease, read_stamp
 from nnunet_fm.dataset_names import dataset_number
 from nnunet_fm.evaluation.record import End, Overlap
@@ -32,7 +33,7 @@ from nnunet_fm.trainers.fold_lock import check_free, training_in
 from nnunet_fm.trainers.loading import ProcessLoader, ThisProcessLoader
 from nnunet_fm.trainers.random_state import random_state, seed_everything, set_random_state
 from nnunet_fm.trainers.recorder import Recorder
-from nnunet_fm.trainers.split import check_split, first_cases
+from nnunet_fm.trainers.split import check_split
 from nnunet_fm.trainers.tensorboard import TensorBoardLogger, tensorboard_enabled
 from nnunet_fm.weights.files import data_only, misfit, read_trained, write_checkpoint
 
@@ -98,6 +99,7 @@ class BudgetTrainer(nnUNetTrainer):
         self._epochs_without_best = 0
         self._restored_random_state: dict[str, Any] | None = None
         self._restoring = False
+        self._split: tuple[list[str], list[str]] | None = None
         self._lease: IO[str] | None = None
         self._not_finite = 0
         """Steps in a row whose loss was no number."""
@@ -140,6 +142,8 @@ class BudgetTrainer(nnUNetTrainer):
             )
         if not self._restoring:
             self._check_raw_images()
+        if (budget := self.budget_of_fold()) != self.budget:
+            self.set_budget(budget)
         seed_everything(self.budget.seed + self.local_rank)
         if self.device.type == "cpu":  # nnU-Net takes a thread for each core of the machine
             torch.set_num_threads(min(torch.get_num_threads(), threads()))
@@ -150,6 +154,10 @@ class BudgetTrainer(nnUNetTrainer):
         raw = Path(nnUNet_raw, self.plans_manager.dataset_name) if nnUNet_raw.is_set() else None
         if raw is not None and "dataset" not in self.dataset_json:
             check_images(raw, self.dataset_json["file_ending"])
+
+    def budget_of_fold(self) -> Budget:
+        """The budget as it is for the fold's training cases."""
+        return self.budget
 
     @property
     def _preprocess_again(self) -> str:
@@ -169,7 +177,16 @@ class BudgetTrainer(nnUNetTrainer):
             )
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's training and validation cases, the former restricted to ``train_cases``."""
+        """nnU-Net's training and validation cases, the former restricted to ``train_cases``; read once.
+
+        Raises:
+            PlanError: for a split that cannot be used.
+        """
+        if self._split is None:
+            self._split = self._read_split()
+        return self._split
+
+    def _read_split(self) -> tuple[list[str], list[str]]:
         folder, base = Path(self.preprocessed_dataset_folder), Path(self.preprocessed_dataset_folder_base)
         dataset = self.dataset_class or infer_dataset_class(str(folder))
         cases = dataset.get_identifiers(str(folder))

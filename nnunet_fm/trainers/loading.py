@@ -76,9 +76,19 @@ def _cases(notes: Any) -> list[str]:
     return [row.decode(errors="replace") for row in rows]
 
 
-def _damaged(loader: Any, cases: list[str]) -> LoadingError | None:
-    """The first of these cases that cannot be read as a whole."""
-    data = loader._data._noted
+def shape_of(data: Any, case: str) -> tuple[int, ...]:
+    """Shape ``(Z, Y, X)`` in voxels of a case of nnU-Net's dataset; raises LoadingError for one that is damaged."""
+    try:
+        return tuple(int(edge) for edge in data.load_case(case)[0].shape[1:])
+    except Exception:
+        error = _damaged(data, [case])
+        if error is None:
+            raise
+        raise error from None
+
+
+def _damaged(data: Any, cases: list[str]) -> LoadingError | None:
+    """The first of these cases of a dataset that cannot be read as a whole."""
     while not hasattr(data, "source_folder"):  # one that hides labels
         data = data._data
     for case in dict.fromkeys(filter(None, cases)):
@@ -109,7 +119,7 @@ class ThisProcessLoader(SingleThreadedAugmenter):
         except (MemoryError, PlanError):
             raise
         except Exception:
-            error = _damaged(self.data_loader, _cases(self._notes))
+            error = _damaged(self.data_loader._data._noted, _cases(self._notes))
             if error is None:
                 raise
             raise error from None
@@ -128,7 +138,7 @@ class ProcessLoader(NonDetMultiThreadedAugmenter):
             return super().__next__()
         except RuntimeError:
             cases = _cases(self._notes)
-            error = _damaged(self.generator, cases) or self._killed(cases)
+            error = _damaged(self.generator._data._noted, cases) or self._killed(cases)
             if error is None:
                 raise
             raise error from None

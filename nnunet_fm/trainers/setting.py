@@ -22,7 +22,8 @@ class Setting:
     """Everything a training needs to know beyond nnU-Net's own plan.
 
     ``parts`` start from official files, none in a training from random weights or from a trained model (`adaptation`);
-    ``sha256`` is the hash of a part's file if the plan holds one.
+    ``sha256`` is the hash of a part's file if the plan holds one. ``epochs`` is set where the iterations are counted
+    for each fold, as so many passes over its training cases.
     """
 
     card: ModelCard
@@ -34,6 +35,7 @@ class Setting:
     from_our_plan: bool
     parts: tuple[Part, ...] = ()
     sha256: Mapping[str, str | None] = field(default_factory=dict)
+    epochs: int | None = None
     train_cases: int | None = None
     eval_datasets: tuple[str, ...] = ()
     adaptation: Adaptation | None = None
@@ -90,6 +92,7 @@ def resolve(plans: Mapping[str, Any], spec: Spec) -> Setting:
         from_our_plan=key is not None,
         parts=() if spec.scratch or adaptation else _parts(card, head, adapter, plans, key),
         sha256={part: entry.sha256 for part, entry in planned.items()},
+        epochs=key.epochs if key and key.fold_samples else None,
         train_cases=key.train_cases if key else None,
         eval_datasets=tuple(key.eval_datasets) if key else (),
         adaptation=adaptation,
