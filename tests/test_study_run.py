@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -22,8 +23,11 @@ from typer.testing import CliRunner
 from nnunet_fm.cli import study as command
 from nnunet_fm.cli.app import app
 from nnunet_fm.studies import run as running
+from nnunet_fm.studies.jobs import Job
 from nnunet_fm.studies.locks import Lock
+from nnunet_fm.studies.marks import Marks, write_json
 from nnunet_fm.studies.schema import StudyError
+from nnunet_fm.studies.workplace import environment, nnunet_folder
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -237,6 +241,94 @@ def test_a_study_that_runs_is_refused(tmp_path: Path) -> None:
         running._take(Lock(lock.path, "study s"), tmp_path, print)
 
 
+SNAKEMAKE_LOG = """\
+Job 3 has been submitted with SLURM jobid 13 (log: {slurm}/13.log).
+[Mon Nov 30 12:00:00 2026]
+Error in rule train:
+    message: SLURM-job '13' failed, SLURM status is: 'TIMEOUT'. Reason: Unknown.
+    jobid: 3
+    input: jobs/preprocess/p.json (ancient)
+    output: jobs/train/limited.json
+    log: {slurm}/13.log (check log file(s) for error details)
+    shell:
+        python -m nnunet_fm.studies.steps jobs.json limited --threads 1
+        (command exited with non-zero exit code)
+    external_jobid: 13
+Error in rule train:
+    message: SLURM-job '14' failed, SLURM status is: 'CANCELLED'. Reason: Unknown.
+    jobid: 4
+    output: jobs/train/queued.json
+    log: {slurm}/14.log (check log file(s) for error details)
+Error in rule train:
+    message: SLURM sbatch failed. The error message was 'invalid partition'.
+    sbatch call:
+        sbatch --parsable
+    jobid: 5
+    output: jobs/train/refused.json
+Error in rule train:
+    message: None
+    jobid: 6
+    output: jobs/train/crashed.json
+Shutting down, this might take some time.
+"""
+
+
+def test_what_ended_a_job_is_told_with_its_log(tmp_path: Path) -> None:
+    """Killed by a scheduler, cancelled before it began, refused, or gone without a word; only others' victims wait."""
+    names = ("done", "limited", "queued", "refused", "crashed", "signalled", "failed", "never", "dependent", "older")
+    needs = {"dependent": ("failed",), "done": ()}
+    jobs = {name: Job(name, "train", f"train {name}", needs.get(name, ("done",)), {}) for name in names}
+    marks, slurm = Marks(tmp_path), tmp_path / "slurm"
+    write_json(marks.done("train", "done"), {})
+    write_json(marks.failed("train", "failed"), {"reason": "no such model"})
+    slurm.mkdir()
+    (slurm / "13.log").write_text("x\nslurmstepd: error: *** JOB 13 ON n1 CANCELLED AT 12:00 DUE TO TIME LIMIT ***\n")
+    words = dict.fromkeys(("limited", "signalled"), "Epoch 1\n--- now interrupted by SIGTERM\n")
+    words |= {"crashed": "Epoch 1\n", "older": "of the last run\n", "failed": "--- now failed\n"}
+    for name, text in words.items():
+        marks.log("train", name).parent.mkdir(parents=True, exist_ok=True)
+        marks.log("train", name).write_text(text)
+    (tmp_path / running.LOG).write_text(SNAKEMAKE_LOG.format(slurm=slurm))
+    before = {"older": running._state(marks.log("train", "older"))}
+    prepared: Any = SimpleNamespace(jobs=jobs)
+    outcome = running._outcome(prepared, marks, False, before)
+    told = {failure.job.id: failure for failure in outcome.failures}
+    assert [job.id for job in outcome.waiting] == ["dependent"] and outcome.done == {"done"}
+    expected: tuple[tuple[str, tuple[str, ...], Path], ...] = (
+        ("limited", ("ended by the scheduler", "'TIMEOUT'", "TO TIME LIMIT", "13.log"), marks.log("train", "limited")),
+        ("queued", ("never began", "'CANCELLED'"), tmp_path / running.LOG),
+        ("refused", ("never began", "invalid partition"), tmp_path / running.LOG),
+        ("crashed", ("ended without a word",), marks.log("train", "crashed")),
+        ("signalled", ("was ended from outside by SIGTERM",), marks.log("train", "signalled")),
+        ("failed", ("no such model",), marks.log("train", "failed")),
+        ("never", ("never began",), tmp_path / running.LOG),
+        ("older", ("never began",), tmp_path / running.LOG),
+    )  # fmt: skip
+    for name, parts, log in expected:
+        failure = told.pop(name)
+        assert all(part in failure.reason for part in parts), failure.reason
+        assert failure.log == log, name
+    assert not told
+    everything = running._outcome(prepared, marks, True, before)
+    assert {failure.job.id for failure in everything.failures} == {"failed"}, "the user ended the others"
+
+
+def test_a_study_that_snakemake_refuses_has_no_jobs_that_failed(tmp_path: Path) -> None:
+    jobs = {"a": Job("a", "train", "train a", (), {})}
+    outcome = running._outcome(SimpleNamespace(jobs=jobs), Marks(tmp_path), False, {})  # type: ignore[arg-type]
+    assert not outcome.failures and [job.id for job in outcome.waiting] == ["a"]
+
+
+def test_jobs_work_elsewhere_with_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, folder in (("nnUNet_raw", "raw"), ("NNUNET_FM_WEIGHTS", "../weights"), ("nnUNet_n_proc_DA", "2")):
+        monkeypatch.setenv(name, folder)
+    found = environment()
+    assert found["nnUNet_raw"] == str(tmp_path / "raw") == str(nnunet_folder("nnUNet_raw"))
+    assert Path(found["NNUNET_FM_WEIGHTS"]).is_absolute() and found["nnUNet_n_proc_DA"] == "2"
+    assert os.environ["nnUNet_raw"] == "raw"
+
+
 # Slow: Snakemake runs
 
 
@@ -293,6 +385,28 @@ def test_one_failure_does_not_stop_the_others(place: Place) -> None:
     assert "this model cannot take the data" in failed["reason"] and Path(failed["log"]).is_file()
     assert "plan stunet_s_scratch_official" in err and failed["log"] in err
     assert Path(result["report"]).is_file() and len(result["waiting"]) == 8
+
+
+@pytest.mark.slow
+def test_jobs_that_are_ended_from_outside_are_told_with_their_logs(place: Place) -> None:
+    place.close()
+    process = place.start("--json")
+    place.wait_for("train 0 new", "train 1 new")
+    steps = [p for p in place.living() if {"nnunet_fm.studies.steps", "-m"} <= set(p.cmdline())]
+    assert len(steps) == 2
+    trainings = steps[1].children(recursive=True)
+    steps[0].terminate()
+    for killed in (steps[1], *trainings):
+        killed.kill()
+    out, err = process.communicate(timeout=120)
+    failed = json.loads(out)["failed"]
+    assert process.returncode == 1 and len(failed) == 2, err
+    asked, gone = sorted(failed, key=lambda job: "without a word" in job["reason"])
+    assert "was ended from outside by SIGTERM" in asked["reason"]
+    assert gone["reason"] == "ended without a word, as when it is killed for its memory or time"
+    assert all("/logs/train/" in job["log"] and Path(job["log"]).is_file() for job in failed)
+    place.open()
+    assert place.run()[0] == 0
 
 
 @pytest.mark.slow

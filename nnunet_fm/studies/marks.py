@@ -12,6 +12,9 @@ from nnunet_fm.replacing import write_text
 if TYPE_CHECKING:
     from nnunet_fm.studies.jobs import Job
 
+INTERRUPTED_BY = "interrupted by "
+"""What a job's log ends with, and the signal, where it was asked to end."""
+
 
 class Marks:
     """The marks below a study's folder: ``jobs/<rule>/<id>.json`` of what is done, as Snakemake wants it.

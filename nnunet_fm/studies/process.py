@@ -76,7 +76,7 @@ def interrupt_on_signals() -> None:
     """Let SIGTERM end this process as Ctrl-C does, so that what it started ends with it."""
 
     def interrupt(number: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(signal.Signals(number).name)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)

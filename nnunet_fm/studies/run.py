@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,10 @@ import psutil
 from nnunet_fm.replacing import scratch_folder
 from nnunet_fm.studies.jobs import Job
 from nnunet_fm.studies.locks import Lock
-from nnunet_fm.studies.marks import Marks, read_json
+from nnunet_fm.studies.marks import INTERRUPTED_BY, Marks, read_json
 from nnunet_fm.studies.prepare import Prepared, snakemake_arguments
 from nnunet_fm.studies.schema import StudyError
+from nnunet_fm.studies.workplace import environment
 
 LOG = Path("logs", "snakemake.log")
 PAUSE = 0.5
@@ -28,6 +29,8 @@ PAUSE = 0.5
 PATIENCE = 90.0
 """Seconds that running jobs have to end after an interruption."""
 STEP_MODULE = "nnunet_fm.studies.steps"
+KILLED = ("TIMEOUT", "TIME LIMIT", "CANCELLED", "OUT_OF_ME", "oom", "NODE_FAIL", "PREEMPTED", "DEADLINE", "BOOT_FAIL")
+"""Words of SLURM for a job that it has ended."""
 
 OnDone = Callable[[Job, bool], None]
 """Called with a job and whether it went well."""
@@ -75,7 +78,11 @@ def check_with_snakemake(prepared: Prepared, profile: str | None, further: Seque
             Path(temporary, "jobs").symlink_to(folder / "jobs")
         command = _snakemake("--directory", temporary, "--dry-run", "--quiet", "all")
         done = subprocess.run(
-            [*command, *snakemake_arguments(prepared, profile, further)], capture_output=True, text=True, check=False
+            [*command, *snakemake_arguments(prepared, profile, further)],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode != 0:
             raise StudyError(f"Snakemake refuses the study: {_last_words(done.stdout + done.stderr)}")
@@ -108,7 +115,7 @@ def run(
         if lock.left_behind is not None and _is_locked(folder):
             tell(f"The last run was killed ({lock.left_behind}); going on from where it was.")
             _unlock(prepared, profile, further)
-        since = time.time()
+        logs = {job.id: _state(marks.log(job.rule, job.id)) for job in prepared.jobs.values()}
         words = _snakemake("--directory", str(folder)) + snakemake_arguments(prepared, profile, further)
         code, interrupted = _supervise(words, lock, marks, prepared.jobs, on_done, tell)
         if code < 0:
@@ -118,13 +125,22 @@ def run(
             raise StudyError(
                 f"Snakemake was ended by {ended}. Jobs that it had started go on alone; the same command waits for them"
             )
-        outcome = _outcome(prepared, marks, interrupted, since)
+        outcome = _outcome(prepared, marks, interrupted, logs)
         if code != 0 and not interrupted and not outcome.failures:
             raise StudyError(
                 f"Snakemake ended with exit code {code}: {_last_words((folder / LOG).read_text(errors='replace'))} "
                 f"(see {folder / LOG})"
             )
         return outcome
+
+
+def _state(log: Path) -> tuple[int, int]:
+    """Time of change in ns and size of a log, by which it is seen whether anything was added; no clock is asked."""
+    try:
+        about = log.stat()
+    except OSError:
+        return 0, 0
+    return about.st_mtime_ns, about.st_size
 
 
 def _take(lock: Lock, folder: Path, tell: Callable[[str], None]) -> None:
@@ -147,7 +163,8 @@ def _take(lock: Lock, folder: Path, tell: Callable[[str], None]) -> None:
 def _unlock(prepared: Prepared, profile: str | None, further: Sequence[str]) -> None:
     """Remove the locks of a Snakemake that is known to be gone."""
     words = _snakemake("--directory", str(prepared.study.folder), "--unlock")
-    subprocess.run([*words, *snakemake_arguments(prepared, profile, further)], capture_output=True, check=True)
+    words += snakemake_arguments(prepared, profile, further)
+    subprocess.run(words, env=environment(), capture_output=True, check=True)
 
 
 def _is_locked(folder: Path) -> bool:
@@ -176,6 +193,7 @@ def _supervise(
         with log.open("wb") as stream:
             process = subprocess.Popen(
                 words,
+                env=environment(),
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -237,23 +255,95 @@ def _children(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _outcome(prepared: Prepared, marks: Marks, interrupted: bool, since: float) -> Outcome:
-    """What came of a run that began at ``since`` (s since 1970)."""
+def _outcome(prepared: Prepared, marks: Marks, interrupted: bool, logs: Mapping[str, tuple[int, int]]) -> Outcome:
+    """What came of a run, before which the jobs' logs had these states."""
     jobs = prepared.jobs
     done = marks.finished(jobs.values())
-    open_jobs = [job for job in jobs.values() if job.id not in done]
-    failures, waiting = [], []
-    for job in open_jobs:
+    failures: list[Failure] = []
+    unbegun: list[Job] = []
+    waiting: list[Job] = []
+    errors = read_errors(marks.folder / LOG)
+    for job in (job for job in jobs.values() if job.id not in done):
         log = marks.log(job.rule, job.id)
-        mark = read_json(marks.failed(job.rule, job.id))
+        mark, began = read_json(marks.failed(job.rule, job.id)), _state(log) != logs.get(job.id, (0, 0))
         if mark is not None:
             failures.append(Failure(job, mark["reason"], log))
-        elif set(job.needs) <= done and not interrupted and log.is_file() and log.stat().st_mtime >= since:
-            failures.append(Failure(job, "ended without a word, as when it is killed for its memory or time", log))
-        else:
+        elif interrupted or not set(job.needs) <= done:
             waiting.append(job)
+        elif began:
+            failures.append(Failure(job, _how_it_ended(log, errors.get(job.id)), log))
+        elif job.id in errors:
+            told = errors[job.id].log
+            log = told if told is not None and told.is_file() else marks.folder / LOG
+            failures.append(Failure(job, f"never began{errors[job.id]}", log))
+        else:
+            unbegun.append(job)
+    if failures:  # else the whole run failed, which is told in Snakemake's words
+        failures += [Failure(job, "never began: Snakemake ended before", marks.folder / LOG) for job in unbegun]
+    else:
+        waiting += unbegun
     page = marks.folder / "report" / "index.html"
     return Outcome(done, failures, waiting, interrupted, page if page.is_file() else None)
+
+
+@dataclass(frozen=True)
+class SchedulerError:
+    """What Snakemake says of a job that ended badly.
+
+    Attributes:
+        message: the scheduler's, empty where it has none, as on this machine.
+        log: the scheduler's, None where it has none.
+    """
+
+    message: str = ""
+    log: Path | None = None
+
+    def __str__(self) -> str:
+        last = self._killer()
+        told = ": ".join(filter(None, (self.message, last)))
+        return f": {told}" if told else ""
+
+    def _killer(self) -> str:
+        """SLURM's own line about a job that it has ended."""
+        try:
+            text = self.log.read_text(encoding="utf-8", errors="replace") if self.log else ""
+        except OSError:
+            return ""
+        found = [line.strip() for line in text.splitlines() if "slurmstepd: error:" in line]
+        return found[-1].partition("slurmstepd: error:")[2].strip()[:300] if found else ""
+
+
+def read_errors(log: Path) -> dict[str, SchedulerError]:
+    """Jobs by id that ended badly as Snakemake's log has it, with what the scheduler says of them."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    found: dict[str, SchedulerError] = {}
+    fields: dict[str, str] = {}
+    for line in [*lines, "end"]:
+        name, colon, value = line.strip().partition(": ")
+        if line.startswith("Error in rule ") or not line.startswith(" "):
+            if match := re.search(r"jobs/[a-z]+/([A-Za-z0-9._-]+)\.json", fields.get("output", "")):
+                message = " ".join(fields.get("message", "").split()).removesuffix("None")
+                place = fields.get("log", "").partition(" (check log file")[0].split(", ")[-1]
+                found[match[1]] = SchedulerError(message[:500], Path(place) if place else None)
+            fields = {"rule": line} if line.startswith("Error in rule ") else {}
+        elif fields and colon:
+            fields.setdefault(name, value)
+    return found
+
+
+def _how_it_ended(log: Path, error: SchedulerError | None) -> str:
+    """Why a job that began left no word of its own."""
+    last = log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
+    told = str(error or "") + (f" (its log: {error.log})" if error is not None and error.log is not None else "")
+    if INTERRUPTED_BY in last and not told:
+        number = last.rpartition(INTERRUPTED_BY)[2]
+        return f"was ended from outside by {number}, as schedulers do when time is over or a job is cancelled"
+    if INTERRUPTED_BY in last or any(word in told for word in KILLED):
+        return f"was ended by the scheduler{told}"
+    return f"ended without a word, as when it is killed for its memory or time{told}"
 
 
 def _last_words(text: str) -> str:

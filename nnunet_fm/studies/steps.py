@@ -21,7 +21,7 @@ from typing import Any
 
 from nnunet_fm.studies import data, gpus, testing, training
 from nnunet_fm.studies.locks import Holder, Lock
-from nnunet_fm.studies.marks import Marks, write_json
+from nnunet_fm.studies.marks import INTERRUPTED_BY, Marks, write_json
 from nnunet_fm.studies.process import CommandError, interrupt_on_signals
 from nnunet_fm.studies.workplace import Workplace, lock_path
 
@@ -59,8 +59,8 @@ def main(arguments: Sequence[str] | None = None, steps: Mapping[str, Callable[[W
     print(f"--- {_now()} {job['title']}", flush=True)
     try:
         seconds = _work(content, given.id, given.threads, steps)
-    except KeyboardInterrupt:
-        print(f"--- {_now()} interrupted", flush=True)
+    except KeyboardInterrupt as error:
+        print(f"--- {_now()} {INTERRUPTED_BY}{error}", flush=True)
         return INTERRUPTED
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__

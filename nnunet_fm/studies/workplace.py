@@ -11,6 +11,16 @@ from typing import Any
 from nnunet_fm.studies.locks import Lock
 from nnunet_fm.studies.process import StepError, run_command, thread_variables
 
+PATHS = (
+    "nnUNet_raw",
+    "nnUNet_preprocessed",
+    "nnUNet_results",
+    "nnUNet_extTrainer",
+    "NNUNET_FM_WEIGHTS",
+    "NNUNET_FM_CARDS",
+)
+"""Variables that name folders."""
+
 
 @dataclass
 class Workplace:
@@ -57,14 +67,20 @@ class Workplace:
 
 
 def nnunet_folder(name: str) -> Path:
-    """One of nnU-Net's three folders.
+    """One of nnU-Net's three folders, as an absolute path: jobs work in the study's folder.
 
     Raises:
         StepError: if its variable is not set.
     """
     if not os.environ.get(name):
         raise StepError(f"the variable {name} is not set: it names one of nnU-Net's three folders")
-    return Path(os.environ[name])
+    return Path(os.environ[name]).absolute()
+
+
+def environment() -> dict[str, str]:
+    """This process's variables for one that works in another folder: relative paths are made absolute."""
+    paths = {name: os.environ[name] for name in PATHS if os.environ.get(name)}
+    return {**os.environ, **{name: str(Path(path).expanduser().absolute()) for name, path in paths.items()}}
 
 
 def lock_path(folder: Path, rule: str, job: str, what: Mapping[str, Any]) -> Path:
