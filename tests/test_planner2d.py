@@ -289,7 +289,7 @@ def test_a_rotated_copy_gives_the_same_slices(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("multiprocessing.get_context", lambda _: SimpleNamespace(Pool=ThreadPool))
     planned, slices = [], []
     for number, axis in ((511, 1), (512, 2)):
-        folder = write_dataset(variables["nnUNet_raw"], number, name="HCP", cases=0, test_cases=0)
+        folder = write_dataset(variables["nnUNet_raw"], number, name="HCP", cases=0, test_cases=0, numTraining=2)
         (folder / "conversion.json").write_text(json.dumps({"slice_axis": "zyx"[axis]}))
         rng = np.random.default_rng(5)
         for case in range(2):

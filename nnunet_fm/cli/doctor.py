@@ -37,7 +37,7 @@ def doctor(
         typer.Option(
             "-d",
             "--dataset",
-            help="Dataset ID or name: forecast the memory that predicting it takes.",
+            help="Dataset ID or name: check its training data, forecast the memory that predicting it takes.",
             autocompletion=complete_datasets,
         ),
     ] = None,
@@ -127,7 +127,7 @@ def _all(
 def _forecast(
     dataset: str, configuration: str | None, plans: str | None, tell: Callable[[str], None]
 ) -> Iterator[Check]:
-    from nnunet_fm.cli.checks.dataset import UnknownDatasetError, read
+    from nnunet_fm.cli.checks.dataset import UnknownDatasetError, read, training_data
     from nnunet_fm.cli.checks.forecast import predicting, preprocessed, training_batch
     from nnunet_fm.cli.checks.machine import shared_memory
 
@@ -138,6 +138,7 @@ def _forecast(
         yield Check("dataset", PROBLEM, str(error), "pass the ID or name of a dataset that nnU-Net's folders have")
         return
     yield from shared_memory(training_batch(known))
+    yield from training_data(known.name, tell)
     yield from preprocessed(known)
     yield from predicting(known)
 

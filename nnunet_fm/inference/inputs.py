@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nnunet_fm.data.image_files import ImageFiles, case_name, find_images, left_out_words, shown
+from nnunet_fm.data.image_folders import ImageFiles, case_name, find_images, left_out_words, shown
 from nnunet_fm.dataset_names import DatasetNameError, dataset_name
 from nnunet_fm.foreign import read_object
 from nnunet_fm.models.foreign_plans import read_plans

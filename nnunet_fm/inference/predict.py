@@ -12,7 +12,7 @@ import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_fm.data.image_files import left_out_words
+from nnunet_fm.data.image_folders import left_out_words
 from nnunet_fm.evaluation.machine import processor_name
 from nnunet_fm.inference import inputs
 from nnunet_fm.inference.inputs import PredictionInputError

@@ -19,6 +19,9 @@ REORIENTING_READER = "NibabelIOWithReorient"
 LATERAL = 0.5
 """Cosine of the angle between an image axis and the patient's left-right axis from which the two may be confused."""
 
+REORIENTING_READERS = (REORIENTING_READER, "SimpleITKIOWithReorient")
+"""All readers of nnU-Net's that turn images before anything else happens."""
+
 UNORIENTED_READERS = ("NaturalImage2DIO", "Tiff3DIO")
 """nnU-Net's readers of formats that know no patient."""
 

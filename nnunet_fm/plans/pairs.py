@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_fm.data.image_files import ImageFiles, find_images, find_label_maps, left_out_words, shown
+from nnunet_fm.data.image_folders import ImageFiles, find_images, find_label_maps, left_out_words, shown
 from nnunet_fm.models.plan_key import PlanError
 
 SHOWN = 3

@@ -30,6 +30,7 @@ from nnunet_fm.plans.choice import choose_model
 from nnunet_fm.plans.domains import check_domains, write_plans_for
 from nnunet_fm.plans.files import save_plans
 from nnunet_fm.plans.geometry import Choice, choose_spacing, median_shape, nnunet_patch, shrink_patch, wanted_patch
+from nnunet_fm.plans.grids import check_grids
 from nnunet_fm.plans.intensity import channel_names, normalization
 from nnunet_fm.plans.mirroring import NAMES, Data, choose_mirroring
 from nnunet_fm.plans.orientation import dataset_orientations, orientation_warning
@@ -120,6 +121,9 @@ class FMPlanner(ExperimentPlanner):
             suppress_transpose,
         )
         self.dataset = training_cases(raw, dataset_json)  # nnU-Net's own listing takes hidden files for cases
+        self.reader = self.determine_reader_writer().__name__
+        for warning in check_grids(self.dataset, self.reader):
+            print(f"WARNING: {warning}")
         # The stock command always passes DefaultPreprocessor, so only another name can be a user's wish.
         if preprocessor_name not in ("DefaultPreprocessor", "FMPreprocessor"):
             raise PlanError(f"plans of nnunet-fm use FMPreprocessor (or --portable), not '{preprocessor_name}'")
@@ -164,7 +168,7 @@ class FMPlanner(ExperimentPlanner):
         planned = on_dataset(published, self.dataset_name, adapter)
         # What 3D weights need is what their authors did; that 2D models are trained by one recipe is the mission.
         origin = {"recipe": "official" if variant == "mission" and card.dim == 3 else variant}
-        reader = self.determine_reader_writer().__name__
+        reader = self.reader
         found = dataset_orientations(self.dataset, reader)
         transpose = self._transpose(card, found, origin)
         recipe = self._recipe(planned.recipe, origin)

@@ -32,6 +32,7 @@ from nnunet_fm.ending import end_with_parent
 from nnunet_fm.foreign import ForeignFileError, read_object
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.case_preprocessor import CasePreprocessor, located_classes
+from nnunet_fm.plans.grids import check_grids
 from nnunet_fm.plans.raw import check_cases, read_dataset_json, training_cases
 from nnunet_fm.replacing import PARTIAL, write_text
 
@@ -163,6 +164,8 @@ class FMPreprocessor(CasePreprocessor):
                 return
             if folder.is_dir():
                 check_not_leased(folder)
+            for warning in check_grids(dataset, plans["image_reader_writer"]):
+                print(f"WARNING: {warning}")
             partial = self._write(plans, configuration_name, dataset, dataset_json, folder, num_processes)
             replace_folder(partial, folder, stamp)
 

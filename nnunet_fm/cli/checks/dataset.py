@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.cli.checks.finding import NOTE, OK, PROBLEM, Check
 from nnunet_fm.dataset_names import DatasetNameError, dataset_name
 
 Grid = tuple[tuple[int, ...], tuple[float, ...]]
@@ -104,6 +105,39 @@ def read(
     if not cases:
         raise UnknownDatasetError(f"{folder.name} has no images that SimpleITK reads, and no fingerprint")
     return Dataset(folder.name, channels, outputs, cases, _planned(preprocessed, configuration, plans))
+
+
+def training_data(name: str, tell: Callable[[str], None] = lambda text: None) -> Iterator[Check]:
+    """Findings about a dataset's raw training cases: what is missing, not taken, or on another grid than its image.
+
+    Args:
+        name: of the dataset.
+        tell: is told what is looked at.
+    """
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+    from nnunet_fm.models.plan_key import PlanError
+    from nnunet_fm.plans.grids import check_grids
+    from nnunet_fm.plans.raw import check_cases, read_dataset_json, training_cases
+
+    raw = _folder("nnUNet_raw", name)
+    if raw is None:
+        return
+    tell("comparing label maps with images")
+    try:
+        about = read_dataset_json(raw)
+        warnings = check_cases(raw, about)
+        cases = training_cases(raw, about)
+        example = next(iter(cases.values()))["images"][0]
+        reader = determine_reader_writer_from_dataset_json(about, example, verbose=False)
+        warnings += check_grids(cases, reader.__name__)
+    except PlanError as error:
+        yield Check("training data", PROBLEM, str(error), "correct them: planning and preprocessing refuse them")
+        return
+    for warning in warnings:
+        yield Check("training data", NOTE, warning)
+    if not warnings:
+        yield Check("training data", OK, f"{len(cases)} cases, each label map on the grid of its image")
 
 
 def _folder(variable: str, name: str) -> Path | None:
