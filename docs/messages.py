@@ -27,6 +27,7 @@ PARTS = {
     "studies": "Studies",
     "cli": "Flags",
     "hook": "The hook",
+    "dataset_json": "dataset.json",
     "dataset_names": "Datasets by number",
     "image_files": "Image files",
     "foreign": "Foreign files",

@@ -57,6 +57,14 @@ TIFF_DEFLATE = (8, 32946)
 CHUNK = 2**17
 
 
+SKEWED = "orthonormal"
+"""A word of ITK's message for a NIfTI file whose axes are not at right angles."""
+SKEWED_WORDS = (
+    "its axes are not at right angles, or their directions are no numbers (a skewed affine in its header): resample it "
+    "onto a grid with right angles, or correct the header"
+)
+
+
 class DamagedImageError(ForeignFileError):
     """An image file that is cut off or changed; the message names it."""
 
@@ -89,6 +97,8 @@ def _sitk_errors(path: Path, voxels: _Voxels | None = None) -> Iterator[None]:
         if voxels is not None:
             voxels.check()  # which says what is wrong
         reason = (str(error).strip().splitlines() or ["no reason given"])[-1].strip()
+        if SKEWED in reason:
+            raise DamagedImageError(f"{path.name} cannot be read: {SKEWED_WORDS}") from None
         raise DamagedImageError(f"{path.name} cannot be read: damaged, cut off, or no image ({reason})") from None
 
 

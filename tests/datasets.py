@@ -53,6 +53,16 @@ def write_image(path: Path, array: np.ndarray, spacing: Sequence[float]) -> None
     sitk.WriteImage(image, str(path))
 
 
+def skew(file: Path) -> None:
+    """Tilt the first axis of a NIfTI file against the second."""
+    import nibabel
+
+    affine = np.eye(4)
+    affine[0, 1] = 0.3
+    array = sitk.GetArrayFromImage(sitk.ReadImage(str(file))).T
+    nibabel.save(nibabel.Nifti1Image(array, affine), file)
+
+
 def blobs(shape: Sequence[int], labels: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A noisy image with one bright ellipsoid per label, and its label map."""
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij"))

@@ -164,13 +164,15 @@ def test_not_finite_voxels_are_refused(normaliser: ImageNormalization, bad: floa
 CHANNELS = ("CT", "PET", "MRI", "nonorm")
 
 
-def plan(intensity: dict[str, Any], portable: bool = False, cropped: float = 1.0) -> Normalization:
+def plan(
+    intensity: dict[str, Any], portable: bool = False, cropped: float = 1.0, channels: tuple[str, ...] = CHANNELS
+) -> Normalization:
     return normalization(
         Intensity(**intensity),
-        {"channel_names": {str(i): name for i, name in enumerate(CHANNELS)}},
+        {"channel_names": {str(i): name for i, name in enumerate(channels)}},
         {
             "median_relative_size_after_cropping": cropped,
-            "foreground_intensity_properties_per_channel": {str(i): dict(NUMBERS) for i in range(len(CHANNELS))},
+            "foreground_intensity_properties_per_channel": {str(i): dict(NUMBERS) for i in range(len(channels))},
         },
         portable=portable,
         model="a_model",
@@ -238,3 +240,36 @@ def test_a_network_is_told_which_schemes_give_the_unit_range(image: np.ndarray) 
         out = of(kind).run(image.copy())
         assert kind.__name__ in UNIT_RANGE and (out.min(), out.max()) == (0, 1)
     assert not {"FMSymmetricPercentileNormalization", "AdvancedNormalization"} & UNIT_RANGE
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [
+        ("zscore", "ZScoreNormalization"),
+        ("ZScore", "ZScoreNormalization"),
+        ("noNorm", "NoNormalization"),
+        ("rescale_to_0_1", "RescaleTo01Normalization"),
+        ("rgb_to_0_1", "RGBTo01Normalization"),
+    ],
+)
+def test_a_channel_that_is_called_as_a_normalisation_gets_it(name: str, scheme: str) -> None:
+    """Whatever the model's own normalisation is; nnU-Net's names of normalisations are the user's choice."""
+    for other in ("percentile", "minmax", "foreground"):
+        assert plan({"ct": "ct", "other": other}, channels=("CT", name)).schemes == ["CTNormalization", scheme]
+
+
+def test_windows_follow_the_numbers_of_channels() -> None:
+    """A file that lists channel 1 first does not swap them."""
+    fingerprint = {
+        "median_relative_size_after_cropping": 1.0,
+        "foreground_intensity_properties_per_channel": {"0": {**NUMBERS, "mean": 1.0}, "1": {**NUMBERS, "mean": 2.0}},
+    }
+    made = normalization(
+        Intensity(ct="ct", other="minmax"),
+        {"channel_names": {"1": "PET", "0": "CT"}},
+        fingerprint,
+        portable=False,
+        model="any",
+    )
+    assert made.schemes == ["CTNormalization", "ScaleIntensity"]
+    assert [made.properties[number]["mean"] for number in ("0", "1")] == [1.0, 2.0]

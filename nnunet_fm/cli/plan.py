@@ -136,8 +136,9 @@ def plan(
     from nnunet_fm.dataset_names import dataset_name
     from nnunet_fm.models.card import read_mirror
     from nnunet_fm.models.names import PLANNER_PREFIX, VARIANTS
+    from nnunet_fm.plans.fingerprint import fingerprint
     from nnunet_fm.plans.planner import Options, planner_class
-    from nnunet_fm.plans.raw import check_cases, extract_fingerprint, read_dataset_json
+    from nnunet_fm.plans.raw import check_cases, read_dataset_json
     from nnunet_fm.plans.slices import AXES, PLANES
 
     if variant not in ("mission", *VARIANTS):
@@ -179,9 +180,9 @@ def plan(
     with results_only(as_json=as_json, quiet=quiet):
         named = dataset_name(dataset)
         folder = Path(nnUNet_preprocessed, named)
-        check_cases(Path(nnUNet_raw, named), read_dataset_json(Path(nnUNet_raw, named)))
-        if not (folder / "dataset_fingerprint.json").is_file():
-            extract_fingerprint(named, processes)
+        dataset_json = read_dataset_json(Path(nnUNet_raw, named))
+        check_cases(Path(nnUNet_raw, named), dataset_json)
+        fingerprint(named, dataset_json, processes)
         plans = planner(named, gpu_memory_target or 8.0, plans_name=name, options=options).plan_experiment()
     if as_json:
         print(json.dumps({"path": str(folder / f"{plans['plans_name']}.json"), "plans": plans}))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_fm.data.faults import exact
 from nnunet_fm.dataset_conversion.problems import Invalid
 
 MAX_RANGE = 1 << 20
@@ -99,7 +100,7 @@ def whole_numbers(array: NDArray[Any], file: str) -> NDArray[Any]:
             np.rint(section, out=out, casting="unsafe")
         if not np.array_equal(out, section):
             wrong = section[out != section][0]
-            raise Invalid(file, f"the label map has fractions, such as {wrong:g}: labels are whole numbers")
+            raise Invalid(file, f"the label map has fractions, such as {exact(wrong)}: labels are whole numbers")
     return result
 
 

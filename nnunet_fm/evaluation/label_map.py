@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_fm.data.faults import exact
 from nnunet_fm.foreign import DEFLATE, check_promise, read_object
 from nnunet_fm.image_files import DamagedImageError, check_whole, read_image, read_nifti
 
@@ -158,7 +159,7 @@ def _as_integers(array: NDArray[Any], path: Path) -> NDArray[Any]:
             integers[...] = floats
         wrong = floats != integers
         if wrong.any():
-            raise ValueError(f"{path} holds {floats[wrong].flat[0]:g}: labels are whole numbers")
+            raise ValueError(f"{path} holds {exact(floats[wrong].flat[0])}: labels are whole numbers")
     return whole
 
 

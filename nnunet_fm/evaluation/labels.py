@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.dataset_json import IGNORE, canonical
 from nnunet_fm.foreign import read_object
 
 Labels = Mapping[str, int | Sequence[int]]
 """Class name -> label, or the labels of a region, as in ``dataset.json``."""
 
-BACKGROUND, IGNORE = "background", "ignore"
-"""Names that nnU-Net gives a meaning."""
+BACKGROUND = "background"
+"""Name of the label 0."""
 
 
 def foreground(labels: Labels) -> tuple[dict[str, tuple[int, ...]], int | None]:
@@ -29,20 +30,20 @@ def scored_classes(labels: Labels, include_background: bool = False) -> tuple[di
 
 
 def read_dataset_json(path: Path) -> dict[str, Any]:
-    """A ``dataset.json`` whose ``labels`` are usable.
+    """A ``dataset.json`` whose ``labels`` are usable, `canonical`.
 
     Raises:
         ValueError: if it is no JSON object, or its labels are not name -> number or numbers.
     """
     try:
-        content = read_object(path)
+        content = canonical(read_object(path))
         labels = content["labels"]
         usable = bool(labels) and all(_is_label(value) for value in labels.values())
     except (ValueError, TypeError, KeyError, AttributeError):
         usable = False
     if not usable:
         raise ValueError(f"{path}: 'labels' must map each class's name to its number, or a region's to a list of them")
-    return dict(content)
+    return content
 
 
 def _is_label(value: Any) -> bool:

@@ -13,15 +13,13 @@ from typing import Any
 import torch
 
 from nnunet_fm.data.image_folders import ImageFiles, case_name, find_images, left_out_words, shown
+from nnunet_fm.dataset_json import SHOWN, canonical, channel_names, fault_of_channels, listed, named_channels
 from nnunet_fm.dataset_names import DatasetNameError, dataset_name
 from nnunet_fm.foreign import read_object
 from nnunet_fm.models.foreign_plans import read_plans
 from nnunet_fm.weights.files import read_trained
 
 DEVICES = ("cpu", "cuda", "mps")
-SHOWN = 3
-"""Number of offenders that a message names."""
-
 Files = Mapping[str, Sequence[Path]]
 """Name of a case -> its channel files."""
 
@@ -125,7 +123,7 @@ def images_in(source: Path, file_ending: str, *, numbered: bool = True) -> Image
         raise PredictionInputError(f"no images in {source}: {left_out_words(found.left_out)}")
     if names:
         raise PredictionInputError(
-            f"no images in {source}: the model was trained on {file_ending} files, here are {_list(names)}"
+            f"no images in {source}: the model was trained on {file_ending} files, here are {listed(names)}"
         )
     raise PredictionInputError(f"the input folder {source} has no files")
 
@@ -155,7 +153,7 @@ def only(cases: dict[str, list[Path]], names: Iterable[str], folder: Path) -> di
     if unknown := [name for name in names if name not in cases]:
         near = get_close_matches(unknown[0], cases, n=SHOWN) or list(cases)
         raise PredictionInputError(
-            f"{folder} has no case {_list(unknown)}; it has {len(cases)}, such as {_list(near)} (--cases takes names "
+            f"{folder} has no case {listed(unknown)}; it has {len(cases)}, such as {listed(near)} (--cases takes names "
             "without channel number and ending)"
         )
     return {name: cases[name] for name in names}
@@ -172,20 +170,14 @@ def named(images: Sequence[Sequence[Path]], names: Sequence[str] | None, file_en
     if not images:
         raise PredictionInputError("no cases to predict")
     if folders := [name for name in names if Path(name).name != name]:
-        raise PredictionInputError(f"not the name of a case: {_list(folders)}")
+        raise PredictionInputError(f"not the name of a case: {listed(folders)}")
     if len(names) != len(images):
         raise PredictionInputError(f"{len(images)} cases, but {len(names)} names")
     if twice := sorted({name for name in names if list(names).count(name) > 1}):
-        raise PredictionInputError(f"several cases have the same name: {_list(twice)}")
+        raise PredictionInputError(f"several cases have the same name: {listed(twice)}")
     if missing := [str(file) for files in images for file in files if not Path(file).is_file()]:
-        raise PredictionInputError(f"no such file: {_list(missing)}")
+        raise PredictionInputError(f"no such file: {listed(missing)}")
     return {name: [Path(file) for file in files] for name, files in zip(names, images, strict=True)}
-
-
-def channel_names(dataset_json: Mapping[str, Any]) -> dict[str, str]:
-    """Number of each image channel, as text, -> its name; version 1 of nnU-Net called them modalities."""
-    names: dict[str, str] = dataset_json["modality" if "modality" in dataset_json else "channel_names"]
-    return names
 
 
 def check_channels(cases: Files, dataset_json: Mapping[str, Any], reader: Any, *, numbered: bool) -> None:
@@ -197,8 +189,7 @@ def check_channels(cases: Files, dataset_json: Mapping[str, Any], reader: Any, *
         reader: nnU-Net's; some read several channels from one file (RGB, 4D), which is found out from one case.
         numbered: whether names of files may end in their channel's number.
     """
-    channels = channel_names(dataset_json)
-    ending, expected = dataset_json["file_ending"], len(channels)
+    ending, expected = dataset_json["file_ending"], len(channel_names(dataset_json))
 
     def numbers(files: Sequence[Path]) -> list[int]:
         if not numbered:
@@ -210,10 +201,15 @@ def check_channels(cases: Files, dataset_json: Mapping[str, Any], reader: Any, *
     counts = {len(files) for files in wrong.values()}
     if len(wrong) == len(cases) and len(counts) == 1 and max(counts) < expected:
         files = next(iter(wrong.values()))
-        if numbers(files) == list(range(len(files))) and _channels_inside(reader, files) == expected:
+        inside = _channels_inside(reader, files) if numbers(files) == list(range(len(files))) else None
+        if inside == expected:
             return
+        if inside is not None and inside > 1:
+            raise PredictionInputError(
+                f"{Path(files[0]).name} has {inside} channels, the model has {expected} "
+                f"({named_channels(dataset_json)}): give it such images"
+            )
     if wrong:
-        what = ", ".join(f"{int(number):04d} {name}" for number, name in channels.items())
         those = [
             f"{name} has {', '.join(f'{number:04d}' for number in numbers(files)) or 'none'}"
             for name, files in wrong.items()
@@ -222,8 +218,8 @@ def check_channels(cases: Files, dataset_json: Mapping[str, Any], reader: Any, *
         only = Path(files[0]).name.removesuffix(ending) if expected == len(files) == 1 else None
         hint = "" if only is None else f". If the number belongs to the name, rename it to {only}_0000{ending}"
         raise PredictionInputError(
-            f"{len(wrong)} of {len(cases)} cases do not have the channels of the model ({what}): "
-            f"{_list(those, '; ')}{hint}"
+            f"{len(wrong)} of {len(cases)} cases do not have the channels of the model "
+            f"({named_channels(dataset_json)}): {listed(those, '; ')}{hint}"
         )
 
 
@@ -253,7 +249,7 @@ def check_previous_stage(previous_stage: str | None, folder: Path | None, cases:
             "its output folder with -prev_stage_predictions"
         )
     if missing := [name + ending for name in cases if not (folder / (name + ending)).is_file()]:
-        raise PredictionInputError(f"{folder} lacks predictions of {previous_stage}: {_list(missing)}")
+        raise PredictionInputError(f"{folder} lacks predictions of {previous_stage}: {listed(missing)}")
 
 
 def check_output(output: Path, images: Path | None) -> None:
@@ -267,23 +263,13 @@ def check_output(output: Path, images: Path | None) -> None:
 
 
 def read_dataset_json(path: Path) -> dict[str, Any]:
-    """A model's ``dataset.json``.
+    """A model's ``dataset.json``, `canonical`.
 
     Raises:
         PredictionInputError: if it lacks channels or file ending, or they are no names.
         ForeignFileError: if it is no JSON object.
     """
-    content = read_object(path)
-    names = content.get("modality", content.get("channel_names"))
-    channels = isinstance(names, dict) and all(isinstance(name, str) for name in names.values())
-    if not channels or not all(number.isdecimal() for number in names):  # type: ignore[union-attr]
-        raise PredictionInputError(f"{path}: 'channel_names' must map numbers to the names of channels")
-    ending = content.get("file_ending")
-    if not isinstance(ending, str) or not ending.startswith(".") or "/" in ending or "\\" in ending:
-        raise PredictionInputError(f"{path}: 'file_ending' must be the ending of image files, such as .nii.gz")
+    content = canonical(read_object(path))
+    if reason := fault_of_channels(content, trained=True):
+        raise PredictionInputError(f"{path}: {reason}")
     return content
-
-
-def _list(words: Sequence[str], separator: str = ", ") -> str:
-    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-    return separator.join(words[:SHOWN]) + more

@@ -13,6 +13,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_fm.data.image_folders import left_out_words
+from nnunet_fm.dataset_json import channel_names
 from nnunet_fm.evaluation.machine import processor_name
 from nnunet_fm.inference import inputs
 from nnunet_fm.inference.inputs import PredictionInputError
@@ -119,7 +120,7 @@ def predict_folder(
     folder = Path(images) if isinstance(images, (str, os.PathLike)) else None
     left_out: dict[str, str] = {}
     if folder is not None:
-        one_file = len(inputs.channel_names(dataset_json)) == 1 or type(reader).__name__ in COLOUR_READERS
+        one_file = len(channel_names(dataset_json)) == 1 or type(reader).__name__ in COLOUR_READERS
         listed = inputs.images_in(folder, ending, numbered=not one_file)
         found, left_out = listed.cases, listed.left_out
         if cases is not None:  # who names the cases leaves the others out on purpose

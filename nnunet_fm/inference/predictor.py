@@ -18,6 +18,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.utilities.helpers import empty_cache
 
+from nnunet_fm.dataset_json import canonical
 from nnunet_fm.inference import inputs
 from nnunet_fm.inference.sliding_window import Sums, Window, mirrored_mean, predictions
 from nnunet_fm.inference.times import CaseTimes
@@ -247,6 +248,7 @@ def load_predictor(
     except RuntimeError as error:
         raise misfit(error, f"{checkpoint} in {model_folder}") or error from None
     _mirror_as_trained(predictor)
+    predictor.dataset_json = canonical(predictor.dataset_json)
     return predictor
 
 

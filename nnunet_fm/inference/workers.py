@@ -26,10 +26,11 @@ from nnunetv2.inference.data_iterators import PreprocessAdapter
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunet_fm.data.faults import why
 from nnunet_fm.data.whole_images import WholeImagesPlans
+from nnunet_fm.dataset_json import channel_names
 from nnunet_fm.ending import end_with_parent
 from nnunet_fm.image_files import check_whole
-from nnunet_fm.inference import inputs
 from nnunet_fm.inference.label_map import label_map
 from nnunet_fm.limits import threads
 from nnunet_fm.replacing import partial_folder
@@ -52,7 +53,7 @@ class Setting:
     @property
     def channels(self) -> int:
         """Image channels, without those that a cascade adds."""
-        return len(inputs.channel_names(self.dataset_json))
+        return len(channel_names(self.dataset_json))
 
 
 @dataclass(frozen=True)
@@ -275,5 +276,4 @@ def failure(error: Exception, setting: Setting, printed: str = "") -> Failure:
     """The error in one line: it may be of a class that cannot be sent from one process to another."""
     if setting.verbose:
         traceback.print_exception(error)
-    reason = str(error) or printed or type(error).__name__
-    return Failure(" ".join(reason.split()))
+    return Failure(why(error, printed))

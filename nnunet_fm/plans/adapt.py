@@ -6,7 +6,6 @@ as hold their voxels for a 3D one.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,18 +22,19 @@ from pydantic import ValidationError
 
 from nnunet_fm.adaptation.trained_part import train_only
 from nnunet_fm.data.folds import read_folds
+from nnunet_fm.dataset_json import channel_names
 from nnunet_fm.dataset_names import DatasetNameError, dataset_name, dataset_number
 from nnunet_fm.models.build import build_network
 from nnunet_fm.models.card import Recipe
 from nnunet_fm.models.names import PLANS_PREFIX, TRAINER_PREFIX
 from nnunet_fm.models.plan_key import KEY, Adaptation, PlanError, PlanKey
 from nnunet_fm.plans.domains import differences
-from nnunet_fm.plans.files import save_plans
-from nnunet_fm.plans.intensity import channel_names
+from nnunet_fm.plans.files import save_plans, write_json
+from nnunet_fm.plans.fingerprint import fingerprint
 from nnunet_fm.plans.mirroring import Data, choose_mirroring
 from nnunet_fm.plans.orientation import dataset_orientations
 from nnunet_fm.plans.preprocessor import data_identifier
-from nnunet_fm.plans.raw import extract_fingerprint, training_cases
+from nnunet_fm.plans.raw import check_channels, read_dataset_json, training_cases
 from nnunet_fm.plans.slices import converter_slice_axis, count_iterations, on_dataset, samples_by_fold
 from nnunet_fm.plans.source import Source, read_source
 
@@ -83,7 +83,7 @@ class _Target:
 
     @cached_property
     def dataset_json(self) -> dict[str, Any]:
-        return json.loads((self.raw / "dataset.json").read_text(encoding="utf-8"))
+        return read_dataset_json(self.raw)
 
     @cached_property
     def cases(self) -> dict[str, dict[str, Any]]:
@@ -97,10 +97,7 @@ class _Target:
 
     def fingerprint(self, processes: int) -> dict[str, Any]:
         """nnU-Net's fingerprint, extracted if there is none yet."""
-        file = Path(nnUNet_preprocessed, self.name, "dataset_fingerprint.json")
-        if not file.is_file():
-            extract_fingerprint(self.name, processes)
-        return json.loads(file.read_text(encoding="utf-8"))
+        return fingerprint(self.name, self.dataset_json, processes)
 
 
 @dataclass(frozen=True)
@@ -136,6 +133,7 @@ def plan_adaptation(model_folder: Path, target: str | int, options: AdaptOptions
     source = read_source(model_folder, options.fold, options.checkpoint)
     there = _find(target)
     check_domains(source.dataset_json, there.dataset_json, (source.dataset, there.name))
+    check_channels(there.raw, there.dataset_json, there.cases)
     if unknown := sorted(set(options.labelled_cases) - set(there.cases)):
         raise PlanError(f"{there.name} has no training case {', '.join(unknown)}; it has {', '.join(there.cases)}")
     recipe = _recipe(source, there.name, options)
@@ -145,9 +143,10 @@ def plan_adaptation(model_folder: Path, target: str | int, options: AdaptOptions
 
     plans = _plans(source, entry, there, recipe, adaptation, options)
     path = save_plans(plans, force=options.force)
-    for name in ("dataset.json", "splits_final.json"):  # as nnU-Net's planner: the split only where there is none yet
-        if (there.raw / name).is_file() and (name == "dataset.json" or not path.with_name(name).is_file()):
-            shutil.copy(there.raw / name, path.with_name(name))
+    write_json(there.dataset_json, path.with_name("dataset.json"))
+    split = there.raw / "splits_final.json"
+    if split.is_file() and not path.with_name(split.name).is_file():  # as nnU-Net's planner
+        shutil.copy(split, path.with_name(split.name))
     return Adapted(path, plans, f"{TRAINER_PREFIX}_{options.method}", source.configuration)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from numpy.typing import NDArray
 
 from nnunet_fm.data.class_locations import sample_locations
 from nnunet_fm.data.cropping import nonzero_region
+from nnunet_fm.data.faults import exact, unreadable
 from nnunet_fm.data.whole_images import WholeSimpleITKIO, whole_images
+from nnunet_fm.dataset_json import canonical
 from nnunet_fm.image_files import read_image
 
 Case = tuple[NDArray[np.float32], NDArray[np.integer], dict[str, Any]]
@@ -30,12 +34,19 @@ OUTSIDE = -1
 """nnU-Net's label of background outside of the nonzero region."""
 
 
+class CaseError(ValueError):
+    """A case cannot be read or preprocessed; the message names its files."""
+
+
 class CasePreprocessor(DefaultPreprocessor):
     """nnU-Net's preprocessing of a case, for training and for prediction.
 
     Channels are cropped, normalised and resampled one after the other, in float32; label maps are integers from the
     start. Besides the images as they were read and the result it needs five copies of a channel at most.
     """
+
+    has_foreground = False
+    """Whether the label map of the last case had a voxel of a class."""
 
     def run_case_npy(
         self,
@@ -58,7 +69,7 @@ class CasePreprocessor(DefaultPreprocessor):
         Raises:
             ValueError: if images and label map differ in shape, or an image has voxels that are NaN or infinite.
         """
-        schemes = configuration_manager.normalization_schemes
+        dataset_json, schemes = _content(dataset_json), configuration_manager.normalization_schemes
         if len(data) != len(schemes):
             raise ValueError(f"{len(data)} channels or volumes in time, where the plan has {len(schemes)}")
         if seg is not None and len(seg) != 1:
@@ -104,7 +115,9 @@ class CasePreprocessor(DefaultPreprocessor):
                   f"resampled to {images.shape[1:]} voxels of {target} mm")  # fmt: skip
 
         if seg is not None:
-            properties["class_locations"] = sample_locations(labels, located_classes(plans_manager, dataset_json))
+            locations = sample_locations(labels, located_classes(plans_manager, dataset_json))
+            self.has_foreground = any(len(voxels) for label, voxels in locations.items() if not _has_outside(label))
+            properties["class_locations"] = locations
             labels = self.modify_seg_fn(labels, plans_manager, dataset_json, configuration_manager)
         return images, labels.astype(np.int16 if labels.max() > 127 else np.int8, copy=False), properties
 
@@ -119,19 +132,35 @@ class CasePreprocessor(DefaultPreprocessor):
         """Read the files of a case, one per channel and the label map or ``None``, and preprocess it; see above.
 
         Raises:
-            ValueError: as `run_case_npy`, for files that are damaged, where a normaliser refuses an image, and for
-                labels that ``dataset.json`` does not have; the message names the files.
+            CaseError: as `run_case_npy`, for files that are damaged or cannot be read, where a normaliser refuses an
+                image, and for labels that ``dataset.json`` does not have; the message names the files.
         """
-        reader = whole_images(plans_manager.image_reader_writer_class)()
-        data, properties = reader.read_images(image_files)
-        seg = None if seg_file is None else _read_labels(reader, seg_file)
-        if seg is not None:
+        images, reader = ", ".join(map(str, image_files)), whole_images(plans_manager.image_reader_writer_class)()
+        with _named_on_failure(images):
+            data, properties = reader.read_images(image_files)
+        seg = None
+        if seg_file is not None:
+            with _named_on_failure(seg_file):
+                seg = _read_labels(reader, seg_file)
             _check_labels(seg, str(seg_file), _content(dataset_json))
         try:
             return self.run_case_npy(data, seg, properties, plans_manager, configuration_manager, dataset_json)
-        except ValueError as error:
-            files = [*image_files, *([] if seg_file is None else [seg_file])]
-            raise ValueError(f"{', '.join(map(str, files))}: {error}") from error
+        except (ValueError, AssertionError) as error:  # the latter of nnU-Net's normalisers
+            raise CaseError(f"{images if seg_file is None else f'{images}, {seg_file}'}: {error}") from error
+
+
+@contextmanager
+def _named_on_failure(files: str) -> Iterator[None]:
+    """Raise a CaseError that names the files for whatever a reader raises."""
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed):
+            yield
+    except MemoryError:
+        raise
+    except Exception as error:  # readers of images let through whatever their libraries say of a file
+        raise CaseError(unreadable(files, error, printed.getvalue())) from error
+    print(printed.getvalue(), end="")
 
 
 def _normaliser(
@@ -172,23 +201,24 @@ def _integers(labels: NDArray[np.number]) -> NDArray[np.number]:
 
 
 def _check_labels(labels: NDArray[np.number], file: str, dataset_json: dict[str, Any]) -> None:
-    """Raise a ValueError for a label map with values that no class has: the loss would end the training."""
+    """Raise a CaseError for a label map with values that no class has: the loss would end the training."""
     values = dataset_json["labels"].values()
     known = {number for value in values for number in (value if isinstance(value, (list, tuple)) else [value])}
-    foreign = sorted(set(pd.unique(labels.reshape(-1)).tolist()) - known - {0})
+    foreign = sorted(value for value in pd.unique(labels.reshape(-1)) if value not in known | {0})
     if not foreign:
         return
-    shown = ", ".join(f"{value:g}" for value in foreign[:5]) + (" …" if len(foreign) > 5 else "")
-    rule = "labels are whole numbers" if any(value % 1 for value in foreign) else "dataset.json has no such labels"
-    raise ValueError(f"{file} has voxels of {shown}, but {rule}: correct the label map or dataset.json")
+    shown = ", ".join(exact(value) for value in foreign[:5]) + (" …" if len(foreign) > 5 else "")
+    rule = (
+        "labels are whole numbers" if any(float(value) % 1 for value in foreign) else "dataset.json has no such labels"
+    )
+    raise CaseError(f"{file} has voxels of {shown}, but {rule}: correct the label map or dataset.json")
 
 
 def _content(dataset_json: dict[str, Any] | str) -> dict[str, Any]:
-    """``dataset.json``, of which nnU-Net may give the path."""
+    """``dataset.json``, of which nnU-Net may give the path, `canonical`."""
     if isinstance(dataset_json, str):
-        content: dict[str, Any] = json.loads(Path(dataset_json).read_text(encoding="utf-8"))
-        return content
-    return dataset_json
+        dataset_json = json.loads(Path(dataset_json).read_text(encoding="utf-8"))
+    return canonical(dataset_json)  # type: ignore[arg-type]
 
 
 def located_classes(plans_manager: PlansManager, dataset_json: dict[str, Any] | str) -> list[int | tuple[int, ...]]:
@@ -198,3 +228,8 @@ def located_classes(plans_manager: PlansManager, dataset_json: dict[str, Any] | 
     if manager.has_ignore_label:
         classes.append((OUTSIDE, *manager.all_labels))
     return classes
+
+
+def _has_outside(label: int | tuple[int, ...]) -> bool:
+    """Whether this is the entry for everything that is annotated, which no class is."""
+    return isinstance(label, tuple) and OUTSIDE in label

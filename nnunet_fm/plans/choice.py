@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_fm.dataset_json import channel_names
 from nnunet_fm.models.parts import official_parts
 from nnunet_fm.models.registry import get_card
-from nnunet_fm.plans.intensity import channel_names
 from nnunet_fm.weights.cache import find
 
 

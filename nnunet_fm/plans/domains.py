@@ -10,10 +10,10 @@ from typing import Any
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
 from nnunet_fm.data.folds import read_folds
+from nnunet_fm.dataset_json import canonical, channel_names
 from nnunet_fm.dataset_names import dataset_number
 from nnunet_fm.models.plan_key import KEY, PlanError
 from nnunet_fm.plans.files import write_json
-from nnunet_fm.plans.intensity import channel_names
 
 
 def plans_for(plans: Mapping[str, Any]) -> str:
@@ -62,7 +62,8 @@ def check_same_labels(here: Mapping[str, Any], there: Mapping[str, Any], names: 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any], names: tuple[str, str]) -> list[str]:
     """What keeps a model of one ``dataset.json`` from another: labels, order of regions, number of channels."""
     faults = []
-    mine, theirs = (json.loads(json.dumps(content["labels"])) for content in (here, there))
+    here, there = canonical(here), canonical(there)
+    mine, theirs = here["labels"], there["labels"]
     for label in dict.fromkeys((*mine, *theirs)):
         if label not in theirs:
             faults.append(f"only {names[0]} has '{label}' ({mine[label]})")
@@ -118,8 +119,7 @@ def _dataset_json(name: str) -> dict[str, Any]:
             continue
         file = Path(folder, name, "dataset.json")
         if file.is_file():
-            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            return content
+            return canonical(json.loads(file.read_text(encoding="utf-8")))
     raise PlanError(f"eval_datasets: there is no dataset {name} in nnUNet_raw or nnUNet_preprocessed")
 
 

@@ -7,8 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
+from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import (
+    channel_name_to_normalization_mapping,
+    get_normalization_scheme,
+)
 
+from nnunet_fm.dataset_json import channel_names
 from nnunet_fm.models.card import Intensity
 
 SCHEMES = {
@@ -35,8 +39,8 @@ MASKED = frozenset({"ZScoreNormalization", "FMPercentileNormalization"})
 SCALED = "_0_to_1"
 """End of a channel's name whose values have been clipped to percentiles and scaled before, as converters write it."""
 
-USER_SCHEMES = ("nonorm", "rescale_to_0_1", "rgb_to_0_1")
-"""Channel names of dataset.json with which the user has already chosen a scheme."""
+USER_SCHEMES = frozenset(channel_name_to_normalization_mapping) - {"ct"}
+"""Channel names of dataset.json with which the user has already chosen a scheme of nnU-Net's: ``zscore``, …"""
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,6 @@ class Normalization:
     use_mask: list[bool]
     properties: dict[str, dict[str, float]]
     reasons: dict[str, str] = field(default_factory=dict)
-
-
-def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
-    """Names of the input channels in their order, under nnU-Net's present key or its former one."""
-    return list((dataset_json.get("channel_names") or dataset_json["modality"]).values())
 
 
 def window_properties(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +16,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from pydantic import ValidationError
 
 from nnunet_fm.data.folds import read_folds
+from nnunet_fm.dataset_json import channel_names
 from nnunet_fm.dataset_names import dataset_name
 from nnunet_fm.heads import needs_official
 from nnunet_fm.models.build import Architecture, architecture, build_network, legal_patch
@@ -28,10 +28,10 @@ from nnunet_fm.models.registry import get_card, grammar
 from nnunet_fm.plans import memory
 from nnunet_fm.plans.choice import choose_model
 from nnunet_fm.plans.domains import check_domains, write_plans_for
-from nnunet_fm.plans.files import save_plans
+from nnunet_fm.plans.files import save_plans, write_json
 from nnunet_fm.plans.geometry import Choice, choose_spacing, median_shape, nnunet_patch, shrink_patch, wanted_patch
 from nnunet_fm.plans.grids import check_grids
-from nnunet_fm.plans.intensity import channel_names, normalization
+from nnunet_fm.plans.intensity import normalization
 from nnunet_fm.plans.mirroring import NAMES, Data, choose_mirroring
 from nnunet_fm.plans.orientation import dataset_orientations, orientation_warning
 from nnunet_fm.plans.preprocessor import data_identifier
@@ -120,6 +120,7 @@ class FMPlanner(ExperimentPlanner):
             list(overwrite_target_spacing) if overwrite_target_spacing is not None else None,
             suppress_transpose,
         )
+        self.dataset_json = dataset_json
         self.dataset = training_cases(raw, dataset_json)  # nnU-Net's own listing takes hidden files for cases
         self.reader = self.determine_reader_writer().__name__
         for warning in check_grids(self.dataset, self.reader):
@@ -480,7 +481,7 @@ class FMPlanner(ExperimentPlanner):
         check_domains(self.dataset_name, self.dataset_json, others)
         target = save_plans(plans, force=self.options.force)
         commands = write_plans_for(plans, others)
-        shutil.copy(Path(self.raw_dataset_folder, "dataset.json"), folder / "dataset.json")
+        write_json(self.dataset_json, folder / "dataset.json")
         print(f"Plans were saved to {target}")
         if commands:
             print("Preprocess the other datasets that the training is to be measured on:")

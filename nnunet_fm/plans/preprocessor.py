@@ -27,14 +27,16 @@ from nnunet_fm.data.sharing import (
     raw_stamp,
     replace_folder,
 )
+from nnunet_fm.dataset_json import canonical
 from nnunet_fm.dataset_names import dataset_name
 from nnunet_fm.ending import end_with_parent
 from nnunet_fm.foreign import ForeignFileError, read_object
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.case_preprocessor import CasePreprocessor, located_classes
+from nnunet_fm.plans.files import write_json
 from nnunet_fm.plans.grids import check_grids
 from nnunet_fm.plans.raw import check_cases, read_dataset_json, training_cases
-from nnunet_fm.replacing import PARTIAL, write_text
+from nnunet_fm.replacing import PARTIAL
 
 PREPROCESSING_VERSION = 1
 """Raised whenever the code changes what preprocessing writes for the same settings."""
@@ -105,15 +107,15 @@ def _check_identifier(plans: Mapping[str, Any], configuration: str, identifier: 
     )
 
 
-def _keep_labels(raw: Path, preprocessed: Path, dataset_json: Mapping[str, Any]) -> None:
-    """Copy ``dataset.json``, which trainings read beside the preprocessed cases, where its labels are others there."""
+def _keep_labels(preprocessed: Path, dataset_json: Mapping[str, Any]) -> None:
+    """Write ``dataset.json``, which trainings read beside the preprocessed cases, where its labels are others there."""
     try:
-        known = read_object(preprocessed) if preprocessed.is_file() else {}
+        known = canonical(read_object(preprocessed)) if preprocessed.is_file() else {}
     except ForeignFileError:
         known = {}
     if label_settings(known) != label_settings(dataset_json):
         preprocessed.parent.mkdir(parents=True, exist_ok=True)
-        write_text(preprocessed, raw.read_text(encoding="utf-8"))
+        write_json(dataset_json, preprocessed)
 
 
 def _is_current_without_labels(
@@ -156,7 +158,7 @@ class FMPreprocessor(CasePreprocessor):
         for warning in check_cases(raw, dataset_json):
             print(f"WARNING: {warning}")
         dataset = training_cases(raw, dataset_json)
-        _keep_labels(raw / "dataset.json", base / "dataset.json", dataset_json)
+        _keep_labels(base / "dataset.json", dataset_json)
         with lock(folder):
             stamp = {"settings": settings, "raw": raw_stamp(dataset), "labels": label_settings(dataset_json)}
             if is_current(folder, stamp) or _is_current_without_labels(folder, stamp, plans, dataset_json):
@@ -202,15 +204,19 @@ class FMPreprocessor(CasePreprocessor):
         try:
             done = self._in_processes(cases, workers) if workers > 1 else map(self._save, cases)
             console, hidden = Console(stderr=True), not self.show_progress_bar
-            for _ in track(done, "Preprocessing cases", len(cases), console=console, disable=hidden):
-                pass
+            found = list(track(done, "Preprocessing cases", len(cases), console=console, disable=hidden))
+            if not any(found):
+                raise PreprocessingError(
+                    f"none of the {len(cases)} label maps has a voxel of a class (foreground): there is nothing to "
+                    "learn, look at how they were made"
+                )
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         return partial
 
-    def _in_processes(self, cases: Sequence[tuple[Any, ...]], workers: int) -> Iterator[None]:
-        """Write cases in several processes; yields as often as one is done.
+    def _in_processes(self, cases: Sequence[tuple[Any, ...]], workers: int) -> Iterator[bool]:
+        """Write cases in several processes; yields for each that is done whether it has foreground.
 
         Raises:
             PreprocessingError: if the system killed a process.
@@ -232,10 +238,12 @@ class FMPreprocessor(CasePreprocessor):
                                 f"did not suffice: give nnU-Net fewer of them (-np {workers // 2})"
                             ) from None
 
-    def _save(self, case: tuple[Any, ...]) -> None:
+    def _save(self, case: tuple[Any, ...]) -> bool:
+        """Write a case; tells whether it has foreground."""
         target = Path(case[0])
         try:
             self.run_case_save(*case)
+            return self.has_foreground
         except (OSError, RuntimeError) as error:
             if not any(target.parent.glob(f"{target.name}*.b2nd")):  # reading, which names its file
                 raise

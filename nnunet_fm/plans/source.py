@@ -10,6 +10,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_fm.dataset_json import canonical
 from nnunet_fm.dataset_names import dataset_number
 from nnunet_fm.foreign import read_object
 from nnunet_fm.models.build import Architecture
@@ -88,7 +89,7 @@ def read_source(folder: Path, fold: str = "0", checkpoint: str | None = None) ->
                 f"{folder} is no folder of a trained model: it has no {name}. It is the folder "
                 f"<trainer>__<plans>__<configuration> in nnUNet_results/<dataset>"
             )
-    plans, dataset_json = read_plans(folder / "plans.json"), read_object(folder / "dataset.json")
+    plans, dataset_json = read_plans(folder / "plans.json"), canonical(read_object(folder / "dataset.json"))
     file = _checkpoint(folder, fold, checkpoint)
     try:
         content = read_trained(file)

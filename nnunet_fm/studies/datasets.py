@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.dataset_json import canonical
 from nnunet_fm.dataset_names import find_datasets, several
+from nnunet_fm.foreign import read_object
 from nnunet_fm.studies.schema import StudyError
 
 NUMBERED = re.compile(r"Dataset(\d{3})_(.+)", re.DOTALL)
@@ -50,7 +51,7 @@ class Dataset:
             return {}
         file = self.folder / "dataset.json"
         try:
-            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            content = canonical(read_object(file))
         except FileNotFoundError:
             raise StudyError(f"{self.folder} is no dataset: it has no dataset.json") from None
         except ValueError as error:

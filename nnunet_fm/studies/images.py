@@ -68,7 +68,7 @@ def look_at(dataset: Dataset, preprocessed: Path) -> Images:
     ending = content.get("file_ending", ".nii.gz")
     train = image_names(dataset.folder / "imagesTr", ending)
     tests = len(image_names(dataset.folder / "imagesTs", ending) & label_names(dataset.folder / "labelsTs", ending))
-    channels = len(content.get("channel_names") or content.get("modality") or [0])
+    channels = len(content.get("modality") or content.get("channel_names") or [0])
     sizes = _fingerprint(preprocessed / dataset.name / "dataset_fingerprint.json") or _headers(
         [dataset.folder / "imagesTr" / f"{case}_0000{ending}" for case in sorted(train)[:LOOKED_AT]]
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.dataset_json import canonical
+from nnunet_fm.foreign import read_object
 from nnunet_fm.replacing import PARTIAL
 from nnunet_fm.studies.cases import Tested, choose_cases, label_names
 from nnunet_fm.studies.marks import read_json, write_json
@@ -104,8 +105,7 @@ def class_shares(folder: Path, raw: Path, processes: int) -> dict[str, float] | 
 
 
 def _dataset_json(raw: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
-    return content
+    return canonical(read_object(raw / "dataset.json"))
 
 
 def _version(file: Path) -> tuple[int, int]:

@@ -11,8 +11,10 @@ from typing import Any
 
 import pandas as pd
 
+from nnunet_fm.dataset_json import canonical
 from nnunet_fm.evaluation.record import TrainingRecord
 from nnunet_fm.evaluation.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, Results, Run
+from nnunet_fm.foreign import read_object
 from nnunet_fm.models.names import PLANS_PREFIX, Spec, UnknownNameError
 from nnunet_fm.models.plan_key import STOCK_KEY, PlanKey, StockKey
 from nnunet_fm.models.registry import get_card, grammar
@@ -64,7 +66,7 @@ def collect_results(
     shares: dict[str, Mapping[str, float]] = {}
     scores, files = [], []
     for run, fold in zip(runs, fold_folders, strict=True):
-        content = json.loads((fold.parent / "dataset.json").read_text(encoding="utf-8"))
+        content = canonical(read_object(fold.parent / "dataset.json"))
         references = _folder("nnUNet_preprocessed") / run.dataset / "gt_segmentations"
         labels, ending = content["labels"], content["file_ending"]
         if run.dataset not in shares:

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_fm.data.folds import first_cases
 from nnunet_fm.data.sharing import NOT_WRITABLE, label_settings, lease, read_stamp
+from nnunet_fm.dataset_json import canonical, fault_of_numbers
 from nnunet_fm.dataset_names import dataset_number
 from nnunet_fm.evaluation.record import End, Overlap
 from nnunet_fm.limits import threads
@@ -83,6 +84,9 @@ class BudgetTrainer(nnUNetTrainer):
     ) -> None:
         with_tensorboard = tensorboard_enabled()  # refused before nnU-Net creates folders and logs
         plans.setdefault("continue_training", False)
+        dataset_json = canonical(dataset_json)
+        if reason := fault_of_numbers(dataset_json):
+            raise PlanError(f"dataset.json of {plans['dataset_name']}: {reason}")
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp and device.type == "cpu":  # nnU-Net takes several processes for as many GPUs
             self.device, self.grad_scaler = device, None
@@ -190,7 +194,7 @@ class BudgetTrainer(nnUNetTrainer):
         folder, base = Path(self.preprocessed_dataset_folder), Path(self.preprocessed_dataset_folder_base)
         dataset = self.dataset_class or infer_dataset_class(str(folder))
         cases = dataset.get_identifiers(str(folder))
-        check_split(base / "splits_final.json", cases, folder, self._preprocess_again)
+        check_split(base / "splits_final.json", cases, folder, self._preprocess_again, self.fold)
         if not self._restoring:
             check_count(self.dataset_json, cases, str(folder), f", and run `{self._preprocess_again}`")
         with mock.patch.object(nnunet_trainer_module, "save_json", self._save_if_writable):

@@ -174,6 +174,23 @@ def a_training_case_without_a_channel(at: Bench) -> Outcome:
     return dataset_json(at, lambda file: change_json(file, channel_names={"0": "CT", "1": "PET"}))
 
 
+@fault(STAGE, "A training case has its channels under the numbers of others.")
+def a_training_case_with_other_channels(at: Bench) -> Outcome:
+    def renumber(file: Path) -> None:
+        for case in ("case_00", "case_01"):
+            image = file.parent / "imagesTr" / f"{case}_0000.nii.gz"
+            image.with_name(f"{case}_{'0001' if case == 'case_00' else '0002'}.nii.gz").write_bytes(image.read_bytes())
+        (file.parent / "imagesTr" / "case_01_0000.nii.gz").rename(file.parent / "imagesTr" / "case_01_0001.nii.gz")
+        change_json(file, channel_names={"0": "CT", "1": "PET"})
+
+    return dataset_json(at, renumber)
+
+
+@fault(STAGE, "The ignore label is 255, with a single class.")
+def an_ignore_label_far_above_the_classes(at: Bench) -> Outcome:
+    return dataset_json(at, lambda file: change_json(file, labels={"background": 0, "liver": 1, "ignore": 255}))
+
+
 @fault(STAGE, "The folders of training cases are empty.")
 def an_empty_dataset(at: Bench) -> Outcome:
     def remove(file: Path) -> None:

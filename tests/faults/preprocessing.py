@@ -13,9 +13,9 @@ import SimpleITK as sitk
 
 from nnunet_fm.data.sharing import FolderInUseError, lease
 from nnunet_fm.models.plan_key import PlanError
-from nnunet_fm.plans.preprocessor import FMPreprocessor
+from nnunet_fm.plans.preprocessor import FMPreprocessor, PreprocessingError
 from tests.convert_tester import edit, snapshot
-from tests.datasets import write_image
+from tests.datasets import skew, write_image
 from tests.faults.planning import planned
 from tests.faults.registry import SHAPE, Bench, Outcome, change_json, cut_in_half, fault
 
@@ -109,6 +109,21 @@ def four_dimensional(at: Bench, name: str, kind: type) -> Outcome:
 @fault(STAGE, "A training image is cut off.")
 def a_training_image_cut_off(at: Bench) -> Outcome:
     return spoiled(at, lambda raw: cut_in_half(raw / "imagesTr" / "case_01_0000.nii.gz"))
+
+
+@fault(STAGE, "No label map has a voxel of a class.")
+def label_maps_without_foreground(at: Bench) -> Outcome:
+    plans = planned(at)
+    for file in (at.raw / plans["dataset_name"] / "labelsTr").iterdir():
+        edit(file, np.zeros_like)
+    message = at.raises(PreprocessingError, lambda: preprocess(plans))
+    assert not [path for path in folder_of(at, plans).parent.glob("fm_*") if path.is_dir()]
+    return Outcome("stopped", "the raw data; no half-written folder is left", message)
+
+
+@fault(STAGE, "A label map has axes that are not at right angles.")
+def a_skewed_label_map(at: Bench) -> Outcome:
+    return spoiled(at, lambda raw: skew(raw / "labelsTr" / "case_01.nii.gz"))
 
 
 @fault(STAGE, "A label map vanishes after planning.")

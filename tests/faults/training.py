@@ -461,6 +461,11 @@ def a_split_of_other_cases(at: Bench) -> Outcome:
     return split(at, json.dumps([{"train": [*CASES[:4], "case_77"], "val": CASES[4:]}]))
 
 
+@fault(STAGE, "A fold of splits_final.json has no validation cases.")
+def a_fold_without_validation_cases(at: Bench) -> Outcome:
+    return split(at, json.dumps([{"train": CASES, "val": []}]))
+
+
 @fault(STAGE, "splits_final.json holds no list of folds.")
 def a_split_of_another_form(at: Bench) -> Outcome:
     return split(at, json.dumps({"train": CASES[:4], "val": CASES[4:]}))

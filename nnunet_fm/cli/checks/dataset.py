@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_fm.cli.checks.finding import NOTE, OK, PROBLEM, Check
+from nnunet_fm.dataset_json import canonical, channel_names
 from nnunet_fm.dataset_names import DatasetNameError, dataset_name
 
 Grid = tuple[tuple[int, ...], tuple[float, ...]]
@@ -96,10 +97,10 @@ def read(
     if folder is None:
         raise UnknownDatasetError(f"no dataset '{name}' in nnUNet_raw or nnUNet_preprocessed: see their folders")
     try:
-        about = _json(folder / "dataset.json")
+        about = canonical(_json(folder / "dataset.json"))
         cases = (_headers(raw, about["file_ending"], tell) if raw else {}) or _fingerprint(preprocessed)
         outputs = _outputs(about["labels"])
-        channels = len(about["channel_names"])
+        channels = len(channel_names(about))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnknownDatasetError(f"{folder} is no nnU-Net dataset: {type(error).__name__} {error}") from None
     if not cases:
