@@ -496,7 +496,7 @@ def _plans(card: ModelCard) -> Iterable[Sequence[Any]]:
             patch,
             geometry.batch,
             f"{_scheme(intensity)} / {intensity.other}",
-            f"{recipe.optimizer} {recipe.learning_rate:g}, {recipe.schedule}",
+            _optimiser(recipe),
             recipe.loss,
             recipe.augmentation,
             _sampling(recipe),
@@ -510,6 +510,15 @@ def _epochs(variant: Variant) -> str:
         return ""
     others = "".join(f", {name} {choice.epochs}" for name, choice in variant.datasets.items() if choice.epochs)
     return f"{variant.epochs} epochs{others}"
+
+
+def _optimiser(recipe: Recipe) -> str:
+    """Optimiser, learning rate and schedule, and what differs of them from random weights."""
+    text = f"{recipe.optimizer} {recipe.learning_rate:g}, {recipe.schedule}"
+    if recipe.scratch is None:
+        return text
+    scratch = recipe.from_scratch()
+    return f"{text}; from random weights {scratch.optimizer} {scratch.learning_rate:g}"
 
 
 def _sampling(recipe: Recipe) -> str:
@@ -533,6 +542,9 @@ def _values(entry: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in entry.get("enum", [entry.get("const")]))
     if entry.get("type") == "array":
         return f"list of {_values(entry['items'])}"
+    if "$ref" in entry:
+        fields = getattr(card_schema, entry["$ref"].rpartition("/")[2]).model_fields
+        return f"table of {', '.join(f'`{field}`' for field in fields)}"
     low = next(
         (f"{sign} {entry[key]:g}" for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">")) if key in entry), ""
     )

@@ -132,7 +132,8 @@ SMALLEST = list({card.family: name for name, card in reversed(cards().items())}.
 OTHERWISE = [
     (m, v)
     for m, v in product(SMALLEST, VARIANTS)
-    if cards()[m].variants[v] != cards()[m].variants["mission"] and (cards()[m].dim == 3 or m == "dinov2_s")
+    if cards()[m].variants.get(v, cards()[m].variants["mission"]) != cards()[m].variants["mission"]
+    if cards()[m].dim == 3 or m == "dinov2_s"
 ]
 """Variants of their own; those of 2D models are alike."""
 

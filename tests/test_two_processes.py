@@ -22,7 +22,7 @@ SHAPE = (16, 20, 22)
 REGIONS = {"background": 0, "whole": [1, 2], "core": 2}
 DATASETS: dict[str, dict[str, Any]] = {"plain": {}, "regions": {"labels": REGIONS, "regions_class_order": [1, 2]}}
 NUMBERS = {"plain": 680, "regions": 681}
-RECIPE = {"optimizer": "sgd", "learning_rate": 0.1, "scratch_rate": None, "schedule": "poly", "warmup": 0,
+RECIPE = {"optimizer": "sgd", "learning_rate": 0.1, "scratch": None, "schedule": "poly", "warmup": 0,
           "weight_decay": 0, "augmentation": "none", "sampling": "nnunet", "mirror": False, "iterations_per_epoch": 2,
           "validation_iterations": 1, "save_every": 1, "volume_dice_every": 0}  # fmt: skip
 """No weight decay: nnU-Net gives the coarsest output's loss a weight of 0 in one process and of 1e-6 in several, so

@@ -36,19 +36,6 @@ MODEL = "stunet_s"
 PLANS = "FMPlans_demo"
 TRAINER = "fm_trainer_scratch"
 CONFIGURATION = "3d_fullres"
-RECIPE = {
-    # Settings of a training of a few minutes from random weights, found on the demo data with a processor of two cores.
-    "optimizer": "adamw",
-    "learning_rate": 4e-3,
-    "weight_decay": 1e-2,
-    "warmup": 0.03,
-    "augmentation": "light",
-    "iterations_per_epoch": 100,
-    "validation_iterations": 2,
-    "save_every": 1000,
-}
-UNLIMITED = 1_000_000
-"""Iterations of the plan; the demo ends by time."""
 
 
 def demo(
@@ -81,11 +68,9 @@ def demo(
     run = _Run(output, as_json=as_json, quiet=quiet)
     run.unpack()
     run.nnunet("fingerprint", "nnUNetv2_extract_fingerprint", "-d", DATASET, "-np", run.processes)
-    settings = [
-        word for key, value in _recipe(minutes).items() for word in ("--set", f"recipe.{key}={json.dumps(value)}")
-    ]
     run.nnunet(
-        "plan", "nnunet-fm", "plan", "-d", DATASET, "-m", MODEL, "--name", PLANS, "--iterations", UNLIMITED, *settings
+        "plan", "nnunet-fm", "plan", "-d", DATASET, "-m", MODEL, "--variant", "quick", "--minutes", f"{minutes:g}",
+        "--name", PLANS,
     )  # fmt: skip
     run.nnunet(
         "preprocess", "nnUNetv2_preprocess", "-d", DATASET, "-plans_name", PLANS, "-c", CONFIGURATION,
@@ -116,10 +101,6 @@ def _unpack(dataset_id: int, quiet: bool, as_json: bool) -> None:
         print(json.dumps({"folder": str(folder), "credit": CREDIT}))
     elif not quiet:
         print(f"{folder}: {CREDIT}")
-
-
-def _recipe(minutes: float) -> dict[str, Any]:
-    return {**RECIPE, "max_minutes": minutes}
 
 
 class _Run:

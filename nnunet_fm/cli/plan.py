@@ -15,7 +15,7 @@ Examples:
 
   nnunet-fm plan -d 501 -m stunet_b
 
-  nnunet-fm plan -d 501 -m stunet_s --spacing native --set recipe.max_minutes=30 --name FMPlans_quick
+  nnunet-fm plan -d 501 -m stunet_s --variant quick --minutes 30
 
   nnunet-fm plan -d 501 -m dinov2_s --head linear --adapter full --slice-axis sagittal --epochs 50
 
@@ -31,6 +31,9 @@ Then: nnUNetv2_preprocess -d 501 -plans_name FMPlans_stunet_b -c 3d_fullres
 
 A control is trained with -tr fm_trainer_stock on the data that its stock plans have preprocessed.
 """
+
+UNCOUNTED = 1_000_000
+"""Iterations of a plan with ``--minutes``: more than the minutes have room for."""
 
 CONTROL_FIELDS = ("iterations_per_epoch", "validation_iterations")
 """Recipe fields that a control has, too."""
@@ -48,8 +51,12 @@ def plan(
         str | None, typer.Option("--head", help="Decode head of a 2D model.", autocompletion=complete_heads)
     ] = None,
     adapter: Annotated[str | None, typer.Option("--adapter", help="Adapter.", autocompletion=complete_adapters)] = None,
-    variant: Annotated[str, typer.Option("--variant", help="mission, official, thesis or nnunet.")] = "mission",
+    variant: Annotated[str, typer.Option("--variant", help="mission, official, thesis, nnunet or quick.")] = "mission",
     iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="Optimiser steps, met exactly.")] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", min=0.01, help="Train so long instead; the learning rate reaches zero at the end."),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=1, help="Passes over the training slices (2D models).")
     ] = None,
@@ -117,8 +124,10 @@ def plan(
 
     if control is not None:
         unfit = {
-            "-m": model, "--head": head, "--adapter": adapter, "--epochs": epochs, "--spacing": spacing,
-            "--patch": patch, "--batch": batch, "--slice-axis": slice_axis, "--mirror": mirror, "--weights": weights,
+            "-m": model, "--head": head, "--adapter": adapter, "--epochs": epochs, "--minutes": minutes,
+            "--spacing": spacing,
+            "--patch": patch, "--batch": batch, "--slice-axis": slice_axis, "--mirror": mirror,
+            "--weights": weights,
             "--head-weights": head_weights, "--eval-datasets": eval_datasets, "--portable": portable or None,
             "--variant": None if variant == "mission" else variant,
         }  # fmt: skip
@@ -159,8 +168,12 @@ def plan(
             raise typer.BadParameter(str(error), param_hint="--mirror") from None
     if iterations is not None and epochs is not None:
         raise typer.BadParameter("--iterations and --epochs say the same in two ways: give one", param_hint="--epochs")
+    if minutes is not None and (iterations is not None or epochs is not None):
+        raise typer.BadParameter("give --minutes, --iterations or --epochs, not two of them", param_hint="--minutes")
     suffix = None if variant == "mission" else variant
     planner = planner_class("_".join(p for p in (PLANNER_PREFIX, model, head, adapter, suffix) if p))
+    if minutes is not None:
+        iterations, recipe["max_minutes"] = UNCOUNTED, minutes
     options = Options(
         iterations=iterations,
         epochs=epochs,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from nnunet_fm.data.presets import MIRRORING_PRESETS
-from nnunet_fm.models.names import Parts
+from nnunet_fm.models.names import VARIANTS, Parts
 
 Spacing = Annotated[list[PositiveFloat], Field(min_length=2, max_length=3)]
 Value = TypeVar("Value")
@@ -21,13 +21,27 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
+class ScratchRecipe(_Strict):
+    """Recipe fields that have another value where the training starts from random weights; None: the recipe's own."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] | None = None
+    learning_rate: PositiveFloat | None = None
+    weight_decay: float | None = Field(None, ge=0)
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    warmup: float | None = Field(None, ge=0, lt=1)
+
+    def changes(self) -> dict[str, Any]:
+        """The fields that are set, with their values."""
+        return self.model_dump(exclude_none=True)
+
+
 class Recipe(_Strict):
     """How a network is trained; a plan carries one, and ``--set recipe.<field>=<value>`` changes a field."""
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: PositiveFloat = 1e-2
-    scratch_rate: PositiveFloat | None = Field(
-        None, description="learning rate of a training from random weights (a trainer that ends in _scratch)"
+    scratch: ScratchRecipe | None = Field(
+        None, description="what differs in a training from random weights (a trainer that ends in _scratch)"
     )
     weight_decay: float = Field(3e-5, ge=0)
     decay_norms: bool = Field(True, description="weight decay on norms, biases and positions, too")
@@ -114,6 +128,16 @@ class Recipe(_Strict):
             return {**content, "mirror": []}
         return {**content, "mirror": "all", "test_time_mirroring": False}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_scratch_rate(cls, content: Any) -> Any:
+        """Read the field ``scratch_rate`` of older plans and cards as ``scratch.learning_rate``."""
+        if not isinstance(content, dict) or "scratch_rate" not in content:
+            return content
+        content = dict(content)
+        rate = content.pop("scratch_rate")
+        return {**content, "scratch": None if rate is None else {"learning_rate": rate}}
+
     @model_validator(mode="after")
     def _mirrors_what_it_flips(self) -> Recipe:
         if self.mirror and self.mirror != "all" and self.augmentation not in MIRRORING_PRESETS:
@@ -135,6 +159,10 @@ class Recipe(_Strict):
     def predicted_axes(self, dim: int) -> tuple[int, ...] | None:
         """Axes whose mirrored images a prediction averages over: those of the training, or None for none."""
         return (self.flipped_axes(dim) if self.test_time_mirroring else ()) or None
+
+    def from_scratch(self) -> Recipe:
+        """The recipe of a training from random weights."""
+        return self.model_copy(update={**(self.scratch.changes() if self.scratch else {}), "scratch": None})
 
 
 _AXES: dict[str, int | str] = {"0": 0, "1": 1, "2": 2, "z": "z", "y": "y", "x": "x"}
@@ -303,8 +331,8 @@ class ModelCard(_Strict):
         description="number of classes -> parameters with the default head, one input channel, positions as published"
     )
     iterations: dict[str, PositiveInt] = Field(description="dataset name (lower case) or 'default' -> iterations")
-    variants: dict[Literal["mission", "official", "thesis", "nnunet"], Variant] = Field(
-        description="all four; each holds only what differs from mission"
+    variants: dict[Literal["mission", "official", "thesis", "nnunet", "quick"], Variant] = Field(
+        description="the first four, and quick where the model has one; each holds only what differs from mission"
     )
     checkpoints: list[Checkpoint] = Field(default_factory=list, description="official files, default first")
     notes: list[str] = Field(default_factory=list, description="sentences for docs/models.md")
@@ -344,5 +372,6 @@ class ModelCard(_Strict):
 
     @property
     def parts(self) -> Parts:
-        """Head and adapter names that may follow the model's name."""
-        return Parts(tuple(self.heads), tuple(self.adapters), tuple(self.aliases))
+        """Head, adapter and variant names that may follow the model's name."""
+        variants = tuple(name for name in VARIANTS if name in self.variants)
+        return Parts(tuple(self.heads), tuple(self.adapters), tuple(self.aliases), variants)

@@ -2,7 +2,7 @@
 
     fm_trainer[_<model>][_<head>][_<adapter>][_scratch]
     fm_trainer_selftraining | fm_trainer_entropymin | fm_trainer_stock
-    FMPlanner[_<model>[_<head>][_<adapter>]][_official|_thesis|_nnunet]
+    FMPlanner[_<model>[_<head>][_<adapter>]][_official|_thesis|_nnunet|_quick]
 
 Legal names are enumerated rather than split at underscores, because the parts contain underscores themselves
 (``sam_b`` + ``samdec_frozen_pe`` + ``rein_lora``). A few thousand strings are built once, in milliseconds.
@@ -19,7 +19,7 @@ TRAINER_PREFIX = "fm_trainer"
 PLANNER_PREFIX = "FMPlanner"
 PLANS_PREFIX = "FMPlans"
 SCRATCH = "scratch"
-VARIANTS = ("official", "thesis", "nnunet")
+VARIANTS = ("official", "thesis", "nnunet", "quick")
 """Plan variants that a planner name may end in; the default, the mission's geometry, has no suffix."""
 
 
@@ -43,11 +43,12 @@ class UnknownNameError(AttributeError):
 
 @dataclass(frozen=True)
 class Parts:
-    """What may stand after a model's name: its heads and adapters (default first) and its other names."""
+    """What may stand after a model's name: its heads and adapters (default first), other names and plan variants."""
 
     heads: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    variants: tuple[str, ...] = VARIANTS
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Grammar:
             self._add(self.trainers, _join(TRAINER_PREFIX, *spelling, SCRATCH), replace(spec, scratch=True))
             if spec.model is None and (spec.head or spec.adapter):
                 continue  # a planner needs the model before it can take a head or an adapter
-            for variant in (None, *VARIANTS):
+            for variant in (None, *(self.models[spec.model].variants if spec.model else VARIANTS)):
                 self._add(self.planners, _join(PLANNER_PREFIX, *spelling, variant), replace(spec, variant=variant))
 
     def _combinations(self) -> Iterator[tuple[tuple[str | None, ...], Spec]]:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 from nnunet_fm.data.presets import MIRRORING_PRESETS
 from nnunet_fm.foreign import plain_name
 from nnunet_fm.models.card import Recipe
+from nnunet_fm.models.registry import merge
 
 KEY = "nnunet_fm"
 STOCK_KEY = "nnunet_fm_stock"
@@ -22,6 +23,32 @@ Name = Annotated[str, AfterValidator(plain_name)]
 
 class PlanError(ValueError):
     """A plan that cannot be read or used; the message says what to do."""
+
+
+def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """A recipe with changed fields, which hold for random weights, too.
+
+    Args:
+        recipe: the card's, or that of a trained model.
+        changes: field -> value; ``scratch.<field>`` changes a field of `Recipe.scratch`.
+
+    Raises:
+        PlanError: for an unknown field or an illegal value; the message lists all fields.
+    """
+    nested: dict[str, Any] = {}
+    for name, value in changes.items():
+        owner, dot, inner = name.partition(".")
+        nested = merge(nested, {owner: {inner: value}} if dot else {name: value})
+    unchanged = recipe.model_dump()
+    if recipe.scratch is not None and not {"scratch", "scratch_rate"} & set(nested):
+        # A learning rate is that of its optimiser: whoever sets one of them means the recipe as printed.
+        kept = {} if {"optimizer", "learning_rate"} & set(nested) else recipe.scratch.changes()
+        unchanged["scratch"] = {name: value for name, value in kept.items() if name not in nested} or None
+    try:
+        return Recipe(**merge(unchanged, nested))
+    except ValidationError as error:
+        faults = "; ".join(f"recipe.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise PlanError(f"{faults}. Recipe fields are: {', '.join(Recipe.model_fields)}") from None
 
 
 class WeightsEntry(BaseModel):

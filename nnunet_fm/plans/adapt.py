@@ -27,7 +27,7 @@ from nnunet_fm.dataset_names import DatasetNameError, dataset_name, dataset_numb
 from nnunet_fm.models.build import build_network
 from nnunet_fm.models.card import Recipe
 from nnunet_fm.models.names import PLANS_PREFIX, TRAINER_PREFIX
-from nnunet_fm.models.plan_key import KEY, Adaptation, PlanError, PlanKey
+from nnunet_fm.models.plan_key import KEY, Adaptation, PlanError, PlanKey, changed_recipe
 from nnunet_fm.plans.domains import differences
 from nnunet_fm.plans.files import save_plans, write_json
 from nnunet_fm.plans.fingerprint import fingerprint
@@ -249,7 +249,7 @@ def _recipe(source: Source, dataset: str, options: AdaptOptions) -> Recipe:
     changes: dict[str, Any] = {
         "learning_rate": rate,
         "final_rate": min(setting.recipe.final_rate, rate),
-        "scratch_rate": None,
+        "scratch": None,
         "loss": "ce",
         "sampling": "nnunet",
         "oversample_foreground": 0.0,
@@ -263,11 +263,7 @@ def _recipe(source: Source, dataset: str, options: AdaptOptions) -> Recipe:
         changes["seed"] = options.seed
     flipped: Any = list(setting.recipe.flipped_axes(setting.card.dim))
     mirror = "all" if "augmentation" in options.recipe else flipped  # `choose_mirroring` has the rest
-    try:
-        return Recipe(**{**setting.recipe.model_dump(), **changes, **options.recipe, "mirror": mirror})
-    except ValidationError as error:
-        faults = "; ".join(f"recipe.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise PlanError(f"{faults}. Recipe fields are: {', '.join(Recipe.model_fields)}") from None
+    return changed_recipe(setting.recipe, {**changes, **options.recipe, "mirror": mirror})
 
 
 def _rate_2d(source: Source, dataset: str) -> float:
@@ -279,7 +275,7 @@ def _rate_2d(source: Source, dataset: str) -> float:
         if key.adaptation is None and key.recipe.learning_rate != planned:
             return setting.recipe.learning_rate
     recipe = on_dataset(published, dataset, setting.adapter).recipe
-    return recipe.scratch_rate if setting.scratch and recipe.scratch_rate else recipe.learning_rate
+    return (recipe.from_scratch() if setting.scratch else recipe).learning_rate
 
 
 def _plans(

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from pydantic import ValidationError
 
 from nnunet_fm.data.folds import read_folds
 from nnunet_fm.dataset_json import channel_names
@@ -23,7 +23,7 @@ from nnunet_fm.models.build import Architecture, architecture, build_network, le
 from nnunet_fm.models.card import ModelCard, Recipe, Variant
 from nnunet_fm.models.names import PLANNER_PREFIX, Spec, plans_name
 from nnunet_fm.models.parts import BACKBONE, HEAD, official_parts
-from nnunet_fm.models.plan_key import KEY, PlanError, PlanKey, WeightsEntry
+from nnunet_fm.models.plan_key import KEY, PlanError, PlanKey, WeightsEntry, changed_recipe
 from nnunet_fm.models.registry import get_card, grammar
 from nnunet_fm.plans import memory
 from nnunet_fm.plans.choice import choose_model
@@ -44,6 +44,12 @@ DATA_RESAMPLING = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z"
 SEG_RESAMPLING = {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None}
 PROBABILITY_RESAMPLING = {"is_seg": False, "force_separate_z": False, "memefficient_seg_resampling": False}
 """Arguments of nnU-Net's own torch planner for ``resample_torch_fornnunet``, 5 times as fast as the default."""
+
+
+QUICK = "quick"
+"""The variant for few cases and little time."""
+FEW_CASES, SHORT_MINUTES = 100, 120
+"""Training cases and minutes of training up to which `QUICK` is proposed."""
 
 
 @dataclass
@@ -152,6 +158,8 @@ class FMPlanner(ExperimentPlanner):
             spec = Spec(model=name, variant=spec.variant)
         assert spec.model is not None
         card = get_card(spec.model)
+        if (spec.variant or "mission") not in card.variants:
+            raise PlanError(f"'{card.name}' has no variant '{spec.variant}'; legal: {', '.join(card.variants)}")
         plans = self._plan(card, spec, reasons)
         recursive_fix_for_json_export(plans)
         self.plans = plans
@@ -204,6 +212,8 @@ class FMPlanner(ExperimentPlanner):
 
         draft = _Draft(card, variant, planned, recipe, head, adapter, spacing, image, origin, reasons)
         patch, batch = self._patch_and_batch(draft)
+        if proposal := self._propose_quick(draft):
+            reasons["variant"] = proposal
         entry = self._architecture(card, patch, spacing, head, norm.schemes)
         samples = self._samples(shapes, patch, recipe.seed) if card.dim == 2 else {}
         iterations, epochs = self._iterations(draft, samples, batch)
@@ -430,18 +440,30 @@ class FMPlanner(ExperimentPlanner):
         return cost
 
     def _recipe(self, recipe: Recipe, origin: dict[str, str]) -> Recipe:
+        """The card's recipe with the user's changes."""
         if not self.options.recipe:
             return recipe
         origin["recipe"] = f"{origin['recipe']}, changed by user: {', '.join(sorted(self.options.recipe))}"
         changes = dict(self.options.recipe)
         changes["mirror"] = "all" if "augmentation" in changes else recipe.mirror  # `choose_mirroring` has the rest
-        if "learning_rate" in changes:
-            changes.setdefault("scratch_rate", None)  # the user's rate holds for random weights, too
-        try:
-            return Recipe(**{**recipe.model_dump(), **changes})
-        except ValidationError as error:
-            faults = "; ".join(f"recipe.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise PlanError(f"{faults}. Recipe fields are: {', '.join(Recipe.model_fields)}") from None
+        return changed_recipe(recipe, changes)
+
+    def _propose_quick(self, draft: _Draft) -> str | None:
+        """A sentence that proposes the variant ``quick`` where cases are few and time is short; None elsewhere."""
+        cases = self.options.train_cases or len(self.dataset_fingerprint["spacings"])
+        if draft.variant != "mission" or QUICK not in draft.card.variants or cases > FEW_CASES:
+            return None
+        minutes = draft.recipe.max_minutes
+        if minutes is not None and minutes <= SHORT_MINUTES:
+            time = f"{minutes:g} minutes"
+        elif minutes is None and self.options.iterations is None and not torch.cuda.is_available():
+            time = "no GPU"
+        else:
+            return None
+        return (
+            f"{cases} training cases and {time}: the recipe of --variant {QUICK} reaches its result in fewer "
+            f"iterations ({draft.card.variants[QUICK].iterations:,}, light augmentation without mirroring)"
+        )
 
     def _iterations(self, draft: _Draft, samples: Mapping[str, int], batch: int) -> tuple[int, int | None]:
         """Optimiser steps, and how many passes over a fold's slices they are where the plan counts in these.

@@ -23,11 +23,11 @@ from pydantic import (
 
 from nnunet_fm.evaluation.frame import METRICS
 from nnunet_fm.foreign import ForeignFileError, read_yaml
-from nnunet_fm.models.card import Recipe, read_mirror
+from nnunet_fm.models.card import Recipe, ScratchRecipe, read_mirror
 from nnunet_fm.models.names import PLANS_PREFIX, TRAINER_PREFIX, Spec, UnknownNameError
 from nnunet_fm.models.registry import get_card, grammar
 
-Variant = Literal["mission", "official", "thesis", "nnunet"]
+Variant = Literal["mission", "official", "thesis", "nnunet", "quick"]
 ResEnc = Annotated[
     Literal["M", "L", "XL"] | None,
     BeforeValidator(lambda size: {True: "M", False: None}.get(size, size) if isinstance(size, bool) else size),
@@ -292,6 +292,8 @@ class Study(_Strict):
         for what in ("folds", "seeds", "train_cases", "heads", "adapters", "datasets"):
             if len(set(getattr(self, what))) < len(getattr(self, what)):
                 raise ValueError(f"{what} holds something twice")
+        for model in self.models:
+            check_variant(model, model.variant or self.variant)
         several = any(len(group) > 1 for group in self.anatomies.values())
         if (self.generalise or self.adapt) and not several:
             raise ValueError("generalise and adapt need an anatomy with several datasets: list them under anatomies")
@@ -339,7 +341,16 @@ def check_parts(model: Model) -> None:
     if model.weights is not None and card.find_checkpoint(model.weights) is None:
         known = ", ".join(c.name for c in card.checkpoints) or "none"
         raise ValueError(f"'{card.name}' has no weights '{model.weights}'; known: {known}")
+    if model.variant is not None:
+        check_variant(model, model.variant)
     check_settings(model.set)
+
+
+def check_variant(model: Model, variant: Variant) -> None:
+    """Raise ValueError where a model's card has no such variant."""
+    card = get_card(model.model)
+    if variant not in card.variants:
+        raise ValueError(f"'{card.name}' has no variant '{variant}'; legal: {', '.join(card.variants)}")
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -350,6 +361,9 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             raise ValueError(f"set: '{key}' is set by {_ELSEWHERE[key]}")
         if owner == "network" and field:
             continue
+        outer, _, inner = field.partition(".")
+        if owner == "recipe" and outer == "scratch" and inner in ScratchRecipe.model_fields:
+            field, value = outer, {inner: value}
         if owner != "recipe" or field not in Recipe.model_fields:
             near = difflib.get_close_matches(field or owner, Recipe.model_fields, 1)
             hint = f": did you mean 'recipe.{near[0]}'?" if near else ""

@@ -82,12 +82,13 @@ def resolve(plans: Mapping[str, Any], spec: Spec) -> Setting:
             raise PlanError(f"'{card.name}' has no {what} '{part}'; legal: {', '.join(legal) or 'none'}")
     planned = key.weights if key else {}
     stock = card.variants["nnunet"]
+    recipe = key.recipe if key else stock.recipe
     return Setting(
         card=card,
         head=head,
         adapter=adapter,
         scratch=spec.scratch,
-        recipe=_recipe(key.recipe if key else stock.recipe, spec),
+        recipe=recipe.from_scratch() if spec.scratch else recipe,
         iterations=key.iterations if key else stock.iterations or card.iterations["default"],
         from_our_plan=key is not None,
         parts=() if spec.scratch or adaptation else _parts(card, head, adapter, plans, key),
@@ -112,13 +113,6 @@ def _check_method(method: str | None, adaptation: Adaptation | None, plans_name:
     raise PlanError(
         f"'{plans_name}' adapt a trained model by {planned}: train them with -tr {trainer_name(Spec(method=planned))}"
     )
-
-
-def _recipe(recipe: Recipe, spec: Spec) -> Recipe:
-    """The recipe as it holds for pre-trained or for random weights."""
-    if not spec.scratch or recipe.scratch_rate is None:
-        return recipe
-    return recipe.model_copy(update={"learning_rate": recipe.scratch_rate})
 
 
 def _parts(
