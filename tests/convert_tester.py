@@ -65,6 +65,7 @@ class ConverterTester:
         label: path of the same case's label map, or of one of its masks.
         case: the name of that case.
         slice_axis: expected in ``conversion.json``.
+        sides: pairs of labels that differ by left and right, expected there.
         illegal: options that the dataset does not know.
     """
 
@@ -75,6 +76,7 @@ class ConverterTester:
     label: ClassVar[str]
     case: ClassVar[str]
     slice_axis: ClassVar[int]
+    sides: ClassVar[int] = 0
     illegal: ClassVar[tuple[Mapping[str, Any], ...]] = ()
 
     # What a subclass writes
@@ -227,6 +229,8 @@ class ConverterTester:
             verify(folder, monkeypatch)
             record = json.loads((folder / "conversion.json").read_text(encoding="utf-8"))
             assert record["slice_axis"] == self.slice_axis
+            sides = record.get("left_right", {"axis": 2, "pairs": []})
+            assert sides["axis"] == 2 and len(sides["pairs"]) == self.sides
 
     def test_a_conversion_is_repeated_byte_for_byte(self, tmp_path: Path) -> None:
         """From a folder, from a zip, and beside what a Mac leaves in archives."""

@@ -204,6 +204,19 @@ def test_slices_follow_the_target_s_anatomy(raw: Path) -> None:
     assert plans["nnunet_fm"]["slices"] == 72 and "conversion.json" in plans["nnunet_fm"]["reasons"]["slice_axis"]
 
 
+def test_left_and_right_follow_the_target_s_labels(raw: Path) -> None:
+    labels = {"background": 0, "lung left": 1, "lung right": 2}
+    for number in (801, 802):
+        change(raw, number, labels=labels)
+    folder = train("FMPlanner_stunet_s", patch=[16, 16, 32], spacing=[1, 1, 1], recipe={"mirror": "all"})
+    key = adapt(folder)["nnunet_fm"]
+    assert key["recipe"]["mirror"] == [0, 1] and key["origin"]["mirror"] == "data"
+    assert "x is the left-right axis" in key["reasons"]["mirror"]
+    assert adapt(folder, recipe={"mirror": "all"}, force=True)["nnunet_fm"]["recipe"]["mirror"] == [0, 1, 2]
+    key = adapt(folder, recipe={"augmentation": "light"}, force=True)["nnunet_fm"]
+    assert key["recipe"]["mirror"] == [] and "mirror" not in key["reasons"]
+
+
 # What is refused, before anything is written
 
 

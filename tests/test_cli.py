@@ -60,12 +60,14 @@ def test_the_version_needs_no_sub_command(command: Command) -> None:
 
 def test_plan_takes_lists_as_nnunet_does(command: Command, dataset: Path) -> None:
     arguments = ("-d", "777", "-m", "stunet_s", "--spacing", "2", "1.5", "1.5", "--patch", "32", "48", "48")
-    code, _, err = command("plan", *arguments, "--set", "recipe.loss=ce", "--set", "recipe.seed=7", "--batch", "1")
-    assert code == 0, err
+    arguments += ("--set", "recipe.loss=ce", "--set", "recipe.seed=7", "--batch", "1", "--mirror", "y,z")
+    code, out, err = command("plan", *arguments)
+    assert code == 0 and "mirroring   z, y  [user]" in out, err
     plans = json.loads((dataset / "FMPlans_stunet_s.json").read_text())
     configuration = plans["configurations"]["3d_fullres"]
     assert configuration["spacing"] == [2.0, 1.5, 1.5] and configuration["patch_size"] == [32, 48, 48]
     assert (plans["nnunet_fm"]["recipe"]["loss"], plans["nnunet_fm"]["recipe"]["seed"]) == ("ce", 7)
+    assert plans["nnunet_fm"]["recipe"]["mirror"] == [0, 1]
 
 
 def test_plan_prints_one_json_object(command: Command, dataset: Path) -> None:
@@ -83,6 +85,10 @@ def test_plan_prints_one_json_object(command: Command, dataset: Path) -> None:
         (("plan", "-d", "777", "--head", "linear"), 2, "-m MODEL"),
         (("plan", "-d", "777", "-m", "stunet_s", "--spacing", "fine"), 2, "native"),
         (("plan", "-d", "777", "-m", "dinov2_s", "--slice-axis", "w"), 2, "z, y, x"),
+        (("plan", "-d", "777", "-m", "stunet_s", "--mirror", "left"), 2, "all, none, and axes"),
+        (("plan", "-d", "777", "-m", "stunet_s", "--mirror", "z", "--set", "recipe.mirror=[1]"), 2, "give one"),
+        (("plan", "-d", "777", "--control", "stock", "--mirror", "z"), 2, "no --mirror"),
+        (("plan", "-d", "777", "-m", "suprem", "--mirror", "z"), 1, "'suprem_official' flips nothing"),
         (("plan", "-d", "777", "-m", "stunet_s", "--set", "loss=ce"), 2, "recipe."),
         (("plan", "-d", "777", "-m", "stunet_s", "--set", "recipe.los=ce"), 1, "recipe.los"),
         (("plan", "-d", "777", "-m", "stunt_s"), 1, "FMPlanner_stunet_s"),

@@ -39,6 +39,7 @@ class TestAortaSeg24(ConverterTester):
     label = "training/masks/subject013_label.mha"
     case = "subject013"
     slice_axis = 0
+    sides = 4
     illegal: ClassVar = (
         {"domain": "ct"},
         {"labels": "lumbar"},

@@ -48,6 +48,7 @@ class TestHaNSeg(ConverterTester):
     label = "HaN-Seg/set_1/case_02/case_02_OAR_Brainstem.seg.nrrd"
     case = "case_02"
     slice_axis = 0
+    sides = 8
     illegal: ClassVar = (
         {"domain": "t1"},
         {"labels": "lumbar"},

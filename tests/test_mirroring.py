@@ -24,6 +24,7 @@ from nnunet_fm.models.registry import cards
 from nnunet_fm.plans.mirroring import Data, Mirroring, choose_mirroring
 from nnunet_fm.plans.orientation import lateral_axes
 from nnunet_fm.plans.raw import training_cases
+from nnunet_fm.studies.schema import check_settings
 from tests.datasets import write_dataset
 
 PRESETS = get_args(Recipe.model_fields["augmentation"].annotation)
@@ -99,6 +100,12 @@ def test_older_plans_mean_what_they_trained(augmentation: str, mirror: bool, fli
 )  # fmt: skip
 def test_what_a_user_may_write(given: object, read: object) -> None:
     assert read_mirror(given) == read
+
+
+def test_studies_take_names_of_axes() -> None:
+    check_settings({"recipe.mirror": "z,y", "recipe.augmentation": "light"})
+    with pytest.raises(ValueError, match="set: recipe.mirror is 'left', legal are all, none"):
+        check_settings({"recipe.mirror": "left"})
 
 
 @pytest.mark.parametrize("given", ["", "zy", "left", 3, [3], [None], 0.5, {"z": 1}])
