@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -186,6 +187,16 @@ def _record(run: Run, level: float, generator: np.random.Generator) -> TrainingR
         convergence_iteration=None if number == 2 and run.seed == 1 else int(end * 0.6 + 100 * number),
         validations=validations,
     )
+
+
+def write_record(fold: Path, dataset: str, trained: Sequence[str] | None, **content: Any) -> None:
+    """Write the record that a training of such cases leaves in the folder of its fold."""
+    fold.mkdir(parents=True, exist_ok=True)
+    about = {"trainer": "fm_trainer", "plans": "p", "configuration": "2d", "fold": "0", "device": "cpu"}
+    numbers = {"threads": 1, "patch_size": [8, 8], "batch_size": 2, "parameters": 1, "parameters_trained": 1}
+    empty = {"model": None, "seed": None, "processor": "", "versions": {}, "training_cases": len(trained or [])}
+    record = {**about, **numbers, **empty, "dataset": dataset, "trained_cases": trained, **content}
+    TrainingRecord.model_validate(record).write(fold)
 
 
 def _files(

@@ -27,6 +27,7 @@ from nnunet_fm.trainers.selftraining import fm_trainer_selftraining
 from nnunet_fm.trainers.setting import resolve
 from nnunet_fm.weights.cache import compute_sha256
 from tests.datasets import nnunet_folders, write_dataset, write_fingerprint
+from tests.results_maker import write_record
 
 SHAPES = [(30, 40, 36), (33, 44, 36), (32, 42, 40)]
 SPACINGS = [(1.0, 1.0, 1.0)] * 3
@@ -215,6 +216,25 @@ def test_left_and_right_follow_the_target_s_labels(raw: Path) -> None:
     assert adapt(folder, recipe={"mirror": "all"}, force=True)["nnunet_fm"]["recipe"]["mirror"] == [0, 1, 2]
     key = adapt(folder, recipe={"augmentation": "light"}, force=True)["nnunet_fm"]
     assert key["recipe"]["mirror"] == [] and "mirror" not in key["reasons"]
+
+
+def test_no_validation_case_was_trained_on(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The target's cases are other images of the source's patients."""
+    folder = train("FMPlanner_dinov2_s_linear")
+    for number, name, subjects in ((801, "Source", "abc"), (802, "Zïel", "xab")):
+        cases = {f"case_{index:02d}": {"subject": subject} for index, subject in enumerate(subjects)}
+        file = raw / f"Dataset{number}_{name}" / "conversion.json"
+        file.write_text(json.dumps({"dataset": "hcp", "cases": cases}))
+    write_record(folder / "fold_0", "Dataset801_Source", ["case_00", "case_02"])
+    split = raw / "Dataset802_Zïel" / "splits_final.json"
+    split.write_text(json.dumps([{"train": ["case_00"], "val": ["case_01", "case_02"]}]))
+    with pytest.raises(PlanError, match=r"trained on validation cases of every fold .*1 of fold 0, such as case_01"):
+        adapt(folder)
+    split.write_text(
+        json.dumps([{"train": ["case_01"], "val": ["case_00"]}, {"train": ["case_00"], "val": ["case_01"]}])
+    )
+    adapt(folder)
+    assert "1 of fold 1, such as case_01): folds 1 cannot be adapted to" in capsys.readouterr().out
 
 
 # What is refused, before anything is written

@@ -250,6 +250,23 @@ def test_a_control_meets_its_budget_continues_exactly_and_predicts(folders: Path
     second.run_training()
     assert before + after == expected
 
+    # The split is drawn anew: what was trained on is known, and neither goes on nor is validated on.
+    training, validation = (list(part) for part in second.do_split())
+    assert (record.trained_cases, record.validation_cases) == (training, validation)
+    split = preprocessed() / "splits_final.json"
+    kept = split.read_text()
+    others = sorted({f"case_{number:02d}" for number in range(6)} - {*training, *validation})
+    split.write_text(json.dumps([{"train": [*validation, *others], "val": training[:1]}]))
+    third = make_trainer({**plans, STOCK_KEY: {**plans[STOCK_KEY], "train_cases": None}})
+    third.load_checkpoint(str(Path(first.output_folder, "checkpoint_final.pth")))
+    with pytest.raises(
+        PlanError, match=rf"fold 0 have changed.*{training[0]}.* no longer in train.*{training[0]} newly"
+    ):
+        third.run_training()
+    with pytest.raises(PlanError, match=rf"fold 0 was trained on {training[0]}, which .*splits_final.json now names"):
+        third.perform_actual_validation()
+    split.write_text(kept)
+
     predictor = nnUNetPredictor(device=CPU, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(second.output_folder_base, (0,), "checkpoint_final.pth")
     (image,) = (folders / "nnUNet_raw" / NAME / "imagesTs").iterdir()

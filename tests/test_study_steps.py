@@ -6,6 +6,7 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import nnunet_folders, write_dataset, write_image
+from results_maker import write_record
 
 from nnunet_fm.evaluation import folder
 from nnunet_fm.evaluation.frame import COLUMNS, read_scores, write_scores
 from nnunet_fm.evaluation.results import Run
 from nnunet_fm.studies import data, gpus, steps, testing, training
-from nnunet_fm.studies.cases import NoTestCasesError, choose_cases
+from nnunet_fm.studies.cases import NoTestCasesError, Tested, choose_cases, without_seen
 from nnunet_fm.studies.collect import collect, collect_results
 from nnunet_fm.studies.locks import Lock
 from nnunet_fm.studies.process import CommandError, StepError, run_command, thread_variables
@@ -81,6 +83,35 @@ def test_test_set_or_validation_cases(folders: Path) -> None:
         chosen = choose_cases(raw, preprocessed, fold, "auto", own=True)
         assert (chosen.images, chosen.labels, chosen.cases) == ("imagesTs", "labelsTs", ["case_10", "case_11"])
     assert choose_cases(raw, preprocessed, "0", "validation", own=True).images == "imagesTr"
+
+
+def test_cases_that_the_model_was_trained_on_are_left_out(folders: Path) -> None:
+    """The split was drawn anew after the training; another dataset has the same patients under other names."""
+    raw, fold = blobs(folders, cases=6), folders / "fold_0"
+    tested = Tested("imagesTr", "labelsTr", ["case_00", "case_01", "case_05"])
+    write_record(fold, DATASET, ["case_01", "case_02"])
+    assert without_seen(tested, raw, fold, DATASET) == (replace(tested, cases=["case_00", "case_05"]), ["case_01"])
+    # a test image of the same name is another patient, a case of another dataset, too
+    assert without_seen(replace(tested, images="imagesTs"), raw, fold, DATASET)[1] == []
+    other = write_dataset(folders / "nnUNet_raw", 8, name="Other", shape=(6, 8, 8), cases=1)
+    assert without_seen(tested, other, fold, DATASET)[1] == []
+    for at, subjects in ((raw, {"case_01": "anna"}), (other, {"case_00": "anna", "case_05": "otto"})):
+        cases = {case: {"subject": subject} for case, subject in subjects.items()}
+        (at / "conversion.json").write_text(json.dumps({"dataset": "hcp", "cases": cases}))
+    assert without_seen(tested, other, fold, DATASET)[1] == ["case_00"]
+    assert without_seen(replace(tested, images="imagesTs"), other, fold, DATASET)[1] == ["case_00"]
+    # what an adaptation started from has seen, the adapted model has seen, too
+    write_record(fold, "Dataset008_Other", [], source_cases={DATASET: ["case_05"]})
+    assert without_seen(tested, raw, fold, "Dataset008_Other")[1] == ["case_05"]
+    # stock nnU-Net leaves no record, but predictions of the cases that it was validated on
+    stock = folders / "stock"
+    (stock / "validation").mkdir(parents=True)
+    for name in ("case_00.nii.gz", "case_05.nii.gz", "summary.json"):
+        (stock / "validation" / name).touch()
+    assert without_seen(tested, raw, stock, DATASET)[1] == ["case_01"]
+    (stock / "validation" / "case_00.nii.gz").unlink()
+    (stock / "validation" / "case_05.nii.gz").unlink()
+    assert without_seen(tested, raw, stock, DATASET)[1] == []
 
 
 # Training
@@ -430,3 +461,8 @@ def test_collect_models_trained_by_hand(folders: Path, monkeypatch: pytest.Monke
     assert list(collect_results([7], folds=["all"]).runs["trainer"]) == ["nnUNetTrainerX"]
     with pytest.raises(FileNotFoundError, match="the names given choose none"):
         collect_results([7], trainers=["other"])
+    fold = folders / "nnUNet_results" / DATASET / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0"
+    write_record(fold, DATASET, ["case_01"])
+    results = collect_results([7], trainers=["nnUNetTrainer"])
+    assert set(results.scores["run"].map(results.runs.set_index("run")["label"])) == {"nnU-Net ResEnc M"}
+    assert results.notes == [f"Cases of {DATASET}, fold 0 that nnU-Net was trained on: case_01"]

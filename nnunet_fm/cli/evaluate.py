@@ -125,7 +125,7 @@ def evaluate(
         raise typer.BadParameter("with --group-by case no training cases are looked at", param_hint="--size-from")
 
     from nnunet_fm.evaluation import surroundings
-    from nnunet_fm.evaluation.folder import evaluate_folder
+    from nnunet_fm.evaluation.folder import evaluate_folder, named
     from nnunet_fm.evaluation.label_map import find_file_ending
     from nnunet_fm.evaluation.labels import read_dataset_json
     from nnunet_fm.evaluation.size_groups import size_shares
@@ -139,6 +139,8 @@ def evaluate(
     content = {} if described is None else read_dataset_json(described)
     ending = content.get("file_ending") or find_file_ending(references)
     cases = _cases(predictions, references, ending, chill)
+    if seen := surroundings.trained_on(predictions, cases):
+        _say(f"the model was trained on {len(seen)} of these {len(cases)} cases: {named(seen)}")
     labels: Labels
     with _progress(hidden=quiet) as progress, _said_warnings():
         if described is None:

@@ -129,7 +129,7 @@ def report(
             pool="datasets" if pool == "datasets" else "anatomies",
             pictures=not no_pictures,
             features=features,
-            notes=problems,
+            notes=[*results.notes, *problems],
             progress=lambda step: status.update(f"report: {step}"),
         )
     page = (output / "index.html").resolve()

@@ -78,8 +78,10 @@ class TrainingRecord(_Strict):
     ``seconds`` are training time over all interruptions. Memory is in bytes: ``peak_memory`` the largest resident
     memory of the training process (loader processes have their own), ``device_memory`` the largest that was allocated
     on a CUDA device, None elsewhere. ``model`` is None for stock nnU-Net. ``convergence_iteration``: see the function
-    of that name. ``ended_by`` is None for a training that has not ended. In a training on several devices, numbers of a
-    process are those of the first.
+    of that name. ``ended_by`` is None for a training that has not ended. ``trained_cases`` and ``validation_cases`` are
+    names, in the order of the split; None in records of older versions. ``source_cases`` are those that the model which
+    an adaptation starts from was trained on, by the name of their dataset. In a training on several devices, numbers of
+    a process are those of the first.
     """
 
     version: int = 1
@@ -99,6 +101,9 @@ class TrainingRecord(_Strict):
     parameters: int
     parameters_trained: int
     training_cases: int
+    trained_cases: list[str] | None = None
+    validation_cases: list[str] | None = None
+    source_cases: dict[str, list[str]] = {}
     iterations: int = 0
     seconds: float = 0.0
     speed: Speed | None = None
@@ -107,6 +112,12 @@ class TrainingRecord(_Strict):
     convergence_iteration: int | None = None
     ended_by: End | None = None
     validations: list[Validation] = []
+
+    @property
+    def seen(self) -> dict[str, list[str]]:
+        """Name of a dataset -> cases of it that the model was trained on, as far as the record names them."""
+        own = [*(self.trained_cases or []), *self.source_cases.get(self.dataset, [])]
+        return {**self.source_cases, self.dataset: own}
 
     def write(self, folder: Path) -> None:
         """Write the record into a fold's folder, in one step."""

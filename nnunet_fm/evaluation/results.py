@@ -76,6 +76,7 @@ class Results:
         size_shares: dataset -> class -> share of the labelled volume, from 0 to 1.
         published: id of the published study whose numbers stand beside ours, None where there is none.
         folder: where the results were gathered from.
+        notes: sentences on what is left out.
     """
 
     title: str
@@ -87,3 +88,4 @@ class Results:
     size_shares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     published: str | None = None
     folder: Path | None = None
+    notes: list[str] = field(default_factory=list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from nnunet_fm.evaluation.label_map import label_map_files, read_label_map
 from nnunet_fm.evaluation.labels import BACKGROUND
 from nnunet_fm.evaluation.parallel import Progress, over_files
+from nnunet_fm.evaluation.record import TrainingRecord
 
 DATASET_JSON = "dataset.json"
 
@@ -43,6 +45,18 @@ def find_labels(
     if not found:
         raise ValueError(f"the references in {references} have no label but the background: there is nothing to score")
     return {BACKGROUND: 0} | {str(label): label for label in found}
+
+
+def trained_on(predictions: Path, cases: Sequence[str]) -> list[str]:
+    """The cases that the model was trained on, where the predictions are those of a fold's own validation."""
+    try:
+        record = (
+            TrainingRecord.read(predictions.resolve().parent) if predictions.resolve().name == "validation" else None
+        )
+    except ValueError:  # of another version
+        record = None
+    seen = set() if record is None else set(record.seen[record.dataset])
+    return [case for case in cases if case in seen]
 
 
 def swapped(predictions: Path, references: Path) -> str | None:

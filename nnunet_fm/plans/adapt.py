@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from nnunet_fm.adaptation.trained_part import train_only
 from nnunet_fm.data.folds import read_folds
+from nnunet_fm.data.patients import seen_cases
 from nnunet_fm.dataset_json import channel_names
 from nnunet_fm.dataset_names import DatasetNameError, dataset_name, dataset_number
 from nnunet_fm.models.build import build_network
@@ -136,6 +137,7 @@ def plan_adaptation(model_folder: Path, target: str | int, options: AdaptOptions
     check_channels(there.raw, there.dataset_json, there.cases)
     if unknown := sorted(set(options.labelled_cases) - set(there.cases)):
         raise PlanError(f"{there.name} has no training case {', '.join(unknown)}; it has {', '.join(there.cases)}")
+    _check_unseen(source, there)
     recipe = _recipe(source, there.name, options)
     adaptation = _adaptation(source, options)
     entry = source.entry
@@ -175,6 +177,35 @@ def check_domains(here: Mapping[str, Any], there: Mapping[str, Any], names: tupl
             f"a model of {names[0]} cannot be adapted to {names[1]}: {'; '.join(faults)}. Labels must have the same "
             f"names and values in both dataset.json, and channels the same number and order"
         )
+
+
+def _check_unseen(source: Source, target: _Target) -> None:
+    """Compare the target's validation cases with those that the source's training saw; a warning names bad folds.
+
+    Raises:
+        PlanError: if no fold of the target has validation cases that are new to the model.
+    """
+    cases = list(target.cases)
+    seen = {
+        case
+        for dataset, trained in source.seen.items()
+        for case in seen_cases(cases, target.raw, trained, target.raw.parent / dataset)
+    }
+    folds = read_folds(cases, Path(nnUNet_preprocessed, target.name), target.raw)
+    bad = {number: sorted(seen & set(fold["val"])) for number, fold in enumerate(folds) if seen & set(fold["val"])}
+    if not bad:
+        return
+    fold, shared = next(iter(bad.items()))
+    example = f"{len(shared)} of fold {fold}, such as {shared[0]}"
+    if len(bad) == len(folds):
+        raise PlanError(
+            f"the model was trained on validation cases of every fold of {target.name} ({example}): adapt to another "
+            f"dataset, or name cases for validation in {target.raw / 'splits_final.json'} that it has not seen"
+        )
+    print(
+        f"WARNING: the model was trained on validation cases of {target.name} ({example}): folds "
+        f"{', '.join(map(str, bad))} cannot be adapted to"
+    )
 
 
 def _check_options(options: AdaptOptions) -> None:

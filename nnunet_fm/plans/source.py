@@ -12,6 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_fm.dataset_json import canonical
 from nnunet_fm.dataset_names import dataset_number
+from nnunet_fm.evaluation.record import TrainingRecord
 from nnunet_fm.foreign import read_object
 from nnunet_fm.models.build import Architecture
 from nnunet_fm.models.foreign_plans import read_plans
@@ -55,6 +56,12 @@ class Source:
     def dataset(self) -> str:
         """Name of the dataset that it was trained on."""
         return str(self.plans["dataset_name"])
+
+    @property
+    def seen(self) -> dict[str, list[str]]:
+        """Name of a dataset -> cases of it that the model was trained on, as far as its record names them."""
+        record = TrainingRecord.read(self.folder / f"fold_{self.fold}")
+        return {} if record is None else record.seen
 
     @property
     def number(self) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from glob import escape
 from pathlib import Path
 from typing import Any
 
 from nnunet_fm.data.folds import FOLDS, Fold, read_folds
+from nnunet_fm.data.patients import seen_cases
+from nnunet_fm.evaluation.record import TrainingRecord
 
 
 class NoTestCasesError(ValueError):
@@ -61,6 +63,31 @@ def choose_cases(raw: Path, preprocessed: Path, fold: str, which: str, *, own: b
     if int(fold) >= len(splits):
         raise NoTestCasesError(f"the split of {raw.name} has {len(splits)} folds, and no fold {fold}")
     return Tested("imagesTr", "labelsTr", sorted(str(case) for case in splits[int(fold)]["val"]))
+
+
+def without_seen(tested: Tested, raw: Path, fold: Path, dataset: str) -> tuple[Tested, list[str]]:
+    """The cases to test on without those that the model was trained on, and these.
+
+    Args:
+        tested: as `choose_cases` gives it.
+        raw: the tested dataset's folder, beside which those of other datasets lie.
+        fold: folder of the model's fold, with the record of its training; a model of stock nnU-Net, or of an older
+            version, was not trained on the cases that it was validated on, whose predictions are there.
+        dataset: name of the one that the model was trained on.
+    """
+    record = TrainingRecord.read(fold)
+    if record is not None and record.trained_cases is not None:
+        trained = record.seen
+    else:
+        validated = {file.name.split(".")[0] for file in (fold / "validation").glob("[!.]*") if file.is_file()}
+        known = tested.images == "imagesTr" and raw.name == dataset and validated - {"summary"}
+        trained = {dataset: [case for case in tested.cases if case.split(".")[0] not in validated] if known else []}
+    seen = {
+        case
+        for name, cases in trained.items()
+        for case in seen_cases(tested.cases, raw, cases, raw.parent / name, images=tested.images)
+    }
+    return replace(tested, cases=[case for case in tested.cases if case not in seen]), sorted(seen)
 
 
 def read_splits(preprocessed: Path, raw: Path, cases: list[str]) -> list[Fold]:

@@ -13,9 +13,10 @@ import pandas as pd
 from nnunet_fm.evaluation.frame import read_scores
 from nnunet_fm.evaluation.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, TIME_COLUMNS, Results, Run
 from nnunet_fm.foreign import read_yaml
-from nnunet_fm.studies.cases import label_names
+from nnunet_fm.studies.cases import Tested, label_names, without_seen
 from nnunet_fm.studies.marks import read_json
-from nnunet_fm.studies.trained import collect_results, read_records
+from nnunet_fm.studies.testing import LEFT_OUT, TESTED
+from nnunet_fm.studies.trained import collect_results, read_records, trained_on
 
 TIMES = "prediction_times.json"
 
@@ -38,15 +39,23 @@ def collect(folder: Path) -> Results:
     jobs = read_json(folder / "jobs.json") or {}
     runs = _runs(folder, jobs.get("runs"))
     raw = Path(jobs.get("raw") or os.environ.get("nnUNet_raw") or "nnUNet_raw")
-    scores, times, files = [], [], []
+    scores, times, files, notes = [], [], [], []
     shares: dict[str, Mapping[str, float]] = {}
     for run in runs:
         # Targets that the study no longer has stay on the disk, too.
         for target in _targets(folder / "runs" / run.run, jobs.get("runs", {}).get(run.run)):
             about = {"run": run.run, "target": target.name}
-            scores.append(read_scores(target / "scores.csv").assign(**about))
+            frame, tested = read_scores(target / "scores.csv"), read_json(target / TESTED) or {}
+            left_out = tested.get(LEFT_OUT, [])
+            if "images" in tested:  # scores of an older version hold all cases
+                scored = Tested(tested["images"], tested["labels"], sorted(frame["case"].unique()))
+                model = Path(run.model_folder, f"fold_{run.fold}")
+                left_out = [*left_out, *without_seen(scored, raw / target.name, model, run.dataset)[1]]
+            scores.append(frame[~frame["case"].isin(left_out)].assign(**about))
             times += [{**about, **row} for row in _times(target / "predictions" / TIMES)]
             files += [{**about, **row} for row in _files(target, raw / target.name, scores[-1]["case"].unique())]
+            if left_out:
+                notes.append(trained_on(run.label, target.name, left_out))
             if target.name not in shares:
                 known = read_json(folder / "size_shares" / f"{target.name}.json")
                 shares |= {target.name: known} if known else {}
@@ -58,6 +67,7 @@ def collect(folder: Path) -> Results:
         times=pd.DataFrame(times, columns=TIME_COLUMNS),
         files=pd.DataFrame(files, columns=FILE_COLUMNS),
         size_shares=shares,
+        notes=list(dict.fromkeys(notes)),
         published=study.get("published"),
         folder=folder,
     )

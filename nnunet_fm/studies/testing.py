@@ -10,13 +10,15 @@ from typing import Any
 from nnunet_fm.dataset_json import canonical
 from nnunet_fm.foreign import read_object
 from nnunet_fm.replacing import PARTIAL
-from nnunet_fm.studies.cases import Tested, choose_cases, label_names
+from nnunet_fm.studies.cases import Tested, choose_cases, label_names, without_seen
 from nnunet_fm.studies.marks import read_json, write_json
 from nnunet_fm.studies.process import StepError
 from nnunet_fm.studies.workplace import Workplace
 
 TESTED = "tested.json"
 """In the folder of a target: which cases were predicted, and with which checkpoint."""
+LEFT_OUT = "left_out"
+"""Entry of that file: cases that the model was trained on."""
 PREDICTIONS, SCORES = "predictions", "scores.csv"
 
 
@@ -33,7 +35,16 @@ def predict(place: Workplace) -> None:
     checkpoint = place.fold() / what["checkpoint"]
     if not checkpoint.is_file():
         raise StepError(f"{place.fold()} has no {what['checkpoint']}")
-    stamp = {**chosen.as_json(), "checkpoint": [what["checkpoint"], *_version(checkpoint)]}
+    chosen, seen = without_seen(chosen, raw, place.fold(), what["dataset"])
+    if seen:
+        print(f"Left out, because the model was trained on them: {', '.join(seen)}", flush=True)
+    if not chosen.cases:
+        raise StepError(
+            f"{place.fold()} was trained on all {len(seen)} cases of {target} that it would be tested on, such as "
+            f"{seen[0]}: bring the split back that it was trained with, or train it anew"
+        )
+    left_out = {LEFT_OUT: seen} if seen else {}
+    stamp = {**chosen.as_json(), **left_out, "checkpoint": [what["checkpoint"], *_version(checkpoint)]}
     predictions, ending = folder / PREDICTIONS, _dataset_json(raw)["file_ending"]
     if read_json(folder / TESTED) == stamp and set(chosen.cases) <= label_names(predictions, ending):
         print(f"{len(chosen.cases)} predictions in {predictions} are kept.", flush=True)

@@ -64,14 +64,19 @@ def collect_results(
         )
     runs = _labelled([_run(fold) for fold in fold_folders])
     shares: dict[str, Mapping[str, float]] = {}
-    scores, files = [], []
+    scores, files, notes = [], [], []
     for run, fold in zip(runs, fold_folders, strict=True):
         content = canonical(read_object(fold.parent / "dataset.json"))
         references = _folder("nnUNet_preprocessed") / run.dataset / "gt_segmentations"
         labels, ending = content["labels"], content["file_ending"]
         if run.dataset not in shares:
             shares[run.dataset] = size_shares(references, labels, ending, processes=processes)
-        cases = sorted(label_names(fold / "validation", ending))
+        there = sorted(label_names(fold / "validation", ending))
+        cases = [case for case in there if run.fold == "all" or case not in _seen(fold)]
+        if len(cases) < len(there):
+            notes.append(trained_on(run.label, f"{run.dataset}, fold {run.fold}", sorted({*there} - {*cases})))
+        if not cases:
+            continue
         frame = evaluate_folder(
             fold / "validation",
             references,
@@ -86,11 +91,23 @@ def collect_results(
     return Results(
         title=title or ", ".join(dict.fromkeys(run.dataset for run in runs)),
         runs=pd.DataFrame([run.model_dump() for run in runs], columns=RUN_COLUMNS),
-        scores=pd.concat(scores, ignore_index=True)[SCORE_COLUMNS],
+        scores=pd.concat(scores, ignore_index=True)[SCORE_COLUMNS] if scores else pd.DataFrame(columns=SCORE_COLUMNS),
         records=read_records(runs),
         files=pd.DataFrame(files, columns=FILE_COLUMNS),
         size_shares=shares,
+        notes=notes,
     )
+
+
+def trained_on(label: str, where: str, cases: Sequence[str]) -> str:
+    """The sentence on cases that a model was trained on."""
+    return f"Cases of {where} that {label} was trained on: {', '.join(cases)}"
+
+
+def _seen(fold: Path) -> set[str]:
+    """Cases of its own dataset that a fold was trained on, as its record names them."""
+    record = TrainingRecord.read(fold)
+    return set() if record is None else set(record.seen[record.dataset])
 
 
 def read_records(runs: Iterable[Run]) -> dict[str, TrainingRecord]:

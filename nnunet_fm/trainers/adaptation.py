@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
-from nnunetv2.paths import nnUNet_results
+from nnunetv2.paths import nnUNet_raw, nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
@@ -18,10 +18,13 @@ from nnunet_fm.adaptation.hidden_labels import HiddenLabels, keep_hidden
 from nnunet_fm.adaptation.trained_part import train_only
 from nnunet_fm.adaptation.views import in_two_views
 from nnunet_fm.data.folds import first_cases
+from nnunet_fm.data.patients import seen_cases
+from nnunet_fm.evaluation.record import TrainingRecord
 from nnunet_fm.models.plan_key import Adaptation, PlanError
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.trainers.base import fm_trainer
 from nnunet_fm.trainers.setting import resolve
+from nnunet_fm.trainers.split import listed
 from nnunet_fm.weights.cache import compute_sha256
 from nnunet_fm.weights.files import read_trained
 
@@ -75,17 +78,42 @@ class AdaptingTrainer(fm_trainer):
         """Build network, optimiser and loss; load the source's weights unless a checkpoint will follow."""
         source = None if self._restoring else self._source_checkpoint()
         super().initialize()
+        self.source_cases = self._source_cases()
         if source is not None:
             self.bare_network.load_state_dict(read_trained(source)["network_weights"])
             self.print_to_log_file(f"Weights of {source}, trained on {self.adaptation.source}")
 
-    def _source_checkpoint(self) -> Path:
-        """The source's checkpoint, unaltered since it was planned; where results have moved, in their new place."""
+    def _source_cases(self) -> dict[str, list[str]]:
+        """Dataset -> cases that the source was trained on, none of which may be validated on.
+
+        Raises:
+            PlanError: naming validation cases that are among them.
+        """
+        record = TrainingRecord.read(self._source_fold())
+        seen = {} if record is None else record.seen
+        if self.fold == "all" or not nnUNet_raw.is_set():
+            return seen
+        raw, (_, validation) = Path(nnUNet_raw, self.plans_manager.dataset_name), self.do_split()
+        for dataset, cases in seen.items():
+            if shared := seen_cases(validation, raw, cases, raw.parent / dataset):
+                raise PlanError(
+                    f"the model that '{self.plans_manager.plans_name}' adapt was trained on {listed(shared)} of "
+                    f"{dataset}, which fold {self.fold} validates on: take another fold, or another split"
+                )
+        return seen
+
+    def _source_fold(self) -> Path:
+        """Folder of the source's fold; where results have moved, in their new place."""
         adaptation = self.adaptation
         folder = Path(adaptation.model_folder)
         if not folder.is_dir() and nnUNet_results.is_set():
             folder = Path(nnUNet_results, adaptation.source, folder.name)
-        file = folder / f"fold_{adaptation.fold}" / adaptation.checkpoint
+        return folder / f"fold_{adaptation.fold}"
+
+    def _source_checkpoint(self) -> Path:
+        """The source's checkpoint, unaltered since it was planned."""
+        adaptation = self.adaptation
+        file = self._source_fold() / adaptation.checkpoint
         again = (
             f"run `nnunet-fm adapt --source MODEL_FOLDER --force` with the options of '{self.plans_manager.plans_name}'"
         )

@@ -34,7 +34,7 @@ from nnunet_fm.trainers.fold_lock import check_free, training_in
 from nnunet_fm.trainers.loading import ProcessLoader, ThisProcessLoader
 from nnunet_fm.trainers.random_state import random_state, seed_everything, set_random_state
 from nnunet_fm.trainers.recorder import Recorder
-from nnunet_fm.trainers.split import check_split
+from nnunet_fm.trainers.split import check_split, listed
 from nnunet_fm.trainers.tensorboard import TensorBoardLogger, tensorboard_enabled
 from nnunet_fm.weights.files import data_only, misfit, read_trained, write_checkpoint
 
@@ -104,6 +104,9 @@ class BudgetTrainer(nnUNetTrainer):
         self._restored_random_state: dict[str, Any] | None = None
         self._restoring = False
         self._split: tuple[list[str], list[str]] | None = None
+        self._split_of_checkpoint: tuple[list[str], list[str]] | None = None
+        self.source_cases: dict[str, list[str]] = {}
+        """Dataset -> cases of it that the model which this training starts from was trained on."""
         self._lease: IO[str] | None = None
         self._not_finite = 0
         """Steps in a row whose loss was no number."""
@@ -267,9 +270,46 @@ class BudgetTrainer(nnUNetTrainer):
             NotFiniteError: for a loss or weights that are no numbers.
             LoadingError: for a damaged case, or a loading process that was killed.
             CheckpointError: if the disk is full.
+            PlanError: for a training that goes on after its cases have changed.
         """
+        self._check_cases_kept()
         with training_in(Path(self.output_folder)) if self.local_rank == 0 else nullcontext():
             self._run_training()
+
+    def _check_cases_kept(self) -> None:
+        """Compare the fold's cases with those that the checkpoint was trained and validated on."""
+        if self._split_of_checkpoint is None:
+            return
+        changes = []
+        for what, before, now in zip(("train", "val"), self._split_of_checkpoint, self.do_split(), strict=True):
+            for verb, names in (("no longer", set(before) - set(now)), ("newly", set(now) - set(before))):
+                if names:
+                    changes.append(f"{listed(names)} {verb} in {what}")
+        if changes:
+            raise PlanError(
+                f"the cases of fold {self.fold} have changed since this training began: {'; '.join(changes)}. Bring "
+                f"the former {self._split_file} back to go on with --c, or train the fold anew without it"
+            )
+
+    @property
+    def _split_file(self) -> Path:
+        return Path(self.preprocessed_dataset_folder_base, "splits_final.json")
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's prediction of the validation cases.
+
+        Raises:
+            PlanError: if the split has changed, and the model was trained on some of them.
+        """
+        if self._split_of_checkpoint is not None and self.fold != "all":
+            training, validation = self.do_split()
+            trained = set(self._split_of_checkpoint[0]) - set(training)  # a split may name a case twice on purpose
+            if seen := trained & set(validation):
+                raise PlanError(
+                    f"fold {self.fold} was trained on {listed(seen)}, which {self._split_file} now names for "
+                    "validation: bring the former file back, or train the fold anew"
+                )
+        super().perform_actual_validation(save_probabilities)
 
     def _run_training(self) -> None:
         self.on_train_start()
@@ -413,6 +453,7 @@ class BudgetTrainer(nnUNetTrainer):
             "epochs_without_best": self._epochs_without_best,
             "random_state": random_state(),
             "record": self.recorder.state(),
+            "cases": [[str(case) for case in part] for part in self.do_split()],
             **self.further_state(),
         }
 
@@ -423,6 +464,9 @@ class BudgetTrainer(nnUNetTrainer):
         self._epochs_without_best = state.get("epochs_without_best", 0)  # older checkpoints have none
         self._restored_random_state = state["random_state"]
         self.recorder.load_state(state["record"])
+        if "cases" in state:  # older checkpoints have none
+            training, validation = state["cases"]
+            self._split_of_checkpoint = list(training), list(validation)
         self.restore_further_state(state)
 
     def further_state(self) -> dict[str, Any]:

@@ -103,6 +103,9 @@ class Recorder:
             parameters=sum(p.numel() for p in parameters),
             parameters_trained=sum(p.numel() for p in parameters if p.requires_grad),
             training_cases=len(training),
+            trained_cases=[str(case) for case in training],
+            validation_cases=[str(case) for case in validation],
+            source_cases=trainer.source_cases,
         )
 
     def step(self, waited: float, total: float) -> None:

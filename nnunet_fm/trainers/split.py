@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from nnunet_fm.data.folds import FOLDS, read_split_file
 from nnunet_fm.foreign import ForeignFileError
 from nnunet_fm.models.plan_key import PlanError
+
+SHOWN = 3
+"""Cases that a message names."""
 
 
 def check_split(file: Path, cases: Sequence[str], folder: Path, again: str, fold: int | str) -> None:
@@ -40,9 +43,8 @@ def check_split(file: Path, cases: Sequence[str], folder: Path, again: str, fold
         raise PlanError(str(error)) from None
     missing = sorted({case for fold in folds for part in ("train", "val") for case in fold[part]} - set(cases))
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise PlanError(
-            f"{file} names {', '.join(missing[:3])}{more}, not among the {len(cases)} cases of {folder}: run `{again}` "
+            f"{file} names {listed(missing)}, not among the {len(cases)} cases of {folder}: run `{again}` "
             "if they were lost, or correct it, or delete it, and nnU-Net draws the folds anew"
         )
     if fold != "all" and int(fold) < len(folds):
@@ -51,3 +53,9 @@ def check_split(file: Path, cases: Sequence[str], folder: Path, again: str, fold
             raise PlanError(f"fold {fold} of {file} has no {empty[0]} cases: {own}")
     elif fold != "all" and len(cases) == 1:  # nnU-Net draws four fifths of them
         raise PlanError(f"one case is too few to train and to validate: {own}")
+
+
+def listed(cases: Collection[str]) -> str:
+    """The first names of cases in words."""
+    names = sorted(cases)
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

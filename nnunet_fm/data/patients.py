@@ -1,0 +1,38 @@
+"""Which cases are of a patient that a model was trained on, in one dataset or in two of the same source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+CONVERSION = "conversion.json"
+
+
+def seen_cases(
+    cases: Iterable[str], raw: Path, trained: Iterable[str], trained_raw: Path, *, images: str = "imagesTr"
+) -> list[str]:
+    """The cases whose patient is among those of the cases that a model was trained on.
+
+    Patients are known where ``nnunet-fm convert`` wrote the datasets, also across datasets of one source; else a case
+    is a patient, of its dataset alone.
+
+    Args:
+        cases: to look through, of the folder ``images`` of the dataset whose raw folder is ``raw``.
+        trained: cases of ``imagesTr`` of the dataset whose raw folder is ``trained_raw``.
+    """
+    patients = _patients(raw)
+    of_training = _patients(trained_raw)
+    known = {of_training.get(case, (trained_raw.name, "imagesTr", case)) for case in trained}
+    return [case for case in cases if patients.get(case, (raw.name, images, case)) in known]
+
+
+def _patients(raw: Path) -> dict[str, tuple[str, ...]]:
+    """Case -> source and patient, as the converter wrote them; empty without such a file."""
+    try:
+        content: Any = json.loads((raw / CONVERSION).read_text(encoding="utf-8"))
+        records = content["cases"].items()
+        return {str(case): (str(content["dataset"]), str(record["subject"])) for case, record in records}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # of a user, or of another program
+        return {}
