@@ -29,6 +29,7 @@ from nnunet_fm.models.names import UnknownNameError
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.models.registry import grammar
 from nnunet_fm.plans.planner import Options, planner_class
+from nnunet_fm.trainers import loading
 from nnunet_fm.trainers.loss import DiceCE, OutputSupervision
 from nnunet_fm.weights.cache import MissingWeightsError
 from nnunet_fm.weights.files import WeightsFileError
@@ -194,6 +195,22 @@ def test_missing_weights_stop_with_an_instruction() -> None:
     with pytest.raises(MissingWeightsError, match=r"small_ep4k.model.*fm_trainer_scratch"):
         trainer.initialize()
     assert trainer.network is None
+
+
+def test_data_are_loaded_and_computed_within_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnU-Net starts twelve processes, and a thread for each core of the machine, whatever a container allows."""
+    monkeypatch.setattr("nnunet_fm.trainers.loading.usable_cores", lambda: 3)
+    monkeypatch.setattr("nnunet_fm.trainers.loading.get_allowed_n_proc_DA", lambda: 12)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "12")
+    assert loading.loading_processes() == 12, "as the user says"
+    monkeypatch.delenv("nnUNet_n_proc_DA")
+    assert loading.loading_processes() == 3
+    monkeypatch.setattr("nnunet_fm.trainers.budget.threads", lambda: 2)
+    counts: list[int] = []
+    monkeypatch.setattr("torch.get_num_threads", lambda: 16)
+    monkeypatch.setattr("torch.set_num_threads", counts.append)
+    make_trainer(make_plan("plain", plans_name="FMPlans_within")).initialize()
+    assert counts[0] == 2
 
 
 def test_a_trainer_can_be_built_by_hand() -> None:

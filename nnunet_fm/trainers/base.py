@@ -17,7 +17,6 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_trainer_module
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.helpers import dummy_context
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, autocast, nn
@@ -37,7 +36,7 @@ from nnunet_fm.plans.domains import preprocessed_cases
 from nnunet_fm.plans.intensity import symmetric_channels
 from nnunet_fm.plans.slices import count_samples
 from nnunet_fm.trainers.budget import Budget, BudgetTrainer
-from nnunet_fm.trainers.loading import ProcessLoader, ThisProcessLoader, shape_of
+from nnunet_fm.trainers.loading import ProcessLoader, ThisProcessLoader, loading_processes, shape_of
 from nnunet_fm.trainers.loss import DiceCE, OutputSupervision, in_few_passes
 from nnunet_fm.trainers.optimizer import build_optimizer
 from nnunet_fm.trainers.schedule import ProgressSchedule
@@ -346,7 +345,7 @@ class fm_trainer(BudgetTrainer):
                 transforms=self.get_validation_transforms(scales, **about_labels),
             ),
         )
-        processes = get_allowed_n_proc_DA()
+        processes = loading_processes()
         started = (
             self._start(loaders[0], processes, cached=max(6, processes // 2)),
             self._start(loaders[1], processes // 2, cached=max(3, processes // 4)),
@@ -357,7 +356,7 @@ class fm_trainer(BudgetTrainer):
 
     def _start(self, loader: nnUNetDataLoader, processes: int, cached: int) -> Any:
         """Run a loader in this process or, as nnU-Net does, in others that keep some batches ready."""
-        if get_allowed_n_proc_DA() == 0:
+        if loading_processes() == 0:
             return ThisProcessLoader(loader, None)
         return ProcessLoader(
             loader,

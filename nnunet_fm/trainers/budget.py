@@ -31,7 +31,7 @@ from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.pairs import check_count, check_images
 from nnunet_fm.trainers.finite import LEFT_OUT, check_weights, stop
 from nnunet_fm.trainers.fold_lock import check_free, training_in
-from nnunet_fm.trainers.loading import ProcessLoader, ThisProcessLoader
+from nnunet_fm.trainers.loading import ProcessLoader, ThisProcessLoader, loading_processes
 from nnunet_fm.trainers.random_state import random_state, seed_everything, set_random_state
 from nnunet_fm.trainers.recorder import Recorder
 from nnunet_fm.trainers.split import check_split, listed
@@ -350,10 +350,11 @@ class BudgetTrainer(nnUNetTrainer):
             stop(Path(self.output_folder), batch, loss, self.iteration + 1)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """nnU-Net's, which name a case or the memory when they fail."""
+        """nnU-Net's, no more than there are cores; they name a case or the memory when they fail."""
         with (
             mock.patch.object(nnunet_trainer_module, "NonDetMultiThreadedAugmenter", ProcessLoader),
             mock.patch.object(nnunet_trainer_module, "SingleThreadedAugmenter", ThisProcessLoader),
+            mock.patch.object(nnunet_trainer_module, "get_allowed_n_proc_DA", loading_processes),
         ):
             return cast(tuple[Any, Any], super().get_dataloaders())
 

@@ -6,6 +6,7 @@ nnU-Net says "One or more background workers are no longer alive" whatever the r
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -17,11 +18,19 @@ from typing import Any
 import numpy as np
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_fm.ending import end_with_parent
+from nnunet_fm.limits import usable_cores
 from nnunet_fm.models.plan_key import PlanError
 
 NAME_BYTES = 256
+
+
+def loading_processes() -> int:
+    """Processes that load data: as ``nnUNet_n_proc_DA`` says, else nnU-Net's number, but no more than usable cores."""
+    wanted = int(get_allowed_n_proc_DA())
+    return wanted if "nnUNet_n_proc_DA" in os.environ else min(wanted, usable_cores())
 
 
 class LoadingError(RuntimeError):
