@@ -5,7 +5,6 @@ SimpleITK fills up what a damaged file lacks with zeros, or with whatever lies i
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
 import re
@@ -15,13 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from nnunet_fm.foreign import DEFLATE, ForeignFileError, check_promise
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
 
 IMAGE_IO = {
     ".nii.gz": "NiftiImageIO",
@@ -54,7 +55,10 @@ NIFTI_BITS = {1: 1, 2: 8, 4: 16, 8: 32, 16: 32, 32: 64, 64: 64, 128: 24, 256: 8,
 """Number of a type in NIfTI headers -> bits of a voxel."""
 TIFF_DEFLATE = (8, 32946)
 """Numbers of the compression with a checksum."""
+GZIP = b"\x1f\x8b"
+"""First bytes of a gzip file."""
 CHUNK = 2**17
+AGAIN = ": copy or download it again"
 
 
 SKEWED = "orthonormal"
@@ -76,6 +80,8 @@ def read_image(path: Path) -> sitk.Image:
         DamagedImageError: if the file is cut off, has a wrong checksum, or does not hold what its header promises.
         ForeignFileError: if its voxels would come from a file elsewhere, or its header promises more than it can hold.
     """
+    import SimpleITK as sitk
+
     if path.name.lower().endswith(PICTURES):
         _check_picture(path)
     header = image_header(path)
@@ -104,6 +110,8 @@ def _sitk_errors(path: Path, voxels: _Voxels | None = None) -> Iterator[None]:
 
 def image_header(path: Path) -> sitk.ImageFileReader:
     """SimpleITK's reader of a file, which has read the header and no voxels; raises as `read_image`."""
+    import SimpleITK as sitk
+
     _data_file(path)
     reader = sitk.ImageFileReader()
     reader.SetImageIO(next((io for ending, io in IMAGE_IO.items() if path.name.lower().endswith(ending)), ""))
@@ -135,6 +143,42 @@ def check_whole(path: Path) -> bool:
         else:
             voxels.check()
     return True
+
+
+def fault_of_result(label_map: Path, image: Path) -> str | None:
+    """Why a label map is no result for an image, if it is none: damaged, or of another size."""
+    try:
+        if not check_whole(label_map):
+            return None
+        sizes = _size(label_map), _size(image)
+    except ForeignFileError as error:
+        return str(error).removesuffix(AGAIN)
+    result, expected = (size[: len(sizes[0])] for size in sizes)
+    if result != expected:
+        return f"{label_map.name} has {_times(result)} voxels, its image {_times(expected)}"
+    return None
+
+
+def _size(path: Path) -> tuple[int, ...]:
+    """Edges of an image along x, y, z, ... in voxels, without those of one voxel at the end."""
+    name = path.name.lower()
+    if name.endswith(NIFTI):
+        size = _nifti_header(path).shape
+    elif name.endswith(TIFF):
+        from tifffile import TiffFile
+
+        with TiffFile(path) as file:
+            series = file.series[0]
+            size = tuple(edge for edge, axis in zip(series.shape, series.axes, strict=True) if axis != "S")[::-1]
+    else:
+        size = tuple(image_header(path).GetSize())
+    while size[-1:] == (1,):
+        size = size[:-1]
+    return size
+
+
+def _times(size: tuple[int, ...]) -> str:
+    return "×".join(map(str, size))
 
 
 def read_nifti(path: Path) -> tuple[Any, NDArray[Any]]:
@@ -251,7 +295,7 @@ class _Voxels:
             raise self._cut_off(found) from None
         except zlib.error as error:
             reason = str(error).split(": ")[-1]
-            raise DamagedImageError(f"{self._name} is damaged ({reason}): copy or download it again") from None
+            raise DamagedImageError(f"{self._name} is damaged ({reason}){AGAIN}") from None
         return found, checksum
 
     def _pieces(self) -> Iterator[bytes]:
@@ -290,7 +334,7 @@ def _checksum(array: NDArray[Any]) -> int:
 
 def _packing(file: Path) -> str:
     with file.open("rb") as stream:
-        return "gzip" if stream.read(2) == b"\x1f\x8b" else ""
+        return "gzip" if stream.read(2) == GZIP else ""
 
 
 def _voxels(path: Path, header: sitk.ImageFileReader) -> _Voxels | None:
@@ -300,6 +344,8 @@ def _voxels(path: Path, header: sitk.ImageFileReader) -> _Voxels | None:
         return _nifti_voxels(path)
     if not name.endswith((".gipl", ".gipl.gz", ".mha", ".mhd", ".nrrd", ".nhdr")):
         return None
+    import SimpleITK as sitk
+
     pixel = sitk.GetArrayViewFromImage(sitk.Image((1, 1), header.GetPixelID()))
     size = math.prod(header.GetSize()) * header.GetNumberOfComponents() * pixel.itemsize
     if name.endswith((".gipl", ".gipl.gz")):
@@ -307,35 +353,47 @@ def _voxels(path: Path, header: sitk.ImageFileReader) -> _Voxels | None:
     return _described_voxels(path, size)
 
 
-def _nifti_voxels(path: Path) -> _Voxels:
-    """Where the voxels of a NIfTI or Analyze file are, by its header of 348 bytes, or 540 in version 2."""
+@dataclass(frozen=True)
+class _Nifti:
+    """What is in the header of a NIfTI or Analyze file: edges in voxels, bits of a voxel, bytes before the voxels."""
+
+    file: Path
+    shape: tuple[int, ...]
+    bits: int
+    offset: int
+
+
+def _nifti_header(path: Path) -> _Nifti:
+    """The header of 348 bytes, or 540 in version 2, of an image in one file or two."""
     ending = next(ending for ending in NIFTI if path.name.lower().endswith(ending))
     pair = ending not in (".nii", ".nii.gz")
-    header_file = file = path
-    if pair:
-        header_file, file = _pair(path, ending)
+    header_file, file = _pair(path, ending) if pair else (path, path)
     with header_file.open("rb") as stream:
-        start = stream.read(1024)
-    if start[:2] == b"\x1f\x8b":
+        start = stream.read(HEADER)
+    if start[:2] == GZIP:
         try:
-            with gzip.open(header_file) as stream:
-                start = stream.read(540)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DamagedImageError(f"{path.name} is damaged ({error}): copy or download it again") from None
-    order = next((order for order in "<>" if struct.unpack(order + "i", start[:4].ljust(4))[0] in (348, 540)), None)
-    second = order is not None and struct.unpack(order + "i", start[:4])[0] == 540
-    if order is None or len(start) < (540 if second else 348):
-        raise DamagedImageError(f"{path.name} is no NIfTI file, or damaged: copy or download it again")
+            start = zlib.decompressobj(47).decompress(start, 540)
+        except zlib.error as error:
+            raise DamagedImageError(f"{path.name} is damaged ({error}){AGAIN}") from None
+    sizes = {order: struct.unpack(order + "i", start[:4].ljust(4))[0] for order in "<>"}
+    order = next((order for order, size in sizes.items() if size in (348, 540) and len(start) >= size), None)
+    if order is None:
+        raise DamagedImageError(f"{path.name} is no NIfTI file, or damaged{AGAIN}")
+    second = sizes[order] == 540
     kind = struct.unpack_from(order + "h", start, 12 if second else 70)[0]
     dimensions, *edges = struct.unpack_from(order + ("8q" if second else "8h"), start, 16 if second else 40)
-    shape = [max(1, edge) for edge in edges[:dimensions]]  # as SimpleITK has it
     offset = struct.unpack_from(order + ("q" if second else "f"), start, 168 if second else 108)[0]
     if kind not in NIFTI_BITS or not 1 <= dimensions <= 7 or not 0 <= offset < 2**32:
-        raise DamagedImageError(f"{path.name} has a header that makes no sense: copy or download it again")
-    size = (math.prod(shape) * NIFTI_BITS[kind] + 7) // 8
-    check_promise(file, size)
-    least = 0 if pair else 540 if second else 348
-    return _Voxels(path, file, size, before=max(int(offset), least), packing=_packing(file), longer=True)
+        raise DamagedImageError(f"{path.name} has a header that makes no sense{AGAIN}")
+    shape = tuple(max(1, edge) for edge in edges[:dimensions])  # as SimpleITK has it
+    return _Nifti(file, shape, NIFTI_BITS[kind], int(offset) if pair else max(int(offset), sizes[order]))
+
+
+def _nifti_voxels(path: Path) -> _Voxels:
+    header = _nifti_header(path)
+    size = (math.prod(header.shape) * header.bits + 7) // 8
+    check_promise(header.file, size)
+    return _Voxels(path, header.file, size, before=header.offset, packing=_packing(header.file), longer=True)
 
 
 def _pair(path: Path, ending: str) -> tuple[Path, Path]:
@@ -415,10 +473,10 @@ def _check_picture(path: Path) -> None:
             struct.unpack_from("<iihhI", content, 18),
         )
         if packing == 0 and len(content) < start + (width * bits + 31) // 32 * 4 * abs(height):
-            raise DamagedImageError(f"{path.name} is cut off: copy or download it again")
+            raise DamagedImageError(f"{path.name} is cut off{AGAIN}")
         return
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise DamagedImageError(f"{path.name} is no PNG or BMP file, or damaged: copy or download it again")
+        raise DamagedImageError(f"{path.name} is no PNG or BMP file, or damaged{AGAIN}")
     place, kind = 8, b""
     while kind != b"IEND":
         (length,), kind = (
@@ -427,9 +485,9 @@ def _check_picture(path: Path) -> None:
         )
         end = place + 8 + length
         if len(content) < end + 4:
-            raise DamagedImageError(f"{path.name} is cut off: copy or download it again")
+            raise DamagedImageError(f"{path.name} is cut off{AGAIN}")
         if zlib.crc32(memoryview(content)[place + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
-            raise DamagedImageError(f"{path.name} is damaged (incorrect data check): copy or download it again")
+            raise DamagedImageError(f"{path.name} is damaged (incorrect data check){AGAIN}")
         place = end + 4
 
 
@@ -443,15 +501,15 @@ def _check_tiff(path: Path) -> None:
             for page in file.pages:
                 parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))
                 if not parts or any(count < 1 or start + count > size for start, count in parts):
-                    raise DamagedImageError(f"{path.name} is cut off or damaged: copy or download it again")
+                    raise DamagedImageError(f"{path.name} is cut off or damaged{AGAIN}")
                 if page.compression in TIFF_DEFLATE:
                     for start, count in parts:
                         stored.seek(start)
                         stream = zlib.decompressobj()
                         stream.decompress(stored.read(count))
                         if not stream.eof:
-                            raise DamagedImageError(f"{path.name} is cut off or damaged: copy or download it again")
+                            raise DamagedImageError(f"{path.name} is cut off or damaged{AGAIN}")
     except (TiffFileError, zlib.error, ValueError, struct.error) as error:
         if isinstance(error, DamagedImageError):
             raise
-        raise DamagedImageError(f"{path.name} is damaged ({error}): copy or download it again") from None
+        raise DamagedImageError(f"{path.name} is damaged ({error}){AGAIN}") from None

@@ -18,7 +18,7 @@ from skimage import io
 
 from nnunet_fm.data.whole_images import whole_images
 from nnunet_fm.evaluation.label_map import read_label_map
-from nnunet_fm.image_files import DamagedImageError, check_whole, read_image
+from nnunet_fm.image_files import DamagedImageError, check_whole, fault_of_result, read_image
 
 PACKED = ["a.nii.gz", "a.mha", "a.nrrd", "a.mhd", "a.nhdr", "a.img.gz", "a.gipl.gz"]
 """Formats with a checksum; where the voxels are in another file, its header is named."""
@@ -201,3 +201,25 @@ def test_damaged_pictures_are_noticed(ending: str, tmp_path: Path) -> None:
             check_whole(path)
         with pytest.raises(ValueError, match="a.*(cut off|damaged)"):
             read_label_map(path)
+
+
+@pytest.mark.parametrize(
+    ("ending", "packed"), [(".nii.gz", True), (".nii", False), (".mha", True), (".nrrd", True), (".tif", False)]
+)
+def test_a_result_is_whole_and_of_its_images_size(ending: str, packed: bool, tmp_path: Path) -> None:
+    image, label_map = tmp_path / f"a_0000{ending}", tmp_path / f"a{ending}"
+
+    def put(path: Path, array: np.ndarray) -> None:
+        if ending == ".tif":
+            tifffile.imwrite(path, array, compression="zlib", photometric="minisblack")
+        else:
+            sitk.WriteImage(sitk.GetImageFromArray(array), str(path), packed)
+
+    put(image, numbers())
+    put(label_map, numbers().astype(np.uint8))
+    assert fault_of_result(label_map, image) is None
+    for content in (b"", label_map.read_bytes()[:-30]):
+        label_map.write_bytes(content)
+        assert f"a{ending} " in (fault_of_result(label_map, image) or "")
+    put(label_map, numbers().astype(np.uint8)[:, :8])
+    assert fault_of_result(label_map, image) == f"a{ending} has 11×8×7 voxels, its image 11×9×7"

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,37 @@ def test_continued_runs_add_their_times(model: Path, images: Path, tmp_path: Pat
     )
     assert predict_folder(model, images, output, folds=[0], overwrite=False, **HERE) == both
     assert not list(output.glob(".*.partial")) and not list(output.glob(f".{FILE}.[0-9]*"))
+
+
+def test_continued_runs_keep_whole_results_alone(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As nnU-Net leaves them when the disk is full, or as another image of the name had them."""
+    output = tmp_path / "out"
+    keywords = dict(folds=[0], overwrite=False, save_probabilities=True, **HERE)
+    predict_folder(model, images, output, **keywords)
+    files = {file: file.read_bytes() for file in output.iterdir() if file.name.endswith((".nii.gz", ".npz"))}
+    times = {file: file.stat().st_mtime_ns for file in files}
+    predict_folder(model, images, output, **keywords)
+    assert times == {file: file.stat().st_mtime_ns for file in files} and "again" not in capsys.readouterr().err
+    (output / "case_00.nii.gz").write_bytes(b"")
+    sitk.WriteImage(sitk.ReadImage(str(output / "case_01.nii.gz"))[1:], str(output / "case_01.nii.gz"))
+    archive = output / "case_02.npz"
+    archive.write_bytes(files[archive][:-20])
+    predict_folder(model, images, output, **keywords)
+    for file, content in files.items():
+        if file.suffix == ".npz":
+            old, new = (np.load(io_bytes)["probabilities"] for io_bytes in (BytesIO(content), file))
+            assert np.array_equal(old, new)
+        else:
+            assert file.read_bytes() == content
+    said = capsys.readouterr().err
+    for fault in (
+        "case_00 is predicted again: case_00.nii.gz is no NIfTI file, or damaged",
+        "case_01 is predicted again: case_01.nii.gz has ",
+        "case_02 is predicted again: case_02.npz is damaged or cut off",
+    ):
+        assert fault in said
 
 
 def test_times_of_another_machine_are_dropped(tmp_path: Path) -> None:

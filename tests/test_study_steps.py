@@ -285,6 +285,12 @@ def test_predict_and_evaluate(folders: Path) -> None:
     os.utime(step.fold() / "checkpoint_best.pth", (1, 1))
     testing.predict(step)
     assert len(step.commands) == 2
+    prediction = folders / "study" / what["folder"] / "predictions" / "case_07.nii.gz"
+    content = prediction.read_bytes()
+    prediction.unlink()  # a link to the reference
+    prediction.write_bytes(content[:-9])
+    testing.predict(step)
+    assert len(step.commands) == 3 and prediction.read_bytes() == content
     with pytest.raises(StepError, match="has no checkpoint_final"):
         testing.predict(place(folders, {**what, "checkpoint": "checkpoint_final.pth"}))
 

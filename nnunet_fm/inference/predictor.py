@@ -31,6 +31,7 @@ from nnunet_fm.inference.workers import (
     Setting,
     export,
     failure,
+    has_result,
     workers,
 )
 from nnunet_fm.layers.inference import lay_out_weights
@@ -81,20 +82,37 @@ class FMPredictor(nnUNetPredictor):
     def setting(self) -> Setting:
         return Setting(self.plans_manager, self.configuration_manager, self.dataset_json, self.verbose_preprocessing)
 
-    def _manage_input_and_output_lists(self, source: Any, *args: Any, **kwargs: Any) -> Any:
-        """List images without nnU-Net's twelve processes, and a previous stage's label maps by the outputs' names."""
+    def _manage_input_and_output_lists(
+        self,
+        source: Any,
+        outputs: Any,
+        previous_folder: str | None = None,
+        overwrite: bool = True,
+        part_id: int = 0,
+        num_parts: int = 1,
+        save_probabilities: bool = False,
+    ) -> Any:
+        """List images without nnU-Net's twelve processes, and a previous stage's label maps by the outputs' names.
+
+        Where results are not overwritten, those that are not whole do not count as results.
+        """
         ending = self.dataset_json["file_ending"]
         if isinstance(source, str):
             found = inputs.images_in(Path(source), ending).cases
             source = [[str(file) for file in files] for files in found.values()]
         with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):  # counts, which the end tells
-            images, outputs, previous = super()._manage_input_and_output_lists(source, *args, **kwargs)
-        if outputs is not None:  # nnU-Net cuts a channel's number off the images' names, which some have not
-            previous = [
-                file and str(Path(file).with_name(Path(output).name + ending))
-                for file, output in zip(previous, outputs, strict=True)
-            ]
-        return images, outputs, previous
+            images, outputs, previous = super()._manage_input_and_output_lists(
+                source, outputs, previous_folder, True, part_id, num_parts, save_probabilities
+            )
+        if outputs is None:
+            return images, outputs, previous
+        cases = [
+            # nnU-Net cuts a channel's number off the images' names, which some have not
+            (files, output, before and str(Path(before).with_name(Path(output).name + ending)))
+            for files, output, before in zip(images, outputs, previous, strict=True)
+            if overwrite or not has_result(Path(output), ending, Path(files[0]), save_probabilities)
+        ]
+        return tuple(map(list, zip(*cases, strict=True))) or ([], [], [])
 
     def _internal_get_data_iterator_from_lists_of_filenames(
         self,

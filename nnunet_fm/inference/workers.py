@@ -8,6 +8,8 @@ import os
 import shutil
 import sys
 import traceback
+import zipfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -30,7 +32,7 @@ from nnunet_fm.data.faults import why
 from nnunet_fm.data.whole_images import WholeImagesPlans
 from nnunet_fm.dataset_json import channel_names
 from nnunet_fm.ending import end_with_parent
-from nnunet_fm.image_files import check_whole
+from nnunet_fm.image_files import check_whole, fault_of_result
 from nnunet_fm.inference.label_map import label_map
 from nnunet_fm.limits import threads
 from nnunet_fm.replacing import partial_folder
@@ -246,6 +248,35 @@ def _export(
     _check_written(setting, partial / name)
     for file in sorted(partial.iterdir(), key=lambda file: file.name == name):
         os.replace(file, case.output.with_name(file.name))
+
+
+def has_result(output: Path, ending: str, image: Path, probabilities: bool) -> bool:
+    """Whether a case has been predicted; what is there but not whole is named and does not count.
+
+    Args:
+        output: of the case, without an ending.
+        ending: of label maps.
+        image: of the case.
+        probabilities: whether these are wanted too.
+    """
+    label_map = output.with_name(output.name + ending)
+    archive = output.with_name(output.name + ".npz")
+    if not label_map.is_file() or (probabilities and not archive.is_file()):
+        return False
+    fault = fault_of_result(label_map, image)
+    if fault is None and probabilities and not _is_whole_archive(archive):
+        fault = f"{archive.name} is damaged or cut off"
+    if fault is not None:
+        print(f"WARNING: {output.name} is predicted again: {fault}", file=sys.stderr)
+    return fault is None
+
+
+def _is_whole_archive(file: Path) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        return False
 
 
 def _check_written(setting: Setting, file: Path) -> None:

@@ -47,8 +47,17 @@ def predict(place: Workplace) -> None:
     stamp = {**chosen.as_json(), **left_out, "checkpoint": [what["checkpoint"], *_version(checkpoint)]}
     predictions, ending = folder / PREDICTIONS, _dataset_json(raw)["file_ending"]
     if read_json(folder / TESTED) == stamp and set(chosen.cases) <= label_names(predictions, ending):
-        print(f"{len(chosen.cases)} predictions in {predictions} are kept.", flush=True)
-        return
+        from nnunet_fm.image_files import fault_of_result
+
+        found = (
+            fault_of_result(predictions / f"{case}{ending}", raw / chosen.images / f"{case}_0000{ending}")
+            for case in chosen.cases
+        )
+        fault = next(filter(None, found), None)
+        if fault is None:
+            print(f"{len(chosen.cases)} predictions in {predictions} are kept.", flush=True)
+            return
+        print(f"{fault}: all cases are predicted again.", flush=True)
     partial = folder / f"{PREDICTIONS}{PARTIAL}"
     shutil.rmtree(partial, ignore_errors=True)
     (folder / TESTED).unlink(missing_ok=True)
