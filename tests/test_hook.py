@@ -8,12 +8,13 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from nnunet_fm.hook import short_form, wrap
+from nnunet_fm.hook import short_form, training, wrap
 from nnunet_fm.hook.short_form import ShortFormError, expand
 from nnunet_fm.models.names import UnknownNameError
 
@@ -539,16 +540,75 @@ def test_stock_arguments_are_untouched(arguments, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "possible"),
+    ("name", "nearest"),
     [
-        (["501", "fm_trainer", "0"], True),
-        (["--c", "501", "--npz", "fm_trainer_stunet_b", "0"], True),
-        (["501", "3d_fullres", "0", "-tr", "fm_trainer", "-p", "FMPlans"], False),
-        (["501", "3d_fullres", "0"], False),
+        ("fmtrainer_stunet_b", "fm_trainer_stunet_b"),
+        ("fm-trainer", "fm_trainer"),
+        ("fm_trianer_dinov2_s", "fm_trainer_dinov2_s"),
+        ("FM_trainer", "fm_trainer"),
+        ("trainer_stunet_b", "fm_trainer_stunet_b"),
+        ("FMPlaner_stunet_b", "FMPlanner_stunet_b"),
+        ("fmplanner", "FMPlanner"),
     ],
 )
-def test_only_a_possible_short_form_is_looked_at(arguments, possible) -> None:
-    assert wrap._may_be_short_form(["nnUNetv2_train", *arguments]) == possible
+def test_a_name_that_is_nearly_ours_is_answered_with_the_nearest(name: str, nearest: str) -> None:
+    module = ModuleType("nnunetv2.search")
+    module.recursive_find_python_class = lambda folder, class_name, current_module: None
+    wrap.wrap(module, "recursive_find_python_class")
+    with pytest.raises(UnknownNameError, match=f"'{name}' is not a name") as error:
+        module.recursive_find_python_class("folder", name, None)
+    assert error.value.nearest[0] == nearest
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainer_x", "MyTrainer", "FancyTrainer", "FMPlans_stunet_b", "3d_fullres"])
+def test_names_of_others_are_left_to_nnunet(name: str) -> None:
+    assert not wrap.resembles_ours(name)
+
+
+def entry(run: Callable[[], object]) -> Callable[[], object]:
+    """nnU-Net's training entry point as the hook wraps it."""
+    module = ModuleType("nnunetv2.entry")
+    module.run_training_entry = lambda: run()
+    wrap.wrap(module, "run_training_entry")
+    return module.run_training_entry
+
+
+def test_stock_trainings_go_nnunets_way(monkeypatch) -> None:
+    monkeypatch.setattr(training, "run", lambda run: pytest.fail("not ours"))
+    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "501", "3d_fullres", "0", "-tr", "nnUNetTrainerNoDA"])
+    assert entry(lambda: "stock")() == "stock"
+
+
+LONG = "501 3d_fullres 0 -tr fm_trainer -p FMPlans_stunet_b"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (LONG, f"{LONG} --c"),
+        (f"{LONG} --npz --c", f"{LONG} --npz --c"),
+        (f"{LONG} --val", f"{LONG} --val"),
+        ("501 fm_trainer 0 -pretrained_weights a.pth -device cpu", f"{LONG} -device cpu --c"),
+    ],
+)
+def test_an_interrupted_training_says_how_to_go_on(dataset, monkeypatch, capsys, arguments: str, command: str) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    write_plans(dataset, "FMPlans_stunet_b", model="stunet_b")
+    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", *arguments.split()])
+    with pytest.raises(SystemExit) as stop:
+        entry(interrupted)()
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.strip() == f"nnUNetv2_train: interrupted; go on with: nnUNetv2_train {command}"
+
+
+def test_more_gpus_than_there_are(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", *LONG.split(), "-num_gpus", "2"])
+    with pytest.raises(SystemExit) as stop:
+        entry(lambda: pytest.fail("nnU-Net was called"))()
+    assert stop.value.code == 2 and "-num_gpus 2: PyTorch finds 1 GPU on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -556,6 +616,7 @@ def test_only_a_possible_short_form_is_looked_at(arguments, possible) -> None:
     [
         (["501", "fm_trainer", "0", "-tr", "nnUNetTrainer"], "-tr nnUNetTrainer is given as well"),
         (["501", "fm_trainer_stunt_b", "0"], "fm_trainer_stunet_b"),
+        (["501", "fmtrainer_stunet_b", "0"], "Nearest legal names: fm_trainer_stunet_b"),
         (["502", "fm_trainer", "0"], "there is no dataset 502"),
         (["aorta", "fm_trainer", "0"], "'aorta' is neither the number of a dataset nor its name"),
     ],

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from nnunet_fm.dataset_names import DatasetNameError, dataset_name, dataset_number
 from nnunet_fm.foreign import ForeignFileError, read_json
+from nnunet_fm.hook.wrap import resembles_ours
 from nnunet_fm.models.names import (
     PLANNER_PREFIX,
     PLANS_PREFIX,
@@ -51,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
         raise argparse.ArgumentError(None, message)
 
 
-def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """nnU-Net's own arguments, options that were not given left out; the second part is what it may know besides."""
     parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     for positional in ("dataset", "configuration", "fold"):
@@ -170,12 +171,12 @@ def expand(arguments: list[str]) -> list[str]:
         ShortFormError: if no plan fits, several do, ``-tr`` is given as well, or the trainer's name is not legal.
     """
     try:
-        parsed, unknown = _parse(arguments)
+        parsed, unknown = parse(arguments)
     except argparse.ArgumentError:
         return arguments
     options = vars(parsed)
     dataset, name, fold = (options.pop(key) for key in ("dataset", "configuration", "fold"))
-    if not name.startswith(TRAINER_PREFIX):
+    if not name.startswith(TRAINER_PREFIX) and not resembles_ours(name):
         return arguments
     plans = _find_plans(dataset)
     if any(name in plan.configurations for plan in plans):

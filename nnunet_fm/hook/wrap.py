@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -25,6 +24,8 @@ _NORMALISERS = ("ScaleIntensity", "AdvancedNormalization")
 """Normalisers whose names carry no prefix of ours: a source of this project published them so."""
 _SEARCH_PARAMETERS = ("folder", "class_name", "current_module")
 _LOAD_PARAMETERS = ("nnunet_trainer", "continue_training", "validation_only", "pretrained_weights_file")
+ALIKE = 0.75
+"""How alike a name and one of ours are, of 1, for the first to be a misspelling."""
 _MARK = "_wrapped_by_nnunet_fm"
 
 
@@ -84,6 +85,14 @@ def _print_our_errors_without_traceback() -> None:
     sys.excepthook = excepthook
 
 
+def _refuse(name: str) -> None:
+    """Raise the UnknownNameError of a misspelt name, with the nearest legal ones."""
+    from nnunet_fm.models.registry import grammar
+
+    _print_our_errors_without_traceback()
+    (grammar().planner if "plan" in name.lower() else grammar().trainer)(name)
+
+
 def _wrap_search(original: Function) -> Function:
     @functools.wraps(original)
     def recursive_find_python_class(
@@ -92,6 +101,10 @@ def _wrap_search(original: Function) -> Function:
         module_name = home(class_name)
         if module_name is None or mentions(folder, class_name):
             found = original(folder, class_name, current_module, *args, **kwargs)
+            if found is None and module_name is None and resembles_ours(class_name):
+                if any(mentions(path, class_name) for path in later_folders(folder)):
+                    return None  # nnU-Net goes on to these folders
+                _refuse(class_name)
             if found is not None or module_name is None:
                 return found
         if class_name.startswith(TRAINERS) and any(mentions(path, class_name) for path in later_folders(folder)):
@@ -101,20 +114,22 @@ def _wrap_search(original: Function) -> Function:
     return recursive_find_python_class
 
 
-def _may_be_short_form(arguments: list[str]) -> bool:
-    """True if a trainer name of ours stands where no option takes it as its value (only ``-x`` options take any)."""
-    return any(
-        argument.startswith(TRAINERS) and (before.startswith("--") or not before.startswith("-"))
-        for before, argument in pairwise(arguments)
-    )
+def resembles_ours(name: str) -> bool:
+    """Whether a name is nearly one of our trainers or planners: ``fmtrainer_stunet_b``, ``FM-planer``."""
+    letters = "".join(sign for sign in name.lower() if sign.isalpha())
+    if not letters.startswith(("f", "trainer", "planner")):
+        return False
+    from difflib import SequenceMatcher
+
+    return any(SequenceMatcher(None, letters[: len(o)], o).ratio() >= ALIKE for o in ("fmtrainer", "fmplanner"))
 
 
 def _wrap_entry(original: Function) -> Function:
     @functools.wraps(original)
     def run_training_entry() -> Any:
-        if not _may_be_short_form(sys.argv):
+        if not any(argument.startswith(TRAINERS) or resembles_ours(argument) for argument in sys.argv[1:]):
             return original()
-        from nnunet_fm.hook.short_form import run
+        from nnunet_fm.hook.training import run
 
         return run(original)
 

@@ -16,10 +16,10 @@ from nnunet_fm.data.image_folders import ImageFiles, case_name, find_images, lef
 from nnunet_fm.dataset_json import SHOWN, canonical, channel_names, fault_of_channels, listed, named_channels
 from nnunet_fm.dataset_names import DatasetNameError, dataset_name
 from nnunet_fm.foreign import read_object
+from nnunet_fm.layers.devices import device_fault
 from nnunet_fm.models.foreign_plans import read_plans
 from nnunet_fm.weights.files import read_trained
 
-DEVICES = ("cpu", "cuda", "mps")
 Files = Mapping[str, Sequence[Path]]
 """Name of a case -> its channel files."""
 
@@ -89,12 +89,8 @@ def check_model_folder(folder: Path, folds: Sequence[int | str], checkpoint: str
 
 def check_device(device: torch.device) -> None:
     """Raise a PredictionInputError for a device that is not one of ours or not here."""
-    if device.type not in DEVICES:
-        raise PredictionInputError(f"device '{device.type}' is not one of {', '.join(DEVICES)}")
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not here[device.type]:
-        others = " or ".join(f"-device {name}" for name, there in here.items() if there)
-        raise PredictionInputError(f"PyTorch finds no {device.type} device on this machine: use {others}")
+    if reason := device_fault(device):
+        raise PredictionInputError(reason)
 
 
 def images_in(source: Path, file_ending: str, *, numbered: bool = True) -> ImageFiles:

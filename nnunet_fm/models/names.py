@@ -31,7 +31,9 @@ class UnknownNameError(AttributeError):
     """A name that the grammar does not know; the message lists the nearest legal names."""
 
     def __init__(self, name: str, legal: Iterable[str], hint: str = "") -> None:
-        near = difflib.get_close_matches(name, list(legal), n=4, cutoff=0.5)
+        spelt = {other.lower(): other for other in legal}
+        words = "_".join(name.lower().replace("-", " ").replace("_", " ").split())
+        near = [spelt[word] for word in difflib.get_close_matches(words, spelt, n=4, cutoff=0.5)]
         nearest = f" Nearest legal names: {', '.join(near)}." if near else ""
         super().__init__(f"'{name}' is not a name nnunet-fm knows.{nearest}{' ' + hint if hint else ''}")
         self.nearest = near

@@ -26,6 +26,7 @@ from nnunet_fm.data.sharing import NOT_WRITABLE, label_settings, lease, read_sta
 from nnunet_fm.dataset_json import canonical, fault_of_numbers
 from nnunet_fm.dataset_names import dataset_number
 from nnunet_fm.evaluation.record import End, Overlap
+from nnunet_fm.layers.devices import DeviceError, device_fault
 from nnunet_fm.limits import threads
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.pairs import check_count, check_images
@@ -82,7 +83,9 @@ class BudgetTrainer(nnUNetTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature)
     ) -> None:
-        with_tensorboard = tensorboard_enabled()  # refused before nnU-Net creates folders and logs
+        if reason := device_fault(device):  # refused before nnU-Net creates folders and logs
+            raise DeviceError(reason)
+        with_tensorboard = tensorboard_enabled()
         plans.setdefault("continue_training", False)
         dataset_json = canonical(dataset_json)
         if reason := fault_of_numbers(dataset_json):

@@ -25,6 +25,7 @@ from nnunet_fm.limits import usable_cores
 from nnunet_fm.models.plan_key import PlanError
 
 NAME_BYTES = 256
+SHARED = "/dev/shm"
 
 
 def loading_processes() -> int:
@@ -64,15 +65,19 @@ class _Noted:
 
 
 def _in_worker(set_thread_id: Callable[[int], None], data: _Noted, number: int) -> None:
-    """What a process that loads data does first: it notes its cases in a row of its own, and ends with its parent."""
+    """What a process that loads data does first: it notes its cases in a row of its own, and ends with its parent.
+
+    Ctrl-C reaches all processes of a terminal: this one leaves it to the parent, or would print a traceback as well.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     set_thread_id(number)
     data.row = number
     end_with_parent()
 
 
 def _watch(loader: Any, processes: int) -> Any:
-    """Let a loader note its cases; returns the notes."""
-    notes = RawArray(ctypes.c_char, max(1, processes) * NAME_BYTES)
+    """Let a loader note its cases; returns the notes. ``processes`` is 0 where it works in this process."""
+    notes: Any = RawArray(ctypes.c_char, processes * NAME_BYTES) if processes else bytearray(NAME_BYTES)
     loader._data = _Noted(loader._data, notes)
     loader.set_thread_id = partial(_in_worker, loader.set_thread_id, loader._data)
     return notes
@@ -120,7 +125,7 @@ class ThisProcessLoader(SingleThreadedAugmenter):
 
     def __init__(self, data_loader: Any, transform: Any) -> None:
         super().__init__(data_loader, transform)
-        self._notes = _watch(data_loader, 1)
+        self._notes = _watch(data_loader, 0)
 
     def __next__(self) -> Any:
         try:
@@ -164,6 +169,12 @@ class ProcessLoader(NonDetMultiThreadedAugmenter):
             return None
         loader = self.generator
         signals = ", ".join(dict.fromkeys(signal.Signals(-(self._ends[number] or 0)).name for number in dead))
+        if {-(self._ends[number] or 0) for number in dead} == {signal.SIGBUS}:
+            return LoadingError(
+                f"{len(dead)} of {self.num_processes} processes that load data ended by SIGBUS: {SHARED}, through "
+                "which they send batches, is full. Start the container with more of it (docker run --shm-size=8g), or export "
+                "nnUNet_n_proc_DA=0 to load in the training's own process, and continue with --c"
+            )
         read = ", ".join(dict.fromkeys(filter(None, (cases[number] for number in dead)))) or "its first case"
         channels = loader._data.load_case(cases[dead[0]])[0].shape[0] if cases[dead[0]] else 1
         batch = 4 * loader.batch_size * (channels + 1) * prod(int(edge) for edge in loader.patch_size)
