@@ -63,6 +63,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for label in sorted((source / "labelsTr").iterdir())[CASES:]:
             label.unlink()
             (source / "imagesTr" / label.name.replace(".nii.gz", "_0000.nii.gz")).unlink()
+        about = json.loads((source / "dataset.json").read_text())
+        (source / "dataset.json").write_text(json.dumps(about | {"numTraining": CASES}))
         target = raw / f"Dataset{TARGET}_Inverted"
         shutil.copytree(source, target)
         for file in target.glob("imagesT*/*"):

@@ -172,8 +172,8 @@ class ProcessLoader(NonDetMultiThreadedAugmenter):
         if {-(self._ends[number] or 0) for number in dead} == {signal.SIGBUS}:
             return LoadingError(
                 f"{len(dead)} of {self.num_processes} processes that load data ended by SIGBUS: {SHARED}, through "
-                "which they send batches, is full. Start the container with more of it (docker run --shm-size=8g), or export "
-                "nnUNet_n_proc_DA=0 to load in the training's own process, and continue with --c"
+                "which they send batches, is full. Start the container with more of it (docker run --shm-size=8g), or "
+                "export nnUNet_n_proc_DA=0 to load in the training's own process, and continue with --c"
             )
         read = ", ".join(dict.fromkeys(filter(None, (cases[number] for number in dead)))) or "its first case"
         channels = loader._data.load_case(cases[dead[0]])[0].shape[0] if cases[dead[0]] else 1
