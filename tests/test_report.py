@@ -373,7 +373,7 @@ def test_claims_follow_the_tests() -> None:
         )[0]
 
     assert says(folds=1, seeds=1).startswith("No claim of superiority can be made: every model was trained once")
-    assert says(cases=3).startswith("No claim of superiority can be made: the models share 3 test cases")
+    assert says(cases=3).startswith("No claim of superiority can be made: the models share 3 tested patients")
     assert says(cases=20).startswith("A is better than each of the others")
     hidden = says(cases=7, spread=0.2, generator_seed=2)
     assert re.match(r"[AB] has the best mean, but no claim can be made that it is better than [AB]:", hidden), hidden

@@ -1,10 +1,12 @@
-"""Statistics over cases and runs: against closed forms, and where there is little or nothing to compute."""
+"""Statistics over patients and runs: against closed forms, and where there is little or nothing to compute."""
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,9 @@ from nnunet_fm.evaluation.statistics import (
     ranks,
     run_values,
 )
+from nnunet_fm.evaluation.subjects import read_subjects
+from nnunet_fm.foreign import ForeignFileError
+from nnunet_fm.studies.trained import _anatomies
 
 NAN = math.nan
 
@@ -50,7 +55,7 @@ def results_of(runs: pd.DataFrame, scores: Sequence[tuple[str, str, str, float]]
 
 def matrix(**columns: Sequence[float]) -> pd.DataFrame:
     index = pd.MultiIndex.from_tuples(
-        [("x", "A", "A", str(n)) for n in range(len(next(iter(columns.values()))))], names=ROW
+        [("x", "A", "A", f"A {n}", str(n)) for n in range(len(next(iter(columns.values()))))], names=ROW
     )
     return pd.DataFrame(columns, index=index, dtype=float)
 
@@ -80,9 +85,10 @@ def test_cases_are_averaged_over_folds_and_seeds_first() -> None:
     ]
     table = case_matrix(results_of(runs, scores))
     assert list(table.columns) == ["m", "n"]
-    assert table.loc[("x", "A", "A", "1")].to_list() == pytest.approx([0.4, 0.1])
-    assert table.loc[("x", "A", "A", "2"), "m"] == 0.5 and math.isnan(table.loc[("x", "A", "A", "2"), "n"])
-    assert case_matrix(results_of(runs, scores), domain="out").index.to_list() == [("x", "B", "A", "1")]
+    assert table.loc[("x", "A", "A", "A 1", "1")].to_list() == pytest.approx([0.4, 0.1])
+    assert table.loc[("x", "A", "A", "A 2", "2"), "m"] == 0.5
+    assert math.isnan(table.loc[("x", "A", "A", "A 2", "2"), "n"])
+    assert case_matrix(results_of(runs, scores), domain="out").index.to_list() == [("x", "B", "A", "A 1", "1")]
     assert len(case_matrix(results_of(runs, scores), domain="in")) == 2
 
 
@@ -142,6 +148,95 @@ def test_pairs_with_ties_zeros_and_gaps() -> None:
 def test_differences_in_the_last_digit_are_none() -> None:
     table = pairwise(matrix(a=[0.1 + 0.2] * 8, b=[0.3] * 8))
     assert table["p"].to_list() == [1]
+
+
+def two_scans(patients: int = 8) -> Results:
+    """T1 and T2 of each patient, two datasets of one anatomy; the first patient has a second T1."""
+    generator = np.random.default_rng(3)
+    runs = runs_of(*({"label": label, "dataset": sequence} for label in "abc" for sequence in ("T1", "T2")))
+    names = {sequence: [f"{sequence}_{n}" for n in range(patients)] for sequence in ("T1", "T2")}
+    names["T1"].append("T1_0_later")
+    scores = [
+        (run, runs["dataset"][int(run)], case, 0.5 + 0.02 * (int(run) // 2) + 0.1 * generator.random())
+        for run in runs["run"]
+        for case in names[runs["dataset"][int(run)]]
+    ]
+    subjects = {sequence: {case: case.split("_")[1] for case in cases} for sequence, cases in names.items()}
+    results = results_of(runs, scores)
+    results.subjects = subjects
+    return results
+
+
+def test_a_patient_counts_once_whatever_number_of_scans() -> None:
+    """Numbers of all patients' means, computed by hand: interval, signed-rank test, ranks and Friedman's test."""
+    results = two_scans()
+    table = case_matrix(results)
+    assert len(table) == 17
+    people = pd.DataFrame(
+        {
+            label: [
+                np.mean([value for (*_, who, _), value in table[label].items() if who == str(patient)])
+                for patient in range(8)
+            ]
+            for label in table
+        }
+    )
+    row = intervals(table).set_index("label").loc["b"]
+    assert (row["patients"], row["cases"]) == (8, 17)
+    assert row["mean"] == pytest.approx(people["b"].mean())
+    assert (row["low"], row["high"]) == pytest.approx(bootstrap_interval(people["b"].to_numpy()))
+    over_cases = bootstrap_interval(table["b"].to_numpy())
+    assert row["high"] - row["low"] != pytest.approx(over_cases[1] - over_cases[0], rel=0.01)
+
+    pair = pairwise(table).set_index(["a", "b"]).loc[("a", "c")]
+    assert (pair["patients"], pair["cases"]) == (8, 17)
+    assert pair["p"] == pytest.approx(stats.wilcoxon(people["a"] - people["c"]).pvalue)
+    found = ranks(table)
+    assert (found.patients, found.cases) == (8, 17)
+    assert found.average.to_dict() == pytest.approx(people.rank(axis=1, ascending=False).mean().to_dict())
+    assert found.friedman == pytest.approx(stats.friedmanchisquare(*(people[label] for label in people)).pvalue)
+    assert len(intervals(table, by=["target"])) == 6
+
+
+def test_patients_are_not_joined_over_anatomies_nor_without_being_told() -> None:
+    """Six cases of three patients allow no claim; the same names in another anatomy, or untold, are others."""
+    results = two_scans(3)
+    few = ranks(case_matrix(results))
+    assert few.patients == 3 and can_claim(results.runs, few.patients) is not None
+    results.runs["anatomy"] = results.runs["dataset"]
+    assert ranks(case_matrix(results)).patients == 6
+    results.runs["anatomy"], results.subjects = "x", {}
+    untold = ranks(case_matrix(results))
+    assert untold.patients == untold.cases == 7
+
+
+def test_patients_are_read_from_conversions_and_from_a_users_table(tmp_path: Path) -> None:
+    """A user's table comes first; of one cohort, two conversions name the same patients, of two cohorts others."""
+    folders = [tmp_path / name for name in ("T1", "T2", "other")]
+    for folder, cohort in zip(folders, ("hcp", "hcp", "abide"), strict=True):
+        folder.mkdir()
+        cases = {f"{folder.name}_7": {"subject": "7", "files": {}}}
+        (folder / "conversion.json").write_text(json.dumps({"dataset": cohort, "cases": cases}))
+    read = [read_subjects(folder) for folder in folders]
+    assert read[0]["T1_7"] == read[1]["T2_7"] != read[2]["other_7"]
+    assert read_subjects(tmp_path / "nowhere", folders[0]) == read[0]
+    assert read_subjects(tmp_path / "nowhere") == {}
+    (folders[0] / "subjects.json").write_text('{"T1_7": "anna", "T1_8": 8}')
+    assert read_subjects(folders[0], folders[1]) == {"T1_7": "anna", "T1_8": "8"}
+    (folders[0] / "subjects.json").write_text('{"T1_7": ["anna"]}')
+    with pytest.raises(ForeignFileError, match=r"subjects\.json must map names of cases to patients"):
+        read_subjects(folders[0])
+    for content in ("[]", "{", '{"cases": 3}', '{"cases": {"a": {}}}'):
+        (folders[1] / "conversion.json").write_text(content)
+        assert read_subjects(folders[1]) == {}
+
+
+def test_datasets_of_the_same_patients_and_classes_are_one_anatomy() -> None:
+    """Models trained by hand name no anatomy."""
+    labels = {"background": 0, "a": 1}
+    classes = {"T1": labels, "T2": labels, "more": {**labels, "b": 2}, "others": labels}
+    subjects = {"T1": {"x": "hcp 1"}, "T2": {"y": "hcp 1"}, "more": {"x": "hcp 1"}, "others": {"x": "2"}}
+    assert _anatomies(classes, subjects) == {"T1": "T1", "T2": "T1", "more": "more", "others": "others"}
 
 
 def test_sources_do_not_multiply_cases() -> None:
@@ -205,9 +300,9 @@ def test_claims() -> None:
     assert "no two models" in str(can_claim(runs_of({"label": "m"}, {"label": "m", "fold": "1"})))
     assert "no two models" in str(can_claim(runs_of()))
     assert can_claim(runs_of(*twice)) is None
-    assert can_claim(runs_of(*twice), cases=6) is None
-    assert "share 5 test cases" in str(can_claim(runs_of(*twice), cases=5))
-    assert "share 1 test case, " in str(can_claim(runs_of(*twice), cases=1))
+    assert can_claim(runs_of(*twice), patients=6) is None
+    assert "share 5 tested patients" in str(can_claim(runs_of(*twice), patients=5))
+    assert "share 1 tested patient, " in str(can_claim(runs_of(*twice), patients=1))
 
 
 def test_adapted_models_are_repeated_per_pair_of_domains() -> None:

@@ -65,6 +65,7 @@ class BrainConverter(Converter):
         positions: part of the published split -> positions in the sorted list of all subjects; others are not used.
         depths: domain -> slices of the thesis's volumes, if not `DEPTH`.
         margin: ``--thesis`` first crops to the labels and so many voxels around; None: it does not.
+        same_people: whether domains are images of the same people, rather than of those of several sites.
     """
 
     label_sets: ClassVar = {"default": BRAIN}
@@ -78,6 +79,7 @@ class BrainConverter(Converter):
     positions: ClassVar[Mapping[Part, range]]
     depths: ClassVar[Mapping[str, int]] = {}
     margin: ClassVar[int | None] = None
+    same_people: ClassVar[bool] = False
 
     @abstractmethod
     def subjects(self, tree: Tree, options: Options) -> Subjects:
@@ -208,7 +210,8 @@ class BrainConverter(Converter):
                 if part is None and options.split in self.splits:
                     continue
                 # Names of patients may be cut off, so that two become one.
-                person = volume.patient if patients.count(volume.patient) == 1 else ""
+                other = "" if self.same_people else f"{self.name}_{options.domain}_{position:03d}"
+                person = volume.patient if patients.count(volume.patient) == 1 else other
                 cases[position] = Case(
                     f"{self.name}_{position:03d}", (volume.image,), (volume.label,), part or "train", person
                 )

@@ -17,6 +17,7 @@ OTHER_DATASET = ("abide", "caltech", "stanford")
 class HCP(BrainConverter):
     """One sequence of the preprocessed structural 3T packages; T1 and T2 are two domains of the same subjects."""
 
+    same_people = True
     name = "hcp"
     dataset = "HCP"
     title = "Human Connectome Project, young adults: brain structures in MRI"

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nnunet_fm.evaluation.frame import COLUMNS
 from nnunet_fm.evaluation.record import TrainingRecord
+from nnunet_fm.evaluation.subjects import Subjects, own_name
 
 Control = Literal["stock", "resenc", "scratch"]
 Method = Literal["selftraining", "entropymin"]
@@ -74,6 +75,7 @@ class Results:
         times: seconds per case and step (reading, preprocessing, inference, export), columns `TIME_COLUMNS`.
         files: images, references and predictions to make pictures of, columns `FILE_COLUMNS`.
         size_shares: dataset -> class -> share of the labelled volume, from 0 to 1.
+        subjects: dataset -> case -> patient; a case that is not in it is a patient of its own.
         published: id of the published study whose numbers stand beside ours, None where there is none.
         folder: where the results were gathered from.
         notes: sentences on what is left out.
@@ -86,6 +88,11 @@ class Results:
     times: pd.DataFrame = field(default_factory=lambda: _empty(TIME_COLUMNS))
     files: pd.DataFrame = field(default_factory=lambda: _empty(FILE_COLUMNS))
     size_shares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    subjects: Subjects = field(default_factory=dict)
     published: str | None = None
     folder: Path | None = None
     notes: list[str] = field(default_factory=list)
+
+    def patient(self, dataset: str, case: str) -> str:
+        """Name of the patient that a case of a dataset is of."""
+        return self.subjects.get(dataset, {}).get(case) or own_name(dataset, case)

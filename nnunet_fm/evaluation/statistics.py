@@ -1,7 +1,8 @@
 """What several runs and cases allow to say: means and spreads, intervals, paired tests, ranks, and what may be claimed.
 
-Cases are the unit of every interval and test. A case has one value per label: the mean over its classes, then over the
-folds and seeds of the label. Undefined values (NaN) are left out of every mean.
+Patients are the unit of every interval and test. A patient has one value per label: the mean over his cases of an
+anatomy, of which each is the mean over its classes, then over the folds and seeds of the label. Undefined values (NaN)
+are left out of every mean.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -23,10 +24,13 @@ from nnunet_fm.evaluation.results import Results
 
 Domain = Literal["all", "in", "out"]
 
-ROW = ["anatomy", "source", "target", CASE]
+SUBJECT = "subject"
+"""Column of the patient that a case is of."""
+
+ROW = ["anatomy", "source", "target", SUBJECT, CASE]
 """Index of the rows of `case_matrix`."""
 
-FEWEST_CASES = 6
+FEWEST = 6
 """Two-sided signed-rank tests of fewer pairs cannot reach 5 %: the smallest p-value of 5 pairs is 2/2^5 = 0.0625."""
 
 
@@ -36,7 +40,9 @@ def with_source(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def case_values(results: Results, metric: str = DICE) -> pd.DataFrame:
-    """Mean over classes of each case of each run: the columns of `Results.runs`, ``target``, ``case`` and ``value``.
+    """Mean over classes of each case of each run, with the columns of `Results.runs`.
+
+    Further columns are ``target``, ``case``, ``subject`` (the patient) and ``value``.
 
     A class that has no value in a case (NaN) is left out of the case's mean; a case without any value is left out. Of
     an adapted model only the dataset it was adapted to counts.
@@ -49,6 +55,9 @@ def case_values(results: Results, metric: str = DICE) -> pd.DataFrame:
     scores = results.scores.loc[results.scores[METRIC] == metric]
     means = scores.astype({VALUE: float}).groupby(["run", "target", CASE], sort=False)[VALUE].mean().dropna()
     values = with_source(results.runs).merge(means.reset_index(), on="run")
+    values[SUBJECT] = [
+        results.patient(target, case) for target, case in zip(values["target"], values[CASE], strict=True)
+    ]
     return values[values["method"].isna() | (values["target"] == values["dataset"])].reset_index(drop=True)
 
 
@@ -57,7 +66,7 @@ def run_values(results: Results, metric: str = DICE) -> pd.DataFrame:
     values = case_values(results, metric)
     keys = ["run", "target"]
     means = values.groupby(keys, sort=False)[VALUE].agg(value="mean", cases="count").reset_index()
-    return values.drop(columns=[CASE, VALUE]).drop_duplicates(keys).merge(means, on=keys)
+    return values.drop(columns=[CASE, SUBJECT, VALUE]).drop_duplicates(keys).merge(means, on=keys)
 
 
 def mean_over_runs(values: pd.DataFrame, by: Sequence[str] = ("label", "source", "target")) -> pd.DataFrame:
@@ -99,7 +108,7 @@ def bootstrap_interval(
     """Bias-corrected and accelerated bootstrap interval of the mean; NaN for fewer than two values.
 
     Args:
-        values: one per case, shape (N,); NaN is left out.
+        values: one per patient, shape (N,); NaN is left out.
         confidence: of the interval.
         resamples: number of bootstrap samples.
         seed: the same seed gives the same interval.
@@ -118,9 +127,10 @@ def bootstrap_interval(
 def intervals(
     matrix: pd.DataFrame, by: Sequence[str] = (), confidence: float = 0.95, resamples: int = 9999, seed: int = 0
 ) -> pd.DataFrame:
-    """Mean over cases with its bootstrap interval, for each label.
+    """Mean over patients with its bootstrap interval, for each label.
 
-    A case that models of several sources were tested on counts once, with its mean over the sources.
+    A patient counts once in an anatomy: with the mean over his cases, of which each is the mean over the sources of the
+    models that were tested on it.
 
     Args:
         matrix: of `case_matrix`.
@@ -130,7 +140,7 @@ def intervals(
         seed: of the bootstrap.
 
     Returns:
-        Columns ``by``, ``label``, ``cases``, ``mean``, ``low``, ``high``.
+        Columns ``by``, ``label``, ``patients``, ``cases``, ``mean``, ``low``, ``high``.
     """
     rows = []
     groups = matrix.groupby(level=list(by), sort=False) if by and len(matrix) else [((), matrix)]
@@ -139,29 +149,32 @@ def intervals(
             values = _units(group[label]).to_numpy()
             low, high = bootstrap_interval(values, confidence, resamples, seed)
             mean = float(values.mean()) if len(values) else math.nan
-            rows.append((*key, label, len(values), mean, low, high))
-    return pd.DataFrame(rows, columns=[*by, "label", "cases", "mean", "low", "high"])
+            rows.append((*key, label, len(values), _count_cases(group[label]), mean, low, high))
+    return pd.DataFrame(rows, columns=[*by, "label", "patients", "cases", "mean", "low", "high"])
 
 
 def pairwise(matrix: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
-    """Wilcoxon's signed-rank test over cases for each pair of labels, with Holm's correction over all pairs.
+    """Wilcoxon's signed-rank test over patients for each pair of labels, with Holm's correction over all pairs.
 
-    A pair is compared on the rows that both have; differences of a case are first averaged over source datasets. Zero
-    differences are left out, as Wilcoxon did; where all are zero, p is 1. Pairs without a common case have no p (NaN).
+    A pair is compared on the rows that both have; differences are first averaged over source datasets, then over the
+    cases of a patient. Zero differences are left out, as Wilcoxon did; where all are zero, p is 1. Pairs without a
+    common case have no p (NaN).
 
     Args:
         matrix: of `case_matrix`.
         alpha: family-wise error rate.
 
     Returns:
-        Columns ``a``, ``b``, ``cases``, ``difference`` (mean of a - b), ``p``, ``p_holm``, ``significant``.
+        Columns ``a``, ``b``, ``patients``, ``cases``, ``difference`` (mean of a - b), ``p``, ``p_holm`` and
+        ``significant``.
     """
     rows = []
     for a, b in combinations(matrix.columns, 2):
-        differences = _units(matrix[a] - matrix[b]).to_numpy()
+        common = matrix[a] - matrix[b]
+        differences = _units(common).to_numpy()
         mean = float(differences.mean()) if len(differences) else math.nan
-        rows.append((a, b, len(differences), mean, _signed_rank(differences)))
-    table = pd.DataFrame(rows, columns=["a", "b", "cases", "difference", "p"])
+        rows.append((a, b, len(differences), _count_cases(common), mean, _signed_rank(differences)))
+    table = pd.DataFrame(rows, columns=["a", "b", "patients", "cases", "difference", "p"])
     table["p_holm"] = np.nan
     tested = table["p"].notna()
     if tested.any():
@@ -175,20 +188,22 @@ class Ranks:
     """What a critical-difference diagram shows.
 
     Args:
-        average: label -> average rank over cases, 1 is best, best first.
+        average: label -> average rank over patients, 1 is best, best first.
         p: corrected p-value of each pair, a symmetric table with ones on its diagonal and where there was no test.
-        friedman: p-value of Friedman's test that all labels are alike; None with fewer than three labels or two cases.
-        cases: number of cases, those that every label was tested on.
+        friedman: p-value of Friedman's test that all labels are alike; None for less than three labels or two patients.
+        patients: number of patients with cases that every label was tested on.
+        cases: number of these cases.
     """
 
     average: pd.Series[float]
     p: pd.DataFrame
     friedman: float | None
+    patients: int
     cases: int
 
 
 def ranks(matrix: pd.DataFrame, lower_is_better: bool = False) -> Ranks:
-    """Average ranks over the cases that all labels have, with Holm-corrected signed-rank tests of the pairs.
+    """Average ranks over the patients that all labels have, with Holm-corrected signed-rank tests of the pairs.
 
     After Demšar (2006), with the pairwise tests of Benavoli et al. (2016), which do not depend on the other labels, in
     place of Nemenyi's. Ties share their mean rank.
@@ -198,7 +213,7 @@ def ranks(matrix: pd.DataFrame, lower_is_better: bool = False) -> Ranks:
         lower_is_better: for distances.
     """
     complete = matrix.dropna()
-    units = complete.groupby(level=["target", CASE], sort=False).mean() if len(complete) else complete
+    units = _units(complete)
     # Means of the same numbers may differ in the last digit by the order of their summation: no reason for a rank.
     units = units.round(12)
     labels = list(matrix.columns)
@@ -210,15 +225,16 @@ def ranks(matrix: pd.DataFrame, lower_is_better: bool = False) -> Ranks:
     if len(labels) >= 3 and len(units) >= 2:
         same = bool((units.nunique(axis=1) == 1).all())
         friedman = 1.0 if same else float(stats.friedmanchisquare(*(units[label] for label in labels)).pvalue)
-    return Ranks(ranked.mean().sort_values(kind="stable"), p, friedman, len(units))
+    average = ranked.mean().sort_values(kind="stable")
+    return Ranks(average, p, friedman, len(units), _count_cases(complete))
 
 
-def can_claim(runs: pd.DataFrame, cases: int | None = None) -> str | None:
+def can_claim(runs: pd.DataFrame, patients: int | None = None) -> str | None:
     """Why these runs allow no claim that one label is better than another; None where they may.
 
     Args:
         runs: of `Results`.
-        cases: number of cases that the labels were compared on, where it is known.
+        patients: number of patients that the labels were compared on, where it is known.
     """
     if runs["label"].nunique() < 2:
         return "No claim of superiority can be made: there are no two models to compare."
@@ -236,18 +252,33 @@ def can_claim(runs: pd.DataFrame, cases: int | None = None) -> str | None:
             f"No claim of superiority can be made about {_listed(single)}: trained once (one fold, one seed) on some "
             "dataset, so that the spread between trainings is unknown. Train several folds or seeds."
         )
-    if cases is not None and cases < FEWEST_CASES:
+    if patients is not None and patients < FEWEST:
         return (
-            f"No claim of superiority can be made: the models share {cases} test case{'' if cases == 1 else 's'}, and "
-            f"a signed-rank test of fewer than {FEWEST_CASES} cannot reach 5 %."
+            f"No claim of superiority can be made: the models share {patients} tested "
+            f"patient{'' if patients == 1 else 's'}, and a signed-rank test of fewer than {FEWEST} cannot reach 5 %."
         )
     return None
 
 
-def _units(values: pd.Series[float]) -> pd.Series[float]:
-    """One value per case of a dataset: the mean over source datasets, rows without a value left out."""
+Values = TypeVar("Values", "pd.Series[float]", pd.DataFrame)
+
+
+def _units(values: Values) -> Values:
+    """One row per patient of an anatomy: of each case the mean over source datasets, then the mean over his cases.
+
+    Rows without a value, of any column, are left out.
+    """
     values = values.dropna()
-    return values.groupby(level=["target", CASE], sort=False).mean() if len(values) else values
+    if not len(values):
+        return values
+    of_cases = values.groupby(level=["anatomy", SUBJECT, "target", CASE], sort=False).mean()
+    return of_cases.groupby(level=["anatomy", SUBJECT], sort=False).mean()
+
+
+def _count_cases(values: pd.Series[float] | pd.DataFrame) -> int:
+    """Number of cases with a value in every column."""
+    index = values.dropna().index
+    return len(index.droplevel([level for level in index.names if level not in ("target", CASE)]).unique())
 
 
 def _signed_rank(differences: NDArray[np.floating[Any]]) -> float:

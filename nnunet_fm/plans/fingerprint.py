@@ -24,6 +24,9 @@ from nnunet_fm.dataset_json import channel_names
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.raw import training_cases
 
+FULL_CHANNELS = 2
+"""Channels for which nnU-Net's number of intensities, a hundred million each, is drawn; of more, fewer of each are."""
+
 
 def fingerprint(dataset_name: str, dataset_json: Mapping[str, Any], processes: int) -> dict[str, Any]:
     """The fingerprint of a dataset, taken if there is none yet.
@@ -40,13 +43,15 @@ def fingerprint(dataset_name: str, dataset_json: Mapping[str, Any], processes: i
     if not file.is_file():
         raw = Path(nnUNet_raw, dataset_name)
         cases = training_cases(raw, dataset_json)
+        channels = len(channel_names(dataset_json))
         reader = _reader(next(iter(cases.values()))["images"][0], dataset_json)
         try:
             extractor = DatasetFingerprintExtractor(dataset_name, processes, verbose=True)
             extractor.dataset = cases  # nnU-Net's own listing takes hidden files for cases
+            extractor.num_foreground_voxels_for_intensitystats *= min(1.0, FULL_CHANNELS / channels)
             extractor.run(overwrite_existing=True)
         except Exception as error:  # whatever readers and numpy say: it names neither file nor case
-            fault = _fault(raw, cases, len(channel_names(dataset_json)), reader)
+            fault = _fault(raw, cases, channels, reader)
             if fault is None:
                 raise
             raise PlanError(fault) from error

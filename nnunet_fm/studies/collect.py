@@ -12,6 +12,7 @@ import pandas as pd
 
 from nnunet_fm.evaluation.frame import read_scores
 from nnunet_fm.evaluation.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, TIME_COLUMNS, Results, Run
+from nnunet_fm.evaluation.subjects import read_subjects
 from nnunet_fm.foreign import read_yaml
 from nnunet_fm.studies.cases import Tested, label_names, without_seen
 from nnunet_fm.studies.marks import read_json
@@ -41,6 +42,7 @@ def collect(folder: Path) -> Results:
     raw = Path(jobs.get("raw") or os.environ.get("nnUNet_raw") or "nnUNet_raw")
     scores, times, files, notes = [], [], [], []
     shares: dict[str, Mapping[str, float]] = {}
+    subjects: dict[str, Mapping[str, str]] = {}
     for run in runs:
         # Targets that the study no longer has stay on the disk, too.
         for target in _targets(folder / "runs" / run.run, jobs.get("runs", {}).get(run.run)):
@@ -56,6 +58,8 @@ def collect(folder: Path) -> Results:
             files += [{**about, **row} for row in _files(target, raw / target.name, scores[-1]["case"].unique())]
             if left_out:
                 notes.append(trained_on(run.label, target.name, left_out))
+            if target.name not in subjects:
+                subjects[target.name] = read_subjects(raw / target.name)
             if target.name not in shares:
                 known = read_json(folder / "size_shares" / f"{target.name}.json")
                 shares |= {target.name: known} if known else {}
@@ -68,6 +72,7 @@ def collect(folder: Path) -> Results:
         files=pd.DataFrame(files, columns=FILE_COLUMNS),
         size_shares=shares,
         notes=list(dict.fromkeys(notes)),
+        subjects=subjects,
         published=study.get("published"),
         folder=folder,
     )

@@ -14,6 +14,7 @@ import pandas as pd
 from nnunet_fm.dataset_json import canonical
 from nnunet_fm.evaluation.record import TrainingRecord
 from nnunet_fm.evaluation.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, Results, Run
+from nnunet_fm.evaluation.subjects import Subjects, read_subjects
 from nnunet_fm.foreign import read_object
 from nnunet_fm.models.names import PLANS_PREFIX, Spec, UnknownNameError
 from nnunet_fm.models.plan_key import STOCK_KEY, PlanKey, StockKey
@@ -64,12 +65,16 @@ def collect_results(
         )
     runs = _labelled([_run(fold) for fold in fold_folders])
     shares: dict[str, Mapping[str, float]] = {}
+    subjects: dict[str, Mapping[str, str]] = {}
+    classes: dict[str, Mapping[str, Any]] = {}
     scores, files, notes = [], [], []
     for run, fold in zip(runs, fold_folders, strict=True):
         content = canonical(read_object(fold.parent / "dataset.json"))
         references = _folder("nnUNet_preprocessed") / run.dataset / "gt_segmentations"
         labels, ending = content["labels"], content["file_ending"]
         if run.dataset not in shares:
+            subjects[run.dataset] = read_subjects(*_folders_of(run.dataset))
+            classes[run.dataset] = labels
             shares[run.dataset] = size_shares(references, labels, ending, processes=processes)
         there = sorted(label_names(fold / "validation", ending))
         cases = [case for case in there if run.fold == "all" or case not in _seen(fold)]
@@ -88,6 +93,8 @@ def collect_results(
         )
         scores.append(frame.assign(run=run.run, target=run.dataset))
         files += list(_files(run, fold, references, cases, ending))
+    anatomies = _anatomies(classes, subjects)
+    runs = [run.model_copy(update={"anatomy": anatomies[run.dataset]}) for run in runs]
     return Results(
         title=title or ", ".join(dict.fromkeys(run.dataset for run in runs)),
         runs=pd.DataFrame([run.model_dump() for run in runs], columns=RUN_COLUMNS),
@@ -96,7 +103,24 @@ def collect_results(
         files=pd.DataFrame(files, columns=FILE_COLUMNS),
         size_shares=shares,
         notes=notes,
+        subjects=subjects,
     )
+
+
+def _folders_of(dataset: str) -> list[Path]:
+    """Where a dataset's table of patients may lie; nobody needs raw data any more once models are trained."""
+    found = [os.environ.get(name) for name in ("nnUNet_raw", "nnUNet_preprocessed")]
+    return [Path(folder, dataset) for folder in found if folder]
+
+
+def _anatomies(classes: Mapping[str, Mapping[str, Any]], subjects: Subjects) -> dict[str, str]:
+    """Dataset -> the first one of the same patients and classes, such as another sequence; mostly itself."""
+    first: dict[str, str] = {}
+    for dataset, labels in classes.items():
+        people = set(subjects[dataset].values())
+        alike = (other for other in first if classes[other] == labels and people.intersection(subjects[other].values()))
+        first[dataset] = first[other] if (other := next(alike, None)) else dataset
+    return first
 
 
 def trained_on(label: str, where: str, cases: Sequence[str]) -> str:

@@ -66,7 +66,7 @@ class Context:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """Labels from best to worst: ``rank``, ``label``, ``control``, ``cases``, ``mean``, ``low``, ``high``."""
+        """Labels from best to worst: ``rank``, ``label``, ``control`` and what `intervals` gives."""
         table = intervals(self.matrix)
         table = table.sort_values("mean", ascending=not self.metric.higher, kind="stable", na_position="last")
         table["rank"] = table["mean"].rank(method="min", ascending=not self.metric.higher).astype("Int64")

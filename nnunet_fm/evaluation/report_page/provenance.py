@@ -33,6 +33,7 @@ def provenance_section(context: Context) -> Section:
         ),
         "Predicted on": _distinct(times["processor"].dropna()) if len(times) else "",
         "Numbers": "mean over classes of a case, then over cases; undefined values (NaN) are left out",
+        "Unit of intervals and tests": _unit(context),
     }
     section.body.append(f'<div class="card">{definitions({k: v for k, v in facts.items() if v})}</div>')
     table = Table(
@@ -56,6 +57,17 @@ def provenance_section(context: Context) -> Section:
     section.tables.append(table)
     section.body.append(f"<details><summary>Runs and commands</summary>{table.html()}</details>")
     return section
+
+
+def _unit(context: Context) -> str:
+    """What counts once in intervals and tests, and of which datasets nobody tells the patients."""
+    untold = [name for name in context.results.scores["target"].unique() if not context.results.subjects.get(name)]
+    words = "the patient of an anatomy, by the mean over the cases"
+    if untold:
+        words += (
+            f"; of {', '.join(untold)} neither conversion.json nor subjects.json tells the patients: each case counts"
+        )
+    return words
 
 
 def runs_frame(context: Context) -> pd.DataFrame:

@@ -11,11 +11,11 @@ from nnunet_fm.evaluation.report_page.context import Context
 from nnunet_fm.evaluation.report_page.elements import Column, Section, Table
 from nnunet_fm.evaluation.report_page.numbers import p_value, plural, signed
 from nnunet_fm.evaluation.report_page.summary import ALPHA
-from nnunet_fm.evaluation.statistics import FEWEST_CASES, pairwise, ranks
+from nnunet_fm.evaluation.statistics import FEWEST, pairwise, ranks
 
 
 def ranking_section(context: Context) -> Section:
-    """Ranking by the mean over cases."""
+    """Ranking by the mean over patients."""
     section = Section("ranking", "Ranking")
     table = context.table.dropna(subset="mean")
     if not len(table):
@@ -29,7 +29,7 @@ def ranking_section(context: Context) -> Section:
     several = any(len(values) > 1 for values in dots.values())
     section.figure(
         context.chart(ranking_figure(table, dots, style.axis), f"{style.name} of each model with interval"),
-        f"Mean {style.name} {context.domain}. Bar: 95 % bootstrap interval over cases; large dot: mean over cases, "
+        f"Mean {style.name} {context.domain}. Bar: 95 % bootstrap interval over patients; large dot: their mean, "
         f"hollow for controls{'; small dots: single trainings (fold and seed)' if several else ''}.",
     )
     section.table(ranking_table(context))
@@ -91,14 +91,16 @@ def ranking_table(context: Context) -> Table:
     columns += [
         Column("difference %", "to the best [%]", signed),
         Column("p (Holm) against the best", "p against the best", p_value),
+        Column("patients", "Patients", ".0f"),
         Column("cases", "Cases", ".0f"),
         Column("runs", "Runs", ".0f"),
     ]
     return Table(
         "ranking",
-        f"Mean {context.metric.name} over cases {context.domain}: of each case first the mean over its classes, then "
-        "over folds and seeds. Bias-corrected bootstrap intervals over cases; p-values of paired Wilcoxon signed-rank "
-        "tests over cases, Holm-corrected over all pairs of models.",
+        f"Mean {context.metric.name} over patients {context.domain}: of each case the mean over its classes, then over "
+        "folds and seeds; of each patient the mean over the cases. Bias-corrected bootstrap intervals over "
+        "patients; p-values of paired Wilcoxon signed-rank tests over patients, Holm-corrected over all pairs of "
+        "models.",
         table,
         columns,
         context.controls,
@@ -134,10 +136,10 @@ def dataset_table(context: Context) -> Table:
 
 def _critical_difference(context: Context, section: Section) -> None:
     order = ranks(context.matrix, lower_is_better=not context.metric.higher)
-    if len(order.average) < 3 or order.cases < FEWEST_CASES or order.average.isna().any():
+    if len(order.average) < 3 or order.patients < FEWEST or order.average.isna().any():
         section.missing.append(
-            f"Critical-difference diagram: needs three models and {FEWEST_CASES} cases that all of them have; here are "
-            f"{plural(len(order.average), 'model')} and {plural(order.cases, 'common case')}."
+            f"Critical-difference diagram: needs three models and {FEWEST} patients that all were tested on; here "
+            f"are {plural(len(order.average), 'model')} and {plural(order.patients, 'common patient')}."
         )
         return
     friedman = (
@@ -149,7 +151,7 @@ def _critical_difference(context: Context, section: Section) -> None:
             critical_difference_figure(order.average, order.p, context.controls, ALPHA),
             "average rank of each model: " + ", ".join(f"{name} {rank:.2f}" for name, rank in order.average.items()),
         ),
-        f"Average rank over {plural(order.cases, 'case')}, 1 is best. A bar joins models that do not differ (p ≥ "
+        f"Average rank over {plural(order.patients, 'patient')}, 1 is best. A bar joins models that do not differ (p ≥ "
         f"{ALPHA}, Wilcoxon with Holm's correction).{friedman}",
     )
 

@@ -28,7 +28,7 @@ def summary(context: Context) -> str:
             f'<div><div class="number">{style.text(best["mean"])}{unit}{bounds}</div>'
             f'<div class="soft">{escape(style.name)} of {escape(best["label"])}, the '
             f"{'highest' if style.higher else 'lowest'} mean over "
-            f"cases{' (95 % interval)' if bounds else ''}</div></div>"
+            f"patients{' (95 % interval)' if bounds else ''}</div></div>"
         )
     words, made = claim(context)
     kind = "claim made" if made else "claim"
@@ -49,14 +49,19 @@ def compared(context: Context) -> str:
 
 
 def tested(context: Context) -> str:
-    """Cases, classes and datasets."""
+    """Patients, cases, classes and datasets."""
     scores = context.results.scores
     if not len(scores):
         return "nothing yet"
-    cases = len(scores[["target", CASE]].drop_duplicates())
+    cases = scores.merge(context.results.runs[["run", "anatomy"]], on="run")[["anatomy", "target", CASE]]
+    cases = cases.drop_duplicates()
+    patients = {(anatomy, context.results.patient(*of)) for anatomy, *of in cases.itertuples(index=False)}
+    number = plural(len(cases), "case") + (
+        f" of {plural(len(patients), 'patient')}" if len(patients) < len(cases) else ""
+    )
     targets = list(scores["target"].unique())
     names = ", ".join(targets) if len(targets) <= 4 else plural(len(targets), "dataset")
-    return f"{plural(cases, 'case')}, {plural(scores['class'].nunique(), 'foreground class')} of {names}"
+    return f"{number}, {plural(scores['class'].nunique(), 'foreground class')} of {names}"
 
 
 def runs(context: Context) -> str:
@@ -74,7 +79,7 @@ def claim(context: Context) -> tuple[str, bool]:
         return "No claim can be made: there are no scores yet.", False
     compared_runs = context.trained[context.trained["label"].isin(context.matrix.columns)]
     order = ranks(context.matrix, lower_is_better=not context.metric.higher)
-    reason = can_claim(compared_runs, order.cases)
+    reason = can_claim(compared_runs, order.patients)
     if reason:
         return reason, False
     best = context.table["label"].iloc[0]
@@ -84,7 +89,7 @@ def claim(context: Context) -> tuple[str, bool]:
         for a, b, significant in zip(tests["a"], tests["b"], tests["significant"], strict=True)
         if best in (a, b) and not significant
     ]
-    tests_were = "paired Wilcoxon signed-rank tests over cases"
+    tests_were = "paired Wilcoxon signed-rank tests over patients"
     if not others:
         return f"{best} is better than each of the others: {tests_were}, p < {ALPHA} after Holm's correction.", True
     shown = ", ".join(others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else "")
