@@ -341,7 +341,8 @@ def test_labels_and_channels_of_every_kind(kind: str, planner: str, folders: Pat
 
 
 def test_mirroring_and_augmentation_follow_the_recipe() -> None:
-    trainer = make_trainer(make_plan("plain", plans_name="FMPlans_light", recipe={"augmentation": "light"}))
+    plans = make_plan("plain", plans_name="FMPlans_light", recipe={"augmentation": "light"})
+    trainer = make_trainer(plans)
     rotation, dummy, initial, mirror = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     assert list(initial) == trainer.configuration_manager.patch_size and mirror is None and not dummy
     assert trainer.inference_allowed_mirroring_axes is None
@@ -352,6 +353,19 @@ def test_mirroring_and_augmentation_follow_the_recipe() -> None:
     assert kinds[:2] == ["GaussianNoiseTransform", "MultiplicativeBrightnessTransform"]
     assert not {"SpatialTransform", "MirrorTransform", "GammaTransform", "GaussianBlurTransform"} & set(kinds)
     assert len(kinds) == 3  # what is no augmentation stays: the label -1 becomes background
+    for preset, flip in (("nnunet", "MirrorTransform"), ("stunet_dae", "FlipTransform")):
+        plans["nnunet_fm"]["recipe"] |= {"augmentation": preset, "mirror": [0, 1]}
+        trainer = make_trainer(plans)
+        rotation, dummy, initial, mirror = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        assert mirror == trainer.inference_allowed_mirroring_axes == (0, 1)
+        transforms = trainer.get_training_transforms(
+            initial, rotation, None, mirror, dummy, use_mask_for_norm=[False], foreground_labels=[1, 2]
+        )
+        assert [t.allowed_axes for t in transforms.transforms if type(t).__name__ == flip] == [(0, 1)]
+    plans["nnunet_fm"]["recipe"]["test_time_mirroring"] = False
+    trainer = make_trainer(plans)
+    assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (0, 1)
+    assert trainer.inference_allowed_mirroring_axes is None
 
 
 def test_a_spatial_preset_loads_larger_patches() -> None:

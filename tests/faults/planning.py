@@ -59,6 +59,11 @@ def a_plan_with_a_wrong_value(at: Bench) -> Outcome:
     return edited(at, lambda plans: plans[KEY]["recipe"].update(learning_rate="small"))
 
 
+@fault(STAGE, "A plan edited by hand mirrors an axis beside an augmentation that flips nothing.")
+def a_plan_that_mirrors_what_it_does_not_flip(at: Bench) -> Outcome:
+    return edited(at, lambda plans: plans[KEY]["recipe"].update(augmentation="none", mirror=[0]))
+
+
 @fault(STAGE, "A plan edited by hand has a patch that the network cannot take.")
 def a_plan_with_a_wrong_patch(at: Bench) -> Outcome:
     return edited(at, lambda plans: plans["configurations"]["3d_fullres"].update(patch_size=[0, 20, 20]))
