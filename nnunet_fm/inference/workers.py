@@ -29,6 +29,7 @@ from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_fm.data.faults import why
+from nnunet_fm.data.intensities import unlike_training
 from nnunet_fm.data.whole_images import WholeImagesPlans
 from nnunet_fm.dataset_json import channel_names
 from nnunet_fm.ending import end_with_parent
@@ -56,6 +57,13 @@ class Setting:
     def channels(self) -> int:
         """Image channels, without those that a cascade adds."""
         return len(channel_names(self.dataset_json))
+
+    def doubts(self, images: np.ndarray) -> list[str]:
+        """Why images ``(C, Z, Y, X)`` are probably of another modality than those of the training."""
+        trained = self.plans.plans.get("foreground_intensity_properties_per_channel", {})
+        channels = enumerate(zip(channel_names(self.dataset_json), images, strict=True))
+        found = [unlike_training(name, trained.get(str(number), {}), image) for number, (name, image) in channels]
+        return [reason for reason in found if reason]
 
 
 @dataclass(frozen=True)
@@ -181,6 +189,8 @@ def preprocess(setting: Setting, case: Case) -> Preprocessed | Failure:
         was_read = perf_counter()
         if len(images) != setting.channels:
             raise ValueError(f"{len(images)} channels, but the model was trained with {setting.channels}")
+        for warning in setting.doubts(images):
+            print(f"WARNING: {case.name}: {warning}", file=sys.stderr)
         return stock(images, *args, **kwargs)
 
     preprocessor.run_case_npy = run_case_npy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from nnunet_fm.data.class_locations import sample_locations
 from nnunet_fm.data.cropping import nonzero_region
 from nnunet_fm.data.faults import exact, unreadable
+from nnunet_fm.data.intensities import is_constant, why_constant
 from nnunet_fm.data.whole_images import WholeSimpleITKIO, whole_images
 from nnunet_fm.dataset_json import canonical
 from nnunet_fm.image_files import read_image
@@ -45,6 +47,8 @@ class CasePreprocessor(DefaultPreprocessor):
     start. Besides the images as they were read and the result it needs five copies of a channel at most.
     """
 
+    where = ""
+    """Files of the case, for warnings."""
     has_foreground = False
     """Whether the label map of the last case had a voxel of a class."""
 
@@ -67,7 +71,8 @@ class CasePreprocessor(DefaultPreprocessor):
             float32 images, int8 or int16 labels (-1: background outside the nonzero region), ``properties``.
 
         Raises:
-            ValueError: if images and label map differ in shape, or an image has voxels that are NaN or infinite.
+            ValueError: if images and label map differ in shape, or an image has voxels that are NaN, infinite or too
+                large.
         """
         dataset_json, schemes = _content(dataset_json), configuration_manager.normalization_schemes
         if len(data) != len(schemes):
@@ -102,8 +107,11 @@ class CasePreprocessor(DefaultPreprocessor):
             # always a copy, in the order of the plan's axes: normalisers write into what they get
             image = np.array(channel[crop], dtype=np.float32, order="C")
             image = _normaliser(index, plans_manager, configuration_manager).run(image, labels[0])
+            if is_constant(image):
+                print(f"WARNING: {self.where}{why_constant(channel[crop], index)}", file=sys.stderr)
             image = configuration_manager.resampling_fn_data(image[None], shape, spacing, target)[0]
             if not np.isfinite(image.sum()):  # each patch of it would end the training
+                why_constant(channel[crop], index)  # says so where it is because of large intensities
                 raise ValueError(f"channel {index} has voxels that are NaN or infinite: replace them")
             if images is None:
                 images = np.empty((len(data), *image.shape), dtype=np.float32)
@@ -143,6 +151,7 @@ class CasePreprocessor(DefaultPreprocessor):
             with _named_on_failure(seg_file):
                 seg = _read_labels(reader, seg_file)
             _check_labels(seg, str(seg_file), _content(dataset_json))
+        self.where = f"{', '.join(Path(file).name for file in image_files)}: "
         try:
             return self.run_case_npy(data, seg, properties, plans_manager, configuration_manager, dataset_json)
         except (ValueError, AssertionError) as error:  # the latter of nnU-Net's normalisers

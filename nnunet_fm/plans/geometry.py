@@ -18,6 +18,10 @@ MIN_RESAMPLED_EDGE = 32
 """A target spacing may not leave fewer voxels than this along an axis that it makes coarser."""
 
 
+ENLARGED = 2.0
+"""Factor of the number of voxels from which a plan says that it resamples images to more of them."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """A planned value, where it comes from (see `nnunet_fm.models.plan_key.PlanKey`), and why."""
@@ -76,6 +80,23 @@ def choose_spacing(
         f"kept the data's own {_mm(native)}"
     )
     return Choice([float(s) for s in native], "data", reason)
+
+
+def enlargement(spacings: Sequence[Sequence[float]], target: Sequence[float]) -> str | None:
+    """How many more voxels images have at the target spacing (mm), in words; None up to `ENLARGED` times.
+
+    Args:
+        spacings: of images in mm.
+        target: of all three axes, in the same order.
+    """
+    times = np.median(np.prod(np.array(spacings) / np.array(target), axis=1))
+    if times < ENLARGED:
+        return None
+    native = np.median(np.vstack(spacings), axis=0).tolist()
+    return (
+        f"the target spacing {_mm(target)} makes {times:.1f} times as many voxels of an image of {_mm(native)}, with "
+        "no more detail: preprocessing, training and prediction cost as much more (--spacing native keeps their own)"
+    )
 
 
 def wanted_patch(card: ModelCard, patch: Sequence[int], image: Sequence[int], spacing: Sequence[float]) -> list[int]:

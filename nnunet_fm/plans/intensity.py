@@ -12,8 +12,10 @@ from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization impo
     get_normalization_scheme,
 )
 
+from nnunet_fm.data.intensities import doubt_of_foreground, fault_of_foreground
 from nnunet_fm.dataset_json import channel_names
 from nnunet_fm.models.card import Intensity
+from nnunet_fm.models.plan_key import PlanError
 
 SCHEMES = {
     "zscore": "ZScoreNormalization",
@@ -77,6 +79,24 @@ def _is_symmetric(scheme: str, numbers: Mapping[str, float]) -> bool:
         (numbers[bound] - numbers["mean"]) / numbers["std"] for bound in ("percentile_00_5", "percentile_99_5")
     )
     return math.isclose(low, -1) and math.isclose(high, 1)
+
+
+def check_foreground(dataset_json: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str | None:
+    """Why channels are probably not what their names say, by their intensities in labelled structures.
+
+    Raises:
+        PlanError: for intensities that are NaN, infinite or too large.
+    """
+    doubts = []
+    for index, name in enumerate(channel_names(dataset_json)):
+        numbers = fingerprint["foreground_intensity_properties_per_channel"][str(index)]
+        if fault := fault_of_foreground(numbers):
+            raise PlanError(
+                f"channel {index} '{name}': {fault}. Rescale these images, and extract the fingerprint anew"
+            )
+        if doubt := doubt_of_foreground(name, numbers):
+            doubts.append(f"channel {index} {doubt}")
+    return "; ".join(doubts) or None
 
 
 def normalization(

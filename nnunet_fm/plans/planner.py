@@ -29,9 +29,17 @@ from nnunet_fm.plans import memory
 from nnunet_fm.plans.choice import choose_model
 from nnunet_fm.plans.domains import check_domains, write_plans_for
 from nnunet_fm.plans.files import save_plans, write_json
-from nnunet_fm.plans.geometry import Choice, choose_spacing, median_shape, nnunet_patch, shrink_patch, wanted_patch
+from nnunet_fm.plans.geometry import (
+    Choice,
+    choose_spacing,
+    enlargement,
+    median_shape,
+    nnunet_patch,
+    shrink_patch,
+    wanted_patch,
+)
 from nnunet_fm.plans.grids import check_grids
-from nnunet_fm.plans.intensity import normalization
+from nnunet_fm.plans.intensity import check_foreground, normalization
 from nnunet_fm.plans.mirroring import NAMES, Data, choose_mirroring
 from nnunet_fm.plans.orientation import dataset_orientations, orientation_warning
 from nnunet_fm.plans.preprocessor import data_identifier
@@ -196,6 +204,9 @@ class FMPlanner(ExperimentPlanner):
             model=card.name,
         )
         reasons |= norm.reasons
+        if doubts := check_foreground(self.dataset_json, self.dataset_fingerprint):
+            reasons["channels"] = doubts
+            print(f"WARNING: {doubts}")
         if warning := orientation_warning(card.pretraining.orientation, found, card.name):
             reasons["orientation"] = warning
             print(f"WARNING: {warning}")
@@ -205,6 +216,9 @@ class FMPlanner(ExperimentPlanner):
         if full_spacing.reason:
             reasons["spacing"] = full_spacing.reason
         shapes, spacings = self._transposed(transpose)
+        if more := enlargement(spacings, full_spacing.value):
+            reasons["voxels"] = more
+            print(f"WARNING: {more}")
         image = median_shape(shapes, spacings, full_spacing.value)
         spacing, image = full_spacing.value[-card.dim :], image[-card.dim :]
         if card.dim == 3 and min(image) == 1:
