@@ -45,6 +45,12 @@ def channel_names(content: Mapping[str, Any]) -> list[str]:
     return [names[number] for number in sorted(names, key=int)]
 
 
+def out_of_order(content: Mapping[str, Any]) -> bool:
+    """Whether the file lists its channels otherwise than by number, which stock nnU-Net would take as their order."""
+    numbers = [int(number) for number in content[_channels_key(content)]]
+    return numbers != sorted(numbers)
+
+
 def named_channels(content: Mapping[str, Any]) -> str:
     """The channels in words, as the names of files have them: ``0000 T1, 0001 T2``."""
     return ", ".join(f"{number:04d} {name}" for number, name in enumerate(channel_names(content)))

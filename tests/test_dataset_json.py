@@ -113,6 +113,7 @@ def test_a_file_with_a_channel_too_many_is_named(tmp_path: Path) -> None:
         imsave(folder / f"imagesTr/{case}_0000.png", np.zeros((8, 9, 4), np.uint8), check_contrast=False)
         imsave(folder / f"labelsTr/{case}.png", np.zeros((8, 9), np.uint8), check_contrast=False)
     about = content(channel_names={"0": "R", "1": "G", "2": "B"}, file_ending=".png")
+    (folder / "dataset.json").write_text(json.dumps(about))
     with pytest.raises(PlanError, match=r"0002 B, but the image of a \(a_0000.png\) has 4 channels"):
         check_cases(folder, about)
     imsave(folder / "imagesTr/a_0000.png", np.zeros((8, 9, 3), np.uint8), check_contrast=False)
@@ -127,3 +128,13 @@ def test_a_file_with_a_channel_too_many_is_named(tmp_path: Path) -> None:
     imsave(folder / "labelsTr/b.png", np.zeros((8, 9, 3), np.uint8), check_contrast=False)
     with pytest.raises(PlanError, match=r"the label map of b \(b.png\) has 3 channels"):
         check_cases(folder, about)
+
+
+def test_channels_in_another_order_than_by_number_are_said(tmp_path: Path) -> None:
+    """Stock nnU-Net gives them each other's normalisation."""
+    folder = dataset(tmp_path)
+    assert check_cases(folder, read_dataset_json(folder)) == []
+    file = folder / "dataset.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "channel_names": {"1": "PET", "0": "CT"}}))
+    (said,) = check_cases(folder, read_dataset_json(folder))
+    assert "0000 CT, 0001 PET here" in said

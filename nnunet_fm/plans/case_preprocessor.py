@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -143,6 +144,7 @@ class CasePreprocessor(DefaultPreprocessor):
             CaseError: as `run_case_npy`, for files that are damaged or cannot be read, where a normaliser refuses an
                 image, and for labels that ``dataset.json`` does not have; the message names the files.
         """
+        _warn_of_numbers(image_files)
         images, reader = ", ".join(map(str, image_files)), whole_images(plans_manager.image_reader_writer_class)()
         with _named_on_failure(images):
             data, properties = reader.read_images(image_files)
@@ -156,6 +158,14 @@ class CasePreprocessor(DefaultPreprocessor):
             return self.run_case_npy(data, seg, properties, plans_manager, configuration_manager, dataset_json)
         except (ValueError, AssertionError) as error:  # the latter of nnU-Net's normalisers
             raise CaseError(f"{images if seg_file is None else f'{images}, {seg_file}'}: {error}") from error
+
+
+def _warn_of_numbers(files: Sequence[str]) -> None:
+    """Say so where files are numbered otherwise than channels: nnU-Net's own commands count them only."""
+    found = [re.search(r"_(\d{4})\.", Path(file).name) for file in files]
+    numbers = [int(match[1]) for match in found if match]
+    if len(files) == len(numbers) > 1 and numbers != list(range(len(numbers))):
+        print(f"WARNING: {', '.join(map(str, files))} are taken for channels 0 to {len(numbers) - 1} in this order")
 
 
 @contextmanager

@@ -24,9 +24,6 @@ from nnunet_fm.dataset_json import channel_names
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.raw import training_cases
 
-FULL_CHANNELS = 2
-"""Channels for which nnU-Net's number of intensities, a hundred million each, is drawn; of more, fewer of each are."""
-
 
 def fingerprint(dataset_name: str, dataset_json: Mapping[str, Any], processes: int) -> dict[str, Any]:
     """The fingerprint of a dataset, taken if there is none yet.
@@ -48,7 +45,7 @@ def fingerprint(dataset_name: str, dataset_json: Mapping[str, Any], processes: i
         try:
             extractor = DatasetFingerprintExtractor(dataset_name, processes, verbose=True)
             extractor.dataset = cases  # nnU-Net's own listing takes hidden files for cases
-            extractor.num_foreground_voxels_for_intensitystats *= min(1.0, FULL_CHANNELS / channels)
+            extractor.num_foreground_voxels_for_intensitystats /= channels  # as many in all as it draws of one
             extractor.run(overwrite_existing=True)
         except Exception as error:  # whatever readers and numpy say: it names neither file nor case
             fault = _fault(raw, cases, channels, reader)

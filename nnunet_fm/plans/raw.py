@@ -12,7 +12,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_fm.data.image_folders import find_images, shown
-from nnunet_fm.dataset_json import canonical, channel_names, fault, listed, named_channels
+from nnunet_fm.dataset_json import canonical, channel_names, fault, listed, named_channels, out_of_order
 from nnunet_fm.foreign import ForeignFileError, read_object
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.pairs import check_pairs
@@ -42,7 +42,7 @@ def check_cases(raw_folder: Path, dataset_json: Mapping[str, Any]) -> list[str]:
     """Look whether each training case has its images and its label map; no file is opened.
 
     Returns:
-        Warnings: images and label maps that no case takes.
+        Warnings: images and label maps that no case takes, and channels that stock nnU-Net would take otherwise.
 
     Raises:
         PlanError: naming the cases that have not, or for another number of cases than ``numTraining``.
@@ -63,7 +63,14 @@ def check_cases(raw_folder: Path, dataset_json: Mapping[str, Any]) -> list[str]:
     ]
     if absent and "dataset" in dataset_json:
         raise PlanError(f"{raw_folder / 'dataset.json'} lists files that are not there: {listed(absent)}")
-    return check_pairs(raw_folder, dataset_json)
+    warnings = check_pairs(raw_folder, dataset_json)
+    if out_of_order(read_object(raw_folder / "dataset.json")):
+        warnings.append(
+            f"{raw_folder / 'dataset.json'} does not list its channels by number. They are "
+            f"{named_channels(dataset_json)} here; plans of stock nnU-Net normalise them in the file's order: list 0 "
+            "first, then 1 …"
+        )
+    return warnings
 
 
 def check_channels(raw_folder: Path, dataset_json: Mapping[str, Any], cases: Mapping[str, dict[str, Any]]) -> None:

@@ -62,7 +62,10 @@ def choose_cases(raw: Path, preprocessed: Path, fold: str, which: str, *, own: b
     splits = read_splits(preprocessed, raw, there)
     if int(fold) >= len(splits):
         raise NoTestCasesError(f"the split of {raw.name} has {len(splits)} folds, and no fold {fold}")
-    return Tested("imagesTr", "labelsTr", sorted(str(case) for case in splits[int(fold)]["val"]))
+    validated = sorted(str(case) for case in splits[int(fold)]["val"])
+    if not validated:
+        raise NoTestCasesError(f"fold {fold} of the split of {raw.name} has no validation cases to test on")
+    return Tested("imagesTr", "labelsTr", validated)
 
 
 def without_seen(tested: Tested, raw: Path, fold: Path, dataset: str) -> tuple[Tested, list[str]]:
