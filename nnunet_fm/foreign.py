@@ -14,8 +14,11 @@ from pydantic import BaseModel, ValidationError
 
 Model = TypeVar("Model", bound=BaseModel)
 
-TEXT_BYTES = 2**28
+TEXT_BYTES = 2**26
 """Largest JSON file that is read; plans and records have some megabytes at most."""
+
+JSON_ENTRIES, RECORD_ENTRIES = 1_000_000, 8_000_000
+"""Most entries of a JSON file, keys counted, and of a record of our own, which holds numbers of every epoch."""
 
 YAML_BYTES, YAML_ENTRIES = 2**20, 100_000
 """Largest YAML file, which people write by hand, and entries in it with all aliases written out."""
@@ -28,6 +31,16 @@ DEFLATE = 1032
 
 UNPACKED_RATIO, UNPACKED_FREE = 100, 2**27
 """An archive may unpack to so many times its size; small ones to so many bytes."""
+
+
+PACKED = {
+    b"Rar!\x1a\x07": "RAR archive", b"7z\xbc\xaf\x27\x1c": "7z archive", b"\x1f\x8b": "gzip file", b"BZh": "bzip2 file",
+    b"\xfd7zXZ\x00": "xz file", b"\x28\xb5\x2f\xfd": "Zstandard file",
+}  # fmt: skip
+"""How files begin that something is packed in -> what they are called."""
+
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the text begins that a clone without Git LFS has in place of a large file."""
 
 
 class ForeignFileError(ValueError):
@@ -53,9 +66,9 @@ def read_text(path: Path, limit: int = TEXT_BYTES) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file; raises as `read_text`, and a ForeignFileError for anything but JSON of sane depth."""
+    """Content of a JSON file; raises as `read_text`, and a ForeignFileError for anything but JSON of sane size."""
     try:
-        content = json.loads(read_text(path))
+        content = json.loads(_few_entries(read_text(path), path, JSON_ENTRIES))
     except ForeignFileError:
         raise
     except RecursionError:
@@ -86,7 +99,7 @@ def read_model(path: Path, model: type[Model], what: str, cure: str = "") -> Mod
         ForeignFileError: as `read_text`, and if the file holds something else.
     """
     try:
-        return model.model_validate_json(read_text(path))
+        return model.model_validate_json(_few_entries(read_text(path), path, RECORD_ENTRIES))
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"])) or "the file"
@@ -126,6 +139,28 @@ def is_zip(path: Path) -> bool:
         return False
 
 
+def other_kind(path: Path) -> str | None:
+    """What a file is, and what to do about it, if it begins as one of the kinds that are often taken for another.
+
+    Returns:
+        the rest of a sentence that begins with the file, such as ``is a RAR archive: unpack it first``.
+    """
+    with path.open("rb") as file:
+        start = file.read(512)
+    text = start.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    if start.startswith(POINTER):
+        return (
+            "is a pointer of Git LFS, a text in place of the file: run `git lfs pull` in its clone, or download the "
+            "file itself from its page"
+        )
+    if text.startswith((b"<!doctype html", b"<html", b"<head")):
+        return "is a web page, saved in place of the file: open its page in a browser and download the file by hand"
+    if start[257:262] == b"ustar":
+        return "is a tar archive: unpack it first"
+    name = next((name for begin, name in PACKED.items() if start.startswith(begin)), None)
+    return f"is a {name}: unpack it first" if name else None
+
+
 def check_promise(path: Path, promised: int, ratio: int = DEFLATE) -> None:
     """Refuse a file whose header promises more bytes than any file of its size can hold, before they are allocated.
 
@@ -162,6 +197,13 @@ def check_unpacking(shown: object, packed: int, unpacked: int, folder: Path) -> 
     free = shutil.disk_usage(folder).free
     if unpacked > free:
         raise ForeignFileError(f"{shown}: {unpacked:,} bytes to unpack, but {folder} has {free:,} left")
+
+
+def _few_entries(text: str, path: Path, limit: int) -> str:
+    """The text itself, unless its JSON could have more entries: each takes many times its bytes when it is read."""
+    if sum(map(text.count, ",:[{")) > limit:
+        raise ForeignFileError(f"{path} has more than {limit:,} entries: it is something else")
+    return text
 
 
 def _check_nesting(content: Any, path: Path, entries: int | None = None) -> None:

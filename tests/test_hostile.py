@@ -6,9 +6,11 @@ import gzip
 import io
 import json
 import os
+import pickle
 import random
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from nnunet_fm.dataset_conversion.problems import ConversionError, Invalid
 from nnunet_fm.dataset_conversion.readers import hdf5_array, opened_hdf5, read_volume
@@ -31,6 +34,7 @@ from nnunet_fm.foreign import DEPTH, ForeignFileError, plain_name, read_json, re
 from nnunet_fm.inference.predict import predict_folder
 from nnunet_fm.models.foreign_plans import check_plans, read_plans
 from nnunet_fm.models.plan_key import PlanError
+from nnunet_fm.weights import pickled as pickled_module
 from nnunet_fm.weights.add import opened
 from nnunet_fm.weights.cache import CACHE_VARIABLE
 from nnunet_fm.weights.files import FORBID, FORCE, WeightsFileError, data_only, read_state_dict, read_trained
@@ -195,6 +199,8 @@ def test_json_and_yaml_are_bounded(tmp_path: Path) -> None:
         ("[" * (DEPTH + 2) + "]" * (DEPTH + 2), "nested too deep"),
         ("{", "is not a JSON file"),
         ("[1]", "holds a list"),
+        ("[" + "[]," * 1_000_000 + "[]]", "more than 1,000,000 entries"),
+        ("{" + ",".join(f'"{i}":{{}}' for i in range(400_000)) + "}", "more than 1,000,000 entries"),
     ):
         file.write_text(content)
         with pytest.raises(ForeignFileError, match=rule):
@@ -361,6 +367,102 @@ def test_tensors_that_are_no_arrays_are_refused(tmp_path: Path) -> None:
         torch.save(content, file)
         with pytest.raises(WeightsFileError):
             read_state_dict(file)
+
+
+def op(*parts: bytes | str | int) -> bytes:
+    """Opcodes of a pickle; text as it is pickled, numbers as pickles hold large ones."""
+    kinds = {
+        str: lambda t: b"X" + struct.pack("<I", len(t)) + t.encode(),
+        int: lambda n: b"\x8a\x08" + struct.pack("<q", n),
+    }
+    return b"".join(part if isinstance(part, bytes) else kinds[type(part)](part) for part in parts)
+
+
+NUMBER = 2**31
+DECLARED = {
+    "bytearray": op(b"cbuiltins\nbytearray\n", NUMBER, b"\x85R"),
+    "bytearray of Python 2": op(b"c__builtin__\nbytearray\n", NUMBER, b"\x85R"),
+    "bytearray from the memo": op(b"cbuiltins\nbytearray\nq\x01\x85h\x01", NUMBER, b"\x85R\x86"),
+    "bytearray as a new object": op(b"cbuiltins\nbytearray\n", NUMBER, b"\x85\x81"),
+    "Tensor": op(b"ctorch\nTensor\n", NUMBER, b"\x85R"),
+    "FloatTensor": op(b"ctorch\nFloatTensor\n", NUMBER, b"\x85R"),
+    "UntypedStorage": op(b"ctorch.storage\nUntypedStorage\n", NUMBER, b"\x85R"),
+    "array": op(b"cnumpy\nndarray\n", NUMBER, b"\x85\x85\x81"),
+    "reconstructed array": op(
+        b"cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\n",
+        NUMBER,
+        b"\x85c_codecs\nencode\n",
+        "b",
+        "latin1",
+        b"\x86R\x87R",
+    ),
+    "wrapped call": op(
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(cbuiltins\nbytearray\nctorch\nTensor\n", NUMBER, b"\x85}tR"
+    ),
+    "bytes that double": op(
+        b"c_codecs\nencode\nq\x01", "ab", "latin1", b"\x86R", *[b"q\x02h\x01h\x02" + op("hex") + b"\x86R"] * 30
+    ),
+    "storage": op(b"(", "storage", b"ctorch\nFloatStorage\n", "0", "cpu", NUMBER, b"tQ"),
+    "quantized": op(
+        b"ctorch._utils\n_rebuild_qtensor\n(N",
+        0,
+        NUMBER,
+        b"\x85",
+        1,
+        b"\x85(ctorch\nper_tensor_affine\n",
+        1,
+        0,
+        b"t\x89NtR",
+    ),
+    "instructions": b"]" * 1000,
+}
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("kind", DECLARED)
+def test_a_checkpoint_that_declares_large_objects_is_refused_before_there_is_memory(
+    kind: str, older: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pickled_module, "OPERATIONS", 500)
+    pickled = b"\x80\x02" + op(b"}", "network_weights", b"}", "x", DECLARED[kind], b"ss.")
+    file = tmp_path / "checkpoint_final.pth"
+    if older:  # as PyTorch wrote until 1.5: magic number, protocol, system, content
+        before = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+        file.write_bytes(b"".join(pickle.dumps(part, 2) for part in before) + pickled + pickle.dumps([], 2))
+    else:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in (("data.pkl", pickled), ("version", b"3"), ("byteorder", b"little")):
+                archive.writestr(f"archive/{name}", content)
+    for read in (read_trained, read_state_dict):
+        tracemalloc.start()
+        try:
+            with little_memory(), pytest.raises(WeightsFileError, match="asks to run|it promises|instructions"):
+                read(file)
+            assert tracemalloc.get_traced_memory()[1] < 2e8
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_trainings_save_needs_none_of_that(tmp_path: Path, zipped: bool) -> None:
+    scale = nn.Parameter(torch.ones(3))
+    scale.no_weight_decay = True
+    content = {
+        "network_weights": {"a": torch.rand(2, 3), "half": torch.rand(4).bfloat16(), "view": torch.arange(9)[2:4]},
+        "further": [
+            np.float64(0.5),
+            np.arange(3),
+            {1, 2},
+            torch.device("cpu"),
+            torch.Size([1]),
+            b"bytes",
+            scale,
+            1 + 2j,
+        ],
+    }
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    read = read_trained(tmp_path / "a.pth")
+    assert torch.equal(read["network_weights"]["view"], torch.tensor([2, 3]))
 
 
 def test_compressed_and_doubled_members_are_refused(tmp_path: Path) -> None:

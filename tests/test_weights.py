@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -18,12 +19,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nnunet_fm.models.official import check, get_official, officials, recognise
 from nnunet_fm.weights import cache
 from nnunet_fm.weights.cache import MissingWeightsError, cache_folder, find, locate, sha256
-from nnunet_fm.weights.files import WeightsFileError, read_state_dict
+from nnunet_fm.weights.files import NotFiniteWeightsError, WeightsFileError, read_state_dict, read_trained
 from nnunet_fm.weights.load import WeightsMismatchError, adapt_channels, check_official, load_checkpoint, load_official
 
 MANIFESTS = Path(__file__).parent / "manifests"
@@ -264,6 +266,19 @@ def test_truncated_file(tmp_path: Path, zipped: bool, share: float) -> None:
         (b"<html>Sign in</html>", "no PyTorch checkpoint"),
         ("Gewichte für alle\n".encode(), "no PyTorch checkpoint"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "no PyTorch checkpoint"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html><title>Quota exceeded</title>", "web page.*by hand"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 58000000\n",
+            "pointer of Git LFS.*git lfs pull",
+        ),
+        (b"Rar!\x1a\x07\x01\x00" + bytes(100), "RAR archive: unpack it first"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(100), "7z archive: unpack it first"),
+        (gzip.compress(b"a"), "gzip file: unpack it first"),
+        (b"a".ljust(257, b"\0") + b"ustar\x0000" + bytes(300), "tar archive: unpack it first"),
+        (
+            (64).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,800]}}'.ljust(64),
+            "damaged safetensors",
+        ),
     ],
 )
 def test_files_that_are_no_checkpoint(tmp_path: Path, content: bytes, message: str) -> None:
@@ -273,6 +288,35 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, content: bytes, message: s
         read_state_dict(file)
     assert str(file) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_companion_of_weights_names_the_weights(tmp_path: Path) -> None:
+    (tmp_path / "base_ep4k.model.pkl").write_bytes(pickle.dumps({"init": ("plans",), "name": "nnUNetTrainerV2"}))
+    with pytest.raises(WeightsFileError, match=r"take base_ep4k\.model, which lies beside it"):
+        read_state_dict(tmp_path / "base_ep4k.model.pkl")
+
+
+def test_safetensors_are_read_whatever_their_name(tmp_path: Path) -> None:
+    tensors = {"module.a": torch.rand(2, 3), "module.b": torch.ones((), dtype=torch.int64)}
+    save_file(tensors, tmp_path / "official.pth")
+    read = read_state_dict(tmp_path / "official.pth")
+    assert read.keys() == {"a", "b"} and all(torch.equal(read[n], tensors[f"module.{n}"]) for n in read)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path: Path, value: float) -> None:
+    network = nn.Linear(3, 2)
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    weights["weight"][1, 2] = value
+    with pytest.raises(NotFiniteWeightsError, match=r"tensor 'weight' has 1 values that are no numbers.*of 6"):
+        load_official(network, weights)
+    assert network.weight.isfinite().all(), "nothing is changed"
+    torch.save({"network_weights": weights}, tmp_path / "checkpoint_final.pth")
+    with pytest.raises(NotFiniteWeightsError, match="tensor 'weight'"):
+        read_trained(tmp_path / "checkpoint_final.pth")
+    large = {"weight": torch.full((2, 3), 3e38), "bias": torch.zeros(2)}  # finite, and their sum is not
+    load_official(network, large)
+    load_official(network, {**large, "unused": torch.tensor(value)}, drop=["unused"])
 
 
 def test_an_archive_that_is_no_checkpoint(tmp_path: Path) -> None:

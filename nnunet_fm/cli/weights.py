@@ -118,7 +118,7 @@ def add(
     from nnunet_fm.models.official import check, get_official, officials
     from nnunet_fm.weights.add import install, opened
     from nnunet_fm.weights.cache import compute_sha256, sha256
-    from nnunet_fm.weights.files import WeightsFileError
+    from nnunet_fm.weights.files import NotFiniteWeightsError, WeightsFileError
 
     known = [get_official(name)] if name else officials()
     names = {n for official in known for n in official.checkpoint.files}
@@ -128,6 +128,8 @@ def add(
         official = known[0] if name else _which(checkpoint, offered_as, known)
         try:
             report = check(official, checkpoint)
+        except NotFiniteWeightsError:
+            raise
         except ValueError as error:
             raise WeightsFileError(f"{file} is not '{official.checkpoint.name}': {error}") from None
         published = official.checkpoint.sha256

@@ -24,7 +24,7 @@ from nnunet_fm.dataset_conversion.case import RECORDS, Job, Outcome, convert_cas
 from nnunet_fm.dataset_conversion.labels import LabelTable
 from nnunet_fm.dataset_conversion.problems import ConversionError, Invalid, Problem
 from nnunet_fm.dataset_conversion.splits import Split, make_folds, read_split
-from nnunet_fm.dataset_conversion.tree import Tree, open_tree
+from nnunet_fm.dataset_conversion.tree import NOT_OPENED, Tree, open_tree
 from nnunet_fm.dataset_conversion.writer import FILE_ENDING, fingerprint, read_json, versions, write_json
 from nnunet_fm.ending import end_with_parent
 from nnunet_fm.replacing import OLD, PARTIAL, scratch_folder
@@ -161,8 +161,10 @@ class _Plan:
         listing = converter.cases(tree, options)
         if not listing.cases and not listing.problems:
             known = "; ".join(f"{name}: {example}" for name, example in converter.layouts.items())
+            packed = [name for name in tree.entries if name.lower().endswith(NOT_OPENED)]
+            cure = f"unpack {packed[0]} first; " if packed else ""
             raise ConversionError(
-                f"{tree.source}: holds nothing that looks like {converter.name}; known layouts are {known}",
+                f"{tree.source}: holds nothing that looks like {converter.name}; {cure}known layouts are {known}",
                 tree.problems,
             )
         if listing.intensities is not None and options.thesis:

@@ -23,10 +23,11 @@ from typing import IO
 from zlib import error as ZlibError
 
 from nnunet_fm.dataset_conversion.problems import ConversionError, Invalid, Problem
-from nnunet_fm.foreign import ForeignFileError, check_unpacking
+from nnunet_fm.foreign import ForeignFileError, check_unpacking, other_kind
 
 ZIPS = (".zip",)
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+NOT_OPENED = (".rar", ".7z")
 MAX_DEPTH = 4
 """Archives inside one another; a file that unpacks to itself has no end."""
 
@@ -305,6 +306,8 @@ def open_tree(source: Path, scratch: Path) -> Tree:
         opening.folder(root)
     elif root.is_file() and root.name.lower().endswith((*ZIPS, *TARS)):
         opening.archive(root, "", str(source))
+    elif root.is_file() and (kind := other_kind(root)) is not None and not root.name.lower().endswith(".gz"):
+        raise ConversionError(f"{source} {kind}" + (", then give the folder" if "unpack" in kind else ""))
     elif root.is_file():
         opening.add(root.name, Entry(root))
     else:

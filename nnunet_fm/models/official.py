@@ -100,7 +100,7 @@ def recognise(path: Path, among: Sequence[Official]) -> list[Official]:
     Raises:
         WeightsFileError: for a file that cannot be read at all.
     """
-    from nnunet_fm.weights.files import WeightsFileError, read_state_dict
+    from nnunet_fm.weights.files import NotFiniteWeightsError, WeightsFileError, read_state_dict
     from nnunet_fm.weights.load import WeightsMismatchError
 
     fitting = []
@@ -108,6 +108,8 @@ def recognise(path: Path, among: Sequence[Official]) -> list[Official]:
     for official in among:
         try:
             _account(official, state_dict, path)
+        except NotFiniteWeightsError:
+            raise
         except (WeightsMismatchError, WeightsFileError):
             continue
         fitting.append(official)

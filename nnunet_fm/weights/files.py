@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import re
@@ -18,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_fm.foreign import is_zip
+from nnunet_fm.foreign import is_zip, other_kind
 from nnunet_fm.replacing import PARTIAL, sync_folder
+from nnunet_fm.weights.pickled import UNNEEDED, RefusedError, check_pickles
 
 CONTAINERS = ("state_dict", "network_weights", "model_state_dict", "model", "net")
 """Keys under which training programs keep the state dict; tried in this order after the ones the caller names."""
@@ -56,6 +58,10 @@ DAMAGED = (
 
 class WeightsFileError(ValueError):
     """A file that is not a readable checkpoint; the message names the file and the reason."""
+
+
+class NotFiniteWeightsError(WeightsFileError):
+    """Weights that are no numbers; the message names file and tensor."""
 
 
 class CheckpointError(OSError):
@@ -123,7 +129,28 @@ def read_trained(path: Path) -> dict[str, Any]:
     if not _is_state_dict(weights):
         raise WeightsFileError(f"{path} is no checkpoint of nnU-Net: it has no network_weights")
     _check_tensors(path, weights)
+    check_finite(weights, path)
     return dict(content)
+
+
+def check_finite(tensors: Mapping[str, Tensor], file: Path | str) -> None:
+    """Refuse weights that are no numbers: an overflow of half precision, or a damaged copy.
+
+    What stands for the left-out tensors of a slim checkpoint is passed over (`nnunet_fm.weights.slim`).
+
+    Raises:
+        NotFiniteWeightsError: with the first tensor's name.
+    """
+    for name, tensor in tensors.items():
+        stands_for_another = not any(tensor.stride()) and tensor.untyped_storage().nbytes() > tensor.element_size()
+        if not tensor.is_floating_point() or tensor.is_meta or stands_for_another:
+            continue
+        if not math.isfinite(float(tensor.sum())) and (bad := int((~torch.isfinite(tensor)).sum())):
+            raise NotFiniteWeightsError(
+                f"{file}: tensor '{name}' has {bad:,} values that are no numbers (NaN or infinite), of "
+                f"{tensor.numel():,}: the file is damaged, or its training had diverged; download or copy it again, or "
+                "take an earlier one"
+            )
 
 
 def misfit(error: RuntimeError, checkpoint: str) -> WeightsFileError | None:
@@ -174,14 +201,62 @@ def _read(path: Path, allowed: Sequence[Any]) -> Any:
     zipped = is_zip(path)
     if start == b"PK\x03\x04" and not zipped:
         raise WeightsFileError(f"{path} is cut off before its end: download or copy it again")
+    if not zipped and (kind := _other_kind(path)) is not None:
+        raise WeightsFileError(f"{path} is no PyTorch checkpoint: it {kind}")
     if zipped:
         _check_stored(path)
+    if _is_safetensors(path):
+        return _read_safetensors(path)
+    check_calls(path, zipped=zipped)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([*allowed]):
             warnings.simplefilter("ignore")  # about pickle protocols and storages, which a user cannot change
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except DAMAGED as error:
         raise WeightsFileError(_reason(path, str(error))) from None
+
+
+def _other_kind(path: Path) -> str | None:
+    if path.name.endswith(".model.pkl"):
+        weights = path.name.removesuffix(".pkl")
+        return f"describes the training that {weights} is from: take {weights}, which lies beside it"
+    kind = other_kind(path)
+    return f"{kind}, then take the checkpoint inside" if kind is not None and "unpack" in kind else kind
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins with the length of a JSON object, and the object."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:] == b"{" and 0 < int.from_bytes(start[:8], "little") < path.stat().st_size
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, *DAMAGED) as error:
+        raise WeightsFileError(f"{path} is a damaged safetensors file: download it again ({error})") from None
+
+
+def check_calls(path: Path, *, zipped: bool | None = None) -> None:
+    """Refuse a checkpoint whose pickle asks for memory out of proportion; damaged ones are left to PyTorch.
+
+    Args:
+        path: an archive of ``torch.save``, or a file of its older format.
+        zipped: which of the two; found out without it.
+
+    Raises:
+        WeightsFileError: with what it asks for.
+    """
+    try:
+        check_pickles(path, zipped=is_zip(path) if zipped is None else zipped)
+    except RefusedError as error:
+        raise WeightsFileError(f"{path} {error}") from None
+    except (*DAMAGED, zipfile.BadZipFile):
+        pass
 
 
 def _check_stored(path: Path) -> None:
@@ -201,10 +276,7 @@ def _check_stored(path: Path) -> None:
 def _reason(path: Path, message: str) -> str:
     refused = re.search(r"GLOBAL (\w\S*) (?:was not an allowed|whose module)", message)
     if refused:
-        return (
-            f"{path} asks to run '{refused[1]}' while it is read, which could be any program. It is refused. Get the "
-            "file from its official page, or have someone you trust save its tensors alone with torch.save"
-        )
+        return f"{path} asks to run '{refused[1]}' while it is read, which {UNNEEDED}"
     if is_zip(path):
         return f"{path} is an archive, but not one written by torch.save: unpack it and use the checkpoint inside"
     lines = [line for line in message.splitlines() if line and not line.startswith("Check the documentation")]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_fm.weights.cache import sha256
-from nnunet_fm.weights.files import WeightsFileError, read_state_dict, unwrapped
+from nnunet_fm.weights.files import WeightsFileError, check_finite, read_state_dict, unwrapped
 from nnunet_fm.weights.report import LoadReport, Section
 from nnunet_fm.weights.slim import Base, bases_of, full_state_dict, remember
 
@@ -55,10 +55,10 @@ class WeightsMismatchError(ValueError):
 
 @dataclass
 class _Match:
-    """Pairs of a network's tensor and what to copy into it, and the account of everything else."""
+    """Name, tensor of a network and what to copy into it, for each that is copied, and the account of all others."""
 
     section: Section
-    copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    copies: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
     unchanged: dict[str, str] = field(default_factory=dict)
     """Name in the network -> name in the file, of tensors that are copied as they are."""
     unexpected: list[str] = field(default_factory=list)
@@ -147,6 +147,7 @@ def load_official(
     Raises:
         WeightsMismatchError: for names or shapes that are not accounted for; the network is unchanged then.
         WeightsFileError: for a file that the network recognises as another model's.
+        NotFiniteWeightsError: for a tensor with values that are no numbers.
     """
     match = _matched(network, state_dict, prefix=prefix, drop=drop, new=new, part=part, file=file)
     _copy(match)
@@ -215,7 +216,7 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
 
 def _copy(match: _Match) -> None:
     with torch.no_grad():
-        for mine, theirs in match.copies:
+        for _, mine, theirs in match.copies:
             mine.copy_(theirs)
 
 
@@ -258,6 +259,7 @@ def _matched(
         _account(match, rules, name, mine, theirs, names.get(id(theirs)))
     if match.unexpected or match.missing or match.shapes:
         raise WeightsMismatchError(match.section, match.unexpected, match.missing, match.shapes)
+    check_finite({name: theirs for name, _, theirs in match.copies}, file or "the state dict")
     return match
 
 
@@ -308,7 +310,7 @@ def _account(
         else:
             section.missing[name] = reason
     elif mine.shape == theirs.shape:
-        match.copies.append((mine, theirs))
+        match.copies.append((source or name, mine, theirs))
         if source is not None:
             section.matched.append(name)
             match.unchanged[f"{rules.path}{name}"] = source
@@ -317,7 +319,7 @@ def _account(
         section.dropped[plain] = f"head of another size, {list(theirs.shape)} for {list(mine.shape)}"
         section.missing[name] = "head, stays at its initial values"
     elif rules.is_projection(plain) and _same_but_channels(mine, theirs):
-        match.copies.append((mine, adapt_channels(theirs, mine.shape[1])))
+        match.copies.append((source or name, mine, adapt_channels(theirs, mine.shape[1])))
         old, new = theirs.shape[1], mine.shape[1]
         section.adapted[plain] = f"input channels {old} -> {new}: sum over the old ones, divided by {new}"
     else:
