@@ -14,7 +14,7 @@ from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
-from nnunet_fm.adaptation.hidden_labels import OUTSIDE, HiddenLabels, keep_hidden
+from nnunet_fm.adaptation.hidden_labels import OUTSIDE, HiddenLabels, keep_hidden, outside_marker
 from nnunet_fm.adaptation.losses import (
     NOT_COUNTED,
     EntropyLoss,
@@ -32,6 +32,8 @@ from nnunet_fm.models.registry import get_card
 from tests.small_networks import small
 
 MARKER = 7
+EVERYWHERE = torch.zeros(1, 1, 1)
+"""A target in which every pixel counts."""
 
 
 def logit(p: float) -> float:
@@ -46,7 +48,7 @@ def test_entropy_of_softmax_in_closed_form() -> None:
     torch.testing.assert_close(softmax_entropy(uniform), torch.full((2, 3, 4), math.log(5)))
     p = torch.tensor([0.7, 0.2, 0.1])
     logits = (p.log() + 3.0)[None, :, None].expand(1, 3, 6)  # adding a number changes no softmax
-    torch.testing.assert_close(EntropyLoss()(logits, torch.empty(0)), -(p * p.log()).sum())
+    torch.testing.assert_close(EntropyLoss()(logits, EVERYWHERE), -(p * p.log()).sum())
 
 
 def test_entropy_of_sigmoid_in_closed_form() -> None:
@@ -54,21 +56,36 @@ def test_entropy_of_sigmoid_in_closed_form() -> None:
     logits = torch.logit(p)[None, :, None]
     expected = -(p * p.log() + (1 - p) * (1 - p).log())
     torch.testing.assert_close(sigmoid_entropy(logits)[0, :, 0], expected)
-    torch.testing.assert_close(EntropyLoss(regions=True)(logits, torch.empty(0)), expected.mean())
+    torch.testing.assert_close(EntropyLoss(regions=True)(logits, EVERYWHERE), expected.mean())
 
 
 @pytest.mark.parametrize("regions", [False, True])
 @pytest.mark.parametrize("size", [30.0, 1e4])
 def test_entropy_is_stable_where_predictions_are_sure(regions: bool, size: float) -> None:
     logits = torch.tensor([[size, -size]]).T[None].repeat(1, 1, 3).requires_grad_()
-    loss = EntropyLoss(regions=regions)(logits, torch.empty(0))
+    loss = EntropyLoss(regions=regions)(logits, EVERYWHERE)
     loss.backward()
     assert 0 <= loss.item() < 1e-10 and logits.grad is not None and logits.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("regions", [False, True])
+def test_entropy_of_padding_and_of_what_is_ignored_does_not_count(regions: bool) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 4, 5, requires_grad=True)
+    target = torch.zeros(2, 1, 4, 5, dtype=torch.long)
+    target[0, :, :3] = NOT_COUNTED
+    entropy = sigmoid_entropy(logits) if regions else softmax_entropy(logits)[:, None]
+    inside = entropy[(target != NOT_COUNTED).expand_as(entropy)]
+    loss = EntropyLoss(regions=regions)(logits, target)
+    torch.testing.assert_close(loss, inside.mean())
+    loss.backward()
+    assert logits.grad is not None and not logits.grad[0, :, :3].any() and logits.grad[0, :, 3:].any()
+    assert EntropyLoss(regions=regions)(logits, torch.full_like(target, NOT_COUNTED)).item() == 0
+
+
 def test_entropy_is_computed_in_float32() -> None:
     logits = torch.randn(1, 24, 50)
-    assert EntropyLoss()(logits.bfloat16(), torch.empty(0)).dtype == torch.float32
+    assert EntropyLoss()(logits.bfloat16(), EVERYWHERE).dtype == torch.float32
 
 
 # Pool
@@ -253,12 +270,19 @@ def test_labels_are_hidden_unless_they_may_be_seen(keep_outside: bool) -> None:
     assert properties["spacing"] == [1, 1, 1]
 
 
-def test_a_hidden_patch_has_no_background_either() -> None:
+def test_a_hidden_patch_has_no_background_and_tells_what_is_no_image() -> None:
+    """Padding (-1), and the 0 that a rotation brings in; a patch with labels is treated as nnU-Net does."""
     pipeline = keep_hidden(ComposeTransforms([RemoveLabelTransform(-1, 0)]), MARKER)
     seen = torch.tensor([[[OUTSIDE, 1, 2]]])
     assert pipeline(segmentation=seen.clone())["segmentation"].tolist() == [[[0, 1, 2]]]
-    hidden = torch.tensor([[[OUTSIDE, MARKER, MARKER]]])
-    assert pipeline(segmentation=hidden)["segmentation"].tolist() == [[[MARKER] * 3]]
+    hidden = pipeline(segmentation=torch.tensor([[[OUTSIDE, MARKER, 0]]]))["segmentation"]
+    assert hidden.tolist() == [[[outside_marker(MARKER), MARKER, outside_marker(MARKER)]]]
+    labels, unlabelled = read_target(hidden, MARKER)
+    assert pool(labels, unlabelled, torch.full((1, 1, 3), 2)).tolist() == [[[NOT_COUNTED, 2, NOT_COUNTED]]]
+    # as regions: one region, without a label, outside
+    target = torch.tensor([[[0, 0], [1, 0], [0, 1]]], dtype=torch.bool)
+    labels, unlabelled = read_target(target, MARKER, regions=1)
+    assert pool(labels, unlabelled, torch.ones(1, 1, 2, dtype=torch.long)).tolist() == [[[1, NOT_COUNTED]]]
 
 
 # What is trained

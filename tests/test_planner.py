@@ -267,6 +267,35 @@ def test_a_spacing_by_the_user_names_the_axes_of_the_image(plan: Planner) -> Non
     assert three["configurations"]["2d"]["spacing"] == two["configurations"]["2d"]["spacing"] == [0.5, 0.7]
 
 
+def test_padding_is_air_in_every_window() -> None:
+    """nnU-Net pads images with 0 in training and prediction: that is the darkest value wherever values have bounds."""
+    bounded = ("window", "percentile", "minmax")
+    for card in cards().values():
+        for name, variant in card.variants.items():
+            intensity = variant.intensity
+            if intensity.ct in bounded or intensity.other in bounded:
+                assert intensity.range == (0, 1), (card.name, name)
+
+
+def test_patches_of_every_default_show_foreground() -> None:
+    """Of many small classes, patches that lie anywhere show next to nothing."""
+    for card in cards().values():
+        recipe = card.variants["mission"].recipe
+        assert recipe.sampling == "rare_class" or recipe.oversample_foreground >= 0.3, card.name
+    assert cards()["misfm"].variants["official"].recipe.oversample_foreground == 0  # as published
+
+
+def test_the_network_shifts_what_is_scaled_to_the_unit_range(plan: Planner) -> None:
+    planned = plan("FMPlanner_spadnet", AORTA)
+    (entry,) = planned["configurations"].values()
+    numbers = planned["foreground_intensity_properties_per_channel"]["0"]
+    assert entry["normalization_schemes"] == ["CTNormalization"]
+    assert [(hu - numbers["mean"]) / numbers["std"] for hu in (-175, 250)] == pytest.approx([0, 1])
+    assert entry["architecture"]["arch_kwargs"]["unit_channels"] == [0]
+    (entry,) = plan("FMPlanner_spadnet_nnunet", AORTA)["configurations"].values()
+    assert entry["architecture"]["arch_kwargs"]["unit_channels"] == []
+
+
 def test_inputs_of_photograph_models_say_their_range(plan: Planner) -> None:
     unit = plan(SLICED, AORTA)["configurations"]["2d"]
     assert unit["normalization_schemes"] == ["FMPercentileNormalization"]

@@ -66,6 +66,19 @@ def load(network: SPADNet, state_dict: dict[str, Tensor]) -> Any:
     return load_official(network, state_dict, drop=checkpoint.drop, new=checkpoint.new).sections[0]
 
 
+def test_padding_is_the_darkest_value() -> None:
+    """nnU-Net pads with 0: with channels in [0, 1] that is air, for a network that was trained on [-1, 1]."""
+    plain, shifted = tiny(2).eval(), tiny(2, unit_channels=[0]).eval()
+    shifted.load_state_dict(plain.state_dict())
+    image = torch.rand(1, 2, 32, 32, 32)
+    image[:, :, 20:] = 0
+    kept, symmetric = image.clone(), image.clone()
+    symmetric[:, 0] = 2 * image[:, 0] - 1
+    with torch.no_grad():
+        torch.testing.assert_close(shifted(image), plain(symmetric))
+    assert torch.equal(image, kept) and (symmetric[:, 0, 20:] == -1).all()
+
+
 # --- adaptive convolution ----------------------------------------------------------------------------------------
 
 

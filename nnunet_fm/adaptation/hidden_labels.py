@@ -6,7 +6,6 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
-import torch
 from batchgeneratorsv2.transforms.base.basic_transform import SegOnlyTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
@@ -62,20 +61,25 @@ class _Hidden:
         return patch
 
 
-class WholePatch(SegOnlyTransform):
-    """A patch of a case without labels has none anywhere: what lies outside the image is no background, either."""
+def outside_marker(marker: int) -> int:
+    """Label of what lies outside the image in a patch whose labels are hidden by a marker."""
+    return marker + 1
+
+
+class MarkOutside(SegOnlyTransform):
+    """Marks what lies outside the image in patches of cases without labels: padding, and what a rotation brings in."""
 
     def __init__(self, marker: int) -> None:
         super().__init__()
         self.marker = marker
 
     def _apply_to_segmentation(self, segmentation: Tensor, **params: Any) -> Tensor:
-        hidden = bool((segmentation == self.marker).any())
-        return torch.full_like(segmentation, self.marker) if hidden else segmentation
+        hidden = segmentation == self.marker
+        return segmentation.where(hidden, outside_marker(self.marker)) if hidden.any() else segmentation
 
 
 def keep_hidden(pipeline: ComposeTransforms, marker: int) -> ComposeTransforms:
-    """Training transforms that leave patches without labels as such, also where nnU-Net puts background."""
+    """Training transforms that leave patches without labels as such, where nnU-Net makes background of padding."""
     transforms = list(pipeline.transforms)
     place = next(i for i, transform in enumerate(transforms) if isinstance(transform, RemoveLabelTransform))
-    return ComposeTransforms([*transforms[:place], WholePatch(marker), *transforms[place:]])
+    return ComposeTransforms([*transforms[:place], MarkOutside(marker), *transforms[place:]])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NOT_COUNTED = -1
-"""Value of a target where nothing is known: the pixel takes no part in the loss."""
+"""Value of a target where nothing is known, or no image is: the pixel takes no part in the loss."""
 
 
 def softmax_entropy(logits: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def sigmoid_entropy(logits: Tensor) -> Tensor:
 
 
 class EntropyLoss(nn.Module):
-    """Mean entropy over all pixels, and over regions where there are such; the target is not looked at.
+    """Mean entropy over the pixels of the images, and over regions where there are such; 0 where there are none.
 
     Args:
         regions: whether outputs are regions.
@@ -40,8 +40,15 @@ class EntropyLoss(nn.Module):
         self.entropy = sigmoid_entropy if regions else softmax_entropy
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Logits ``(B, K, …)`` -> scalar."""
-        return self.entropy(logits).mean()
+        """Logits ``(B, K, …)``, and a target ``(B, 1, …)`` or ``(B, R, …)`` -> scalar.
+
+        Of the target only `NOT_COUNTED` is looked at: padding, and what is ignored.
+        """
+        entropy, counted = self.entropy(logits), target != NOT_COUNTED
+        if entropy.ndim < counted.ndim:
+            counted = counted[:, 0]
+        counted = counted.expand_as(entropy)
+        return (entropy * counted).sum() / counted.sum().clamp(min=1)
 
 
 class PooledCrossEntropy(nn.Module):

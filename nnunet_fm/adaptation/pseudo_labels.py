@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_fm.adaptation.hidden_labels import outside_marker
 from nnunet_fm.adaptation.losses import NOT_COUNTED
 
 
@@ -51,24 +52,25 @@ def read_target(
     """Labels and unlabelled pixels of a loader's target of full resolution.
 
     Args:
-        target: label map ``(B, 1, …)``; or regions ``(B, R + 1 [+ 1], …)``, after which come the unlabelled pixels and,
-            where there is an ignore label, the ignored ones.
+        target: label map ``(B, 1, …)``; or regions ``(B, R + 2 [+ 1], …)``, after which come the unlabelled pixels,
+            those outside the image and, where there is an ignore label, the ignored ones.
         marker: label of unlabelled pixels.
         regions: their number, 0 for label maps.
         ignore_label: as nnU-Net's.
 
     Returns:
-        Labels ``(B, 1, …)`` or ``(B, R, …)``, `NOT_COUNTED` where ignored; unlabelled pixels ``(B, 1, …)``, bool.
+        Labels ``(B, 1, …)`` or ``(B, R, …)``, `NOT_COUNTED` where ignored or outside; unlabelled pixels
+        ``(B, 1, …)``, bool.
     """
     if not regions:
         labels, unlabelled = target.long(), target == marker
-        ignored = None if ignore_label is None else target == ignore_label
+        excluded = target == outside_marker(marker)
+        if ignore_label is not None:
+            excluded |= target == ignore_label
     else:
         labels, unlabelled = target[:, :regions].long(), target[:, regions : regions + 1].bool()
-        ignored = None if ignore_label is None else target[:, regions + 1 : regions + 2].bool()
-    if ignored is not None:
-        labels = labels.masked_fill(ignored, NOT_COUNTED)
-    return labels, unlabelled
+        excluded = target[:, regions + 1 :].bool().any(1, keepdim=True)  # outside, and ignored where there is such
+    return labels.masked_fill(excluded, NOT_COUNTED), unlabelled
 
 
 def pool(labels: Tensor, unlabelled: Tensor, pseudo: Tensor) -> Tensor:

@@ -58,6 +58,7 @@ def architecture(
     strides: Sequence[Sequence[int]] = (),
     head: str | None = None,
     normalization_schemes: Sequence[str] = (),
+    unit_channels: Sequence[int] = (),
     changes: Mapping[str, Any] | None = None,
 ) -> Architecture:
     """nnU-Net's ``architecture`` entry: a class path and arguments that build the network without the card.
@@ -70,6 +71,7 @@ def architecture(
         head: decode head of a 2D model; None takes the card's first.
         normalization_schemes: schemes of the plan, one per channel; they tell a network that was pre-trained on
             photographs whether its inputs lie in [0, 1].
+        unit_channels: channels that the plan scales to [0, 1], for networks with an argument of this name.
         changes: arguments of the network that differ from the card's.
 
     Raises:
@@ -81,8 +83,11 @@ def architecture(
             f"the network of '{card.name}' has no argument {', '.join(unknown)} to change; "
             f"it has {', '.join(card.network.arguments) or 'none'}"
         )
+    given = dict(card.network.arguments)
+    if "unit_channels" in given:
+        given["unit_channels"] = list(unit_channels)
     arguments = network_class(card.network.class_path).resolve_arguments(
-        {**card.network.arguments, **(changes or {})}, patch_size=patch_size, spacing=spacing
+        {**given, **(changes or {})}, patch_size=patch_size, spacing=spacing
     )
     if card.network.max_pooling is not None:
         arguments["strides"] = [list(s) for s in strides]

@@ -234,6 +234,8 @@ class SPADNet(FoundationNetwork):
         num_heads: of the attention.
         out_blocks: blocks of the ViT, counted from 0, that feed the four levels of the pyramid.
         channels: of the decoder's maps, from full resolution down.
+        unit_channels: image channels that come in [0, 1], which the network shifts to [-1, 1]; all others are taken as
+            they are. Voxels that nnU-Net pads with 0 are then the darkest ones, not the middle of the range.
         deep_supervision: return logits of all heads, full resolution first.
 
     Raises:
@@ -254,6 +256,7 @@ class SPADNet(FoundationNetwork):
         num_heads: int = 12,
         out_blocks: Sequence[int] = (3, 5, 7, 11),
         channels: Sequence[int] = (32, 64, 128, 256, 512, 512),
+        unit_channels: Sequence[int] = (),
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
@@ -261,6 +264,7 @@ class SPADNet(FoundationNetwork):
             raise ValueError(f"num_outputs is {num_outputs}, legal are 1 to 4")
         degree = _degree(spad_patch_depth)
         self.strides = _strides(degree)
+        self.unit_channels = list(unit_channels)
         self.key_to_encoder = "backbone"
         self.key_to_stem = "backbone.patch_embed"
         self.keys_to_in_proj = ("backbone.patch_embed.proj",)
@@ -338,6 +342,9 @@ class SPADNet(FoundationNetwork):
         return scales if len(scales) > 1 else None
 
     def forward_logits(self, x: Tensor) -> list[Tensor]:
+        if self.unit_channels:
+            x = x.clone()
+            x[:, self.unit_channels] = 2 * x[:, self.unit_channels] - 1
         maps = self.decoder(x, self.backbone(x))
         count = len(self.seg_heads) if self.deep_supervision else 1
         return [head(m) for head, m in zip(self.seg_heads[:count], maps, strict=False)]

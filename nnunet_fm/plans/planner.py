@@ -39,7 +39,7 @@ from nnunet_fm.plans.geometry import (
     wanted_patch,
 )
 from nnunet_fm.plans.grids import check_grids
-from nnunet_fm.plans.intensity import check_foreground, normalization
+from nnunet_fm.plans.intensity import Normalization, check_foreground, normalization, unit_channels
 from nnunet_fm.plans.mirroring import NAMES, Data, choose_mirroring
 from nnunet_fm.plans.orientation import dataset_orientations, orientation_warning
 from nnunet_fm.plans.preprocessor import data_identifier
@@ -228,7 +228,7 @@ class FMPlanner(ExperimentPlanner):
         patch, batch = self._patch_and_batch(draft)
         if proposal := self._propose_quick(draft):
             reasons["variant"] = proposal
-        entry = self._architecture(card, patch, spacing, head, norm.schemes)
+        entry = self._architecture(card, patch, spacing, head, norm)
         samples = self._samples(shapes, patch, recipe.seed) if card.dim == 2 else {}
         iterations, epochs = self._iterations(draft, samples, batch)
 
@@ -416,7 +416,7 @@ class FMPlanner(ExperimentPlanner):
         patch: Sequence[int],
         spacing: Sequence[float],
         head: str | None,
-        schemes: Sequence[str] = (),
+        norm: Normalization | None = None,
     ) -> Architecture:
         """The ``architecture`` entry for a patch (voxels) and spacing (mm), with the user's changes of arguments."""
         try:
@@ -426,7 +426,8 @@ class FMPlanner(ExperimentPlanner):
                 spacing=spacing,
                 strides=legal_patch(card, patch, spacing)[1],
                 head=head,
-                normalization_schemes=schemes,
+                normalization_schemes=norm.schemes if norm else (),
+                unit_channels=unit_channels(norm.schemes, norm.properties) if norm else (),
                 changes=self.options.network,
             )
         except ValueError as error:

@@ -12,9 +12,10 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.paths import nnUNet_raw, nnUNet_results
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import nn
+from torch import Tensor, nn
 
-from nnunet_fm.adaptation.hidden_labels import HiddenLabels, keep_hidden
+from nnunet_fm.adaptation.hidden_labels import HiddenLabels, keep_hidden, outside_marker
+from nnunet_fm.adaptation.pseudo_labels import read_target
 from nnunet_fm.adaptation.trained_part import train_only
 from nnunet_fm.adaptation.views import in_two_views
 from nnunet_fm.data.folds import first_cases
@@ -131,6 +132,11 @@ class AdaptingTrainer(fm_trainer):
         self.adaptation_loss = self._over_outputs(self.level_loss(), nnUNetTrainer._build_loss(self))
         return super()._build_loss()
 
+    def read_target(self, target: Tensor | list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Labels and unlabelled pixels of a batch's target (see `nnunet_fm.adaptation.pseudo_labels.read_target`)."""
+        finest = target[0] if isinstance(target, list) else target
+        return read_target(finest, self.marker, regions=self.regions, ignore_label=self.label_manager.ignore_label)
+
     @abstractmethod
     def level_loss(self) -> nn.Module:
         """The adaptation's loss of one output."""
@@ -172,7 +178,7 @@ class AdaptingTrainer(fm_trainer):
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         if kwargs.get("regions") is not None:
-            kwargs["regions"] = [*kwargs["regions"], self.marker]
+            kwargs["regions"] = [*kwargs["regions"], self.marker, outside_marker(self.marker)]
         pipeline = keep_hidden(super().get_training_transforms(*args, **kwargs), self.marker)
         return in_two_views(pipeline, self.num_input_channels) if self.two_views else pipeline
 

@@ -7,6 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from nnunet_fm.adaptation.losses import EntropyLoss
+from nnunet_fm.adaptation.pseudo_labels import at_scales
 from nnunet_fm.models.names import Spec
 from nnunet_fm.trainers.adaptation import AdaptingTrainer
 
@@ -20,4 +21,5 @@ class fm_trainer_entropymin(AdaptingTrainer):
         return EntropyLoss(regions=bool(self.regions))
 
     def batch_loss(self, data: Tensor, target: Tensor | list[Tensor]) -> Tensor:
-        return cast(Tensor, self.adaptation_loss(self.network(data), target))
+        counted, _ = self.read_target(target)
+        return cast(Tensor, self.adaptation_loss(self.network(data), at_scales(counted, target)))

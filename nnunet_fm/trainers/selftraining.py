@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nnunet_fm.adaptation.losses import NOT_COUNTED, PooledCrossEntropy
-from nnunet_fm.adaptation.pseudo_labels import at_scales, pool, predict, pseudo_labels, read_target
+from nnunet_fm.adaptation.pseudo_labels import at_scales, pool, predict, pseudo_labels
 from nnunet_fm.adaptation.teacher import Teacher
 from nnunet_fm.adaptation.views import split_views
 from nnunet_fm.models.names import Spec
@@ -47,12 +47,7 @@ class fm_trainer_selftraining(AdaptingTrainer):
         else:
             weak, strong = split_views(data)
             logits = predict(self._predictor(), weak)
-        labels, unlabelled = read_target(
-            target[0] if isinstance(target, list) else target,
-            self.marker,
-            regions=self.regions,
-            ignore_label=self.label_manager.ignore_label,
-        )
+        labels, unlabelled = self.read_target(target)
         pseudo = pseudo_labels(logits, self.adaptation.confidence, regions=bool(self.regions))
         pooled = pool(labels, unlabelled, pseudo)
         self._count(unlabelled, pseudo)
