@@ -264,7 +264,10 @@ def test_labels_that_look_sided_are_printed(tmp_path: Path, capsys: pytest.Captu
     data = written(tmp_path, [turned(0)], {"background": 0, "LV": 1, "RV": 2})
     chosen = choose(data)
     assert chosen.axes == [0, 1, 2] and chosen.origin == "mission"
-    assert "WARNING: LV, RV look as if they told left from right" in capsys.readouterr().out
+    assert (
+        "WARNING: labels that only look as if they told left from right (LV, RV) change nothing"
+        in capsys.readouterr().out
+    )
     assert choose(data, wish="none") == Mirroring([], "user") and choose(data, augmentation="light").reasons == {}
 
 

@@ -75,8 +75,8 @@ def choose_mirroring(recipe: Recipe, wish: object, variant: str, data: Data, dim
     if not pairs:
         if alike and chosen.axes and wish is None:
             chosen.reasons["labels"] = (
-                f"{_listed(alike)} look as if they told left from right, but make no pair: all is mirrored as usual; "
-                f"if mirroring exchanges them, leave the axis out (--mirror)"
+                f"labels that only look as if they told left from right ({_listed(alike)}) change nothing: all axes "
+                f"are mirrored; if that exchanges them, --mirror leaves one out"
             )
             print(f"WARNING: {chosen.reasons['labels']}")
         return chosen
