@@ -9,12 +9,13 @@ import math
 import os
 import re
 import struct
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,6 +146,32 @@ def check_whole(path: Path) -> bool:
     return True
 
 
+@contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """A ``.nii`` file in memory with the content of a ``.nii.gz`` file; the file itself in other formats and systems.
+
+    Raises:
+        DamagedImageError, ForeignFileError: as `read_image`.
+    """
+    if not path.name.lower().endswith(".nii.gz") or not hasattr(os, "memfd_create"):
+        yield path
+        return
+    voxels = _nifti_voxels(path)
+    if not voxels.packing:
+        yield path
+        return
+    memory = os.memfd_create(path.name)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            with os.fdopen(os.dup(memory), "wb") as file:
+                voxels.check(copy=file)
+            link = Path(folder, path.name[:-3])
+            link.symlink_to(f"/proc/self/fd/{memory}")
+            yield link
+    finally:
+        os.close(memory)
+
+
 def fault_of_result(label_map: Path, image: Path) -> str | None:
     """Why a label map is no result for an image, if it is none: damaged, or of another size."""
     try:
@@ -231,12 +258,18 @@ class _Voxels:
     longer: bool = False
     exact: bool = False
 
-    def check(self, array: NDArray[Any] | None = None, into: NDArray[np.uint8] | None = None) -> None:
+    def check(
+        self,
+        array: NDArray[Any] | None = None,
+        into: NDArray[np.uint8] | None = None,
+        copy: IO[bytes] | None = None,
+    ) -> None:
         """Compare sizes and checksums; nothing is decompressed where the voxels that were read fit the checksum.
 
         Args:
             array: the voxels as SimpleITK read them.
             into: where to put the voxels as they are stored.
+            copy: where to write all that is packed.
 
         Raises:
             DamagedImageError: if voxels are missing or changed, or more than the header promises.
@@ -246,7 +279,7 @@ class _Voxels:
         elif array is not None and self._fits(array):
             return
         else:
-            found, checksum = self._unpack(into)
+            found, checksum = self._unpack(into, copy)
             if array is not None and self.exact and checksum not in map(_checksum, (array, array.byteswap())):
                 raise DamagedImageError(f"{self._name} cannot be unpacked by SimpleITK: write the image anew")
         if found < self.size:
@@ -280,7 +313,7 @@ class _Voxels:
             return False
         return zlib.crc32(_bytes(array), zlib.crc32(header)) == int.from_bytes(end[:4], "little")
 
-    def _unpack(self, into: NDArray[np.uint8] | None) -> tuple[int, int]:
+    def _unpack(self, into: NDArray[np.uint8] | None, copy: IO[bytes] | None) -> tuple[int, int]:
         """Decompress to the end; returns the bytes of voxels that are there, and the checksum of those promised."""
         found, checksum = -self.before, 0
         try:
@@ -289,6 +322,8 @@ class _Voxels:
                 place = max(0, found)
                 found += len(piece)
                 checksum = zlib.crc32(part, checksum)
+                if copy is not None:
+                    copy.write(piece)
                 if into is not None:
                     into[place : place + len(part)] = part
         except EOFError:
@@ -419,8 +454,8 @@ def _data_file(path: Path) -> tuple[Path, int, bytes] | None:
     name = path.name.lower()
     if not name.endswith((".mha", ".mhd", ".nrrd", ".nhdr")):
         return None
-    with path.open("rb") as file:
-        header = file.read(HEADER)
+    with path.open("rb") as stream:
+        header = stream.read(HEADER)
     whole, length = len(header) < HEADER, len(header)
     if name.endswith((".nrrd", ".nhdr")):
         if blank := re.search(rb"\r?\n\r?\n", header):
@@ -437,7 +472,10 @@ def _data_file(path: Path) -> tuple[Path, int, bytes] | None:
     here = name.endswith(DETACHED) and other[:4].upper() != "LIST" and not re.search(r"[/\\:%]|^\.", other)
     if not here:
         raise ForeignFileError(f"the voxels of {path.name} would be read from another file, '{other}'")
-    return path.with_name(other), 0, header
+    file = path.with_name(other)
+    if not file.is_file():
+        raise DamagedImageError(f"{path.name} lacks its voxels, {file.name}")
+    return file, 0, header
 
 
 def _described_voxels(path: Path, size: int) -> _Voxels | None:
@@ -445,8 +483,6 @@ def _described_voxels(path: Path, size: int) -> _Voxels | None:
     found = _data_file(path)
     assert found is not None
     file, start, header = found
-    if not file.is_file():
-        raise DamagedImageError(f"{path.name} lacks its voxels, {file.name}")
     meta = path.name.lower().endswith((".mha", ".mhd"))
     line = rb"(?m)^\s*([^:=\n]+?)\s*[:=]\s*([^\r\n]*)" if meta else rb"(?m)^([^:\n]+):\s*([^\r\n]*)"
     fields = {key.lower(): value.strip().lower() for key, value in re.findall(line, header)}

@@ -18,6 +18,11 @@ from tests.datasets import nnunet_folders, skew, write_dataset, write_image
 SHAPE = (4, 5, 6)
 
 
+def change_checksum(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
+
+
 def empty_labels(raw: Path) -> None:
     for file in (raw / "labelsTr").iterdir():
         write_image(file, np.zeros(SHAPE, np.uint8), (1, 1, 1))
@@ -42,6 +47,8 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             r"case_01: images of \(4, 5, 6\) voxels come with a label map of \(3, 3, 3\)",
         ),
         (lambda raw: (raw / "imagesTr/case_00_0000.nii.gz").write_bytes(b"no image"), r"case_00_0000\.nii\.gz is no"),
+        (lambda raw: change_checksum(raw / "imagesTr/case_00_0000.nii.gz"), r"case_00_0000\.nii\.gz is damaged"),
+        (lambda raw: change_checksum(raw / "labelsTr/case_02.nii.gz"), r"case_02\.nii\.gz is damaged"),
     ],
 )  # fmt: skip
 def test_the_cause_is_named_in_one_line(

@@ -17,6 +17,8 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from skimage import io
 
 from nnunet_fm.data.whole_images import whole_images
+from nnunet_fm.dataset_conversion.problems import Invalid
+from nnunet_fm.dataset_conversion.readers import read_volume
 from nnunet_fm.evaluation.label_map import read_label_map
 from nnunet_fm.image_files import DamagedImageError, check_whole, fault_of_result, read_image
 
@@ -223,3 +225,62 @@ def test_a_result_is_whole_and_of_its_images_size(ending: str, packed: bool, tmp
         assert f"a{ending} " in (fault_of_result(label_map, image) or "")
     put(label_map, numbers().astype(np.uint8)[:, :8])
     assert fault_of_result(label_map, image) == f"a{ending} has 11×8×7 voxels, its image 11×9×7"
+
+
+META = "ObjectType = Image\nNDims = 3\nBinaryData = True\nDimSize = 4 3 2\nElementType = MET_UCHAR\n"
+NRRD = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 4 3 2\nencoding: raw\n"
+
+
+@pytest.mark.parametrize(
+    "where", ["/etc/other", "../b.raw", "LIST\nb.raw\nb.raw", "list", "b%d.raw 1 2 1", "c\\b.raw", ".b", "C:b.raw"]
+)
+def test_voxels_come_from_no_file_elsewhere(where: str, tmp_path: Path) -> None:
+    """They could be those of any file on the machine, and end in what is predicted or converted."""
+    (tmp_path / "b.raw").write_bytes(bytes(range(24)))
+    for name, header in (
+        ("a.mhd", f"{META}ElementDataFile = {where}\n"),
+        ("a.mha", f"{META}ElementDataFile = {where}\n"),
+        ("a.nhdr", f"{NRRD}data file: {where}\n"),
+        ("a.nrrd", f"{NRRD}data file: {where}\n\n"),
+    ):
+        path = tmp_path / name
+        path.write_text(header)
+        for read in (read_image, check_whole, whole_images(SimpleITKIO)().read_seg, read_label_map):
+            with pytest.raises(ValueError, match="voxels of a.* would be read from another file"):
+                read(str(path) if "WholeSimpleITKIO" in repr(read) else path)  # type: ignore[operator]
+        with pytest.raises(Invalid, match="would be read from another file"):
+            read_volume(path, name)
+
+
+def test_voxels_may_lie_in_one_file_beside_their_header(tmp_path: Path) -> None:
+    (tmp_path / "b c-1.raw").write_bytes(bytes(range(24)))
+    (tmp_path / "a.mhd").write_text(f"{META}ElementDataFile = b c-1.raw\n")
+    (tmp_path / "a.nhdr").write_text(f"{NRRD}data file: b c-1.raw\n")
+    for name in ("a.mhd", "a.nhdr"):
+        assert sitk.GetArrayFromImage(read_image(tmp_path / name)).ravel().tolist() == list(range(24))
+    (tmp_path / "b c-1.raw").unlink()
+    for name in ("a.mhd", "a.nhdr"):
+        with pytest.raises(DamagedImageError, match=r"a\..* lacks its voxels, b c-1\.raw"):
+            read_image(tmp_path / name)
+
+
+def test_without_files_in_memory_nibabels_readers_read_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("os.memfd_create", raising=False)
+    path, _ = write(tmp_path, "a.nii.gz", packed=True)
+    assert np.array_equal(whole_images(NibabelIO)().read_images([str(path)])[0][0], numbers())
+    path.write_bytes(flip(path.read_bytes()))
+    with pytest.raises(DamagedImageError, match=r"a\.nii\.gz is damaged"):
+        whole_images(NibabelIO)().read_images([str(path)])
+
+
+def test_readers_of_users_read_formats_of_their_own(tmp_path: Path) -> None:
+    class Reader(SimpleITKIO):
+        def read_images(self, image_fnames: list[str]) -> tuple[np.ndarray, dict]:
+            return np.load(image_fnames[0]), {}
+
+    np.save(tmp_path / "a.npy", numbers())
+    reader = whole_images(Reader)
+    assert reader is whole_images(Reader) is whole_images(reader)
+    assert np.array_equal(reader().read_images([str(tmp_path / "a.npy")])[0], numbers())

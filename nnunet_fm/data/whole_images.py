@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 
-from nnunet_fm.image_files import check_whole, read_image
+from nnunet_fm.image_files import check_whole, read_image, unpacked
 
 Images = tuple[NDArray[np.float32], dict[str, Any]]
 
@@ -31,13 +35,22 @@ class WholeImagesPlans(PlansManager):
         return whole_images(self._read_by.image_reader_writer_class)
 
 
-@cache
 def whole_images(reader: type[BaseReaderWriter]) -> type[BaseReaderWriter]:
     """A reader of nnU-Net's whose `read_images` and `read_seg` raise a ``ValueError`` for damaged files."""
-    if reader is SimpleITKIO:
-        return WholeSimpleITKIO
     if issubclass(reader, (_Checked, WholeSimpleITKIO)):
         return reader
+    ours: dict[type, type[BaseReaderWriter]] = {
+        SimpleITKIO: WholeSimpleITKIO,
+        NibabelIO: WholeNibabelIO,
+        NibabelIOWithReorient: WholeNibabelIOWithReorient,
+        Tiff3DIO: WholeTiff3DIO,
+        NaturalImage2DIO: WholeNaturalImage2DIO,
+    }
+    return ours.get(reader) or _checked(reader)  # type: ignore[arg-type]
+
+
+@cache
+def _checked(reader: type[BaseReaderWriter]) -> type[BaseReaderWriter]:
     return type(reader.__name__, (_Checked, reader), {})
 
 
@@ -52,6 +65,33 @@ class _Checked(BaseReaderWriter):
     def read_seg(self, seg_fname: str) -> Images:
         check_whole(Path(seg_fname))
         return super().read_seg(seg_fname)
+
+
+class _Unpacked(_Checked):
+    """The same for nibabel's readers of NIfTI files, whose own way to decompress takes three times as long."""
+
+    def read_images(self, image_fnames: Sequence[str]) -> Images:
+        with ExitStack() as stack:
+            return super().read_images([str(stack.enter_context(unpacked(Path(file)))) for file in image_fnames])
+
+    def read_seg(self, seg_fname: str) -> Images:
+        return self.read_images((seg_fname,))
+
+
+class WholeNibabelIO(_Unpacked, NibabelIO):
+    """nnU-Net's `NibabelIO`."""
+
+
+class WholeNibabelIOWithReorient(_Unpacked, NibabelIOWithReorient):
+    """nnU-Net's `NibabelIOWithReorient`."""
+
+
+class WholeTiff3DIO(_Checked, Tiff3DIO):
+    """nnU-Net's `Tiff3DIO`."""
+
+
+class WholeNaturalImage2DIO(_Checked, NaturalImage2DIO):
+    """nnU-Net's `NaturalImage2DIO`."""
 
 
 class WholeSimpleITKIO(SimpleITKIO):

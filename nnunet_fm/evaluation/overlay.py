@@ -17,6 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
+from nnunet_fm.image_files import read_image
+
 # Okabe and Ito's palette: told apart with every kind of colour vision, and all bright on grey values.
 COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 
@@ -116,7 +118,7 @@ def overlay_figure(
 
 def read_volume(file: Path) -> tuple[NDArray[Any], tuple[float, float, float]]:
     """Array (Z, Y, X) in LPS and its spacing in mm (z, y, x); a 2D image is one slice, colours become grey values."""
-    image = sitk.ReadImage(str(file))
+    image = read_image(file)
     if image.GetNumberOfComponentsPerPixel() > 1:
         channels = [sitk.VectorIndexSelectionCast(image, i, sitk.sitkFloat32) for i in range(3)]
         image = sum(channels[1:], channels[0]) / 3

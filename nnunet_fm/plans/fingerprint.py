@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
-from contextlib import redirect_stderr
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import (
@@ -46,7 +48,8 @@ def fingerprint(dataset_name: str, dataset_json: Mapping[str, Any], processes: i
             extractor = DatasetFingerprintExtractor(dataset_name, processes, verbose=True)
             extractor.dataset = cases  # nnU-Net's own listing takes hidden files for cases
             extractor.num_foreground_voxels_for_intensitystats /= channels  # as many in all as it draws of one
-            extractor.run(overwrite_existing=True)
+            with _read_by(type(reader)):
+                extractor.run(overwrite_existing=True)
         except Exception as error:  # whatever readers and numpy say: it names neither file nor case
             fault = _fault(raw, cases, channels, reader)
             if fault is None:
@@ -54,6 +57,18 @@ def fingerprint(dataset_name: str, dataset_json: Mapping[str, Any], processes: i
             raise PlanError(fault) from error
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return content
+
+
+@contextmanager
+def _read_by(reader: type[BaseReaderWriter]) -> Iterator[None]:
+    """Have nnU-Net take fingerprints with a reader that refuses damaged files, where its processes can import it."""
+    usual = fingerprint_extractor.determine_reader_writer_from_dataset_json
+    if getattr(sys.modules[reader.__module__], reader.__name__, None) is reader:
+        fingerprint_extractor.determine_reader_writer_from_dataset_json = lambda *_, **__: reader
+    try:
+        yield
+    finally:
+        fingerprint_extractor.determine_reader_writer_from_dataset_json = usual
 
 
 def _reader(file: str, dataset_json: Mapping[str, Any]) -> BaseReaderWriter:

@@ -31,8 +31,9 @@ from nnunet_fm.dataset_json import canonical
 from nnunet_fm.dataset_names import dataset_name
 from nnunet_fm.ending import end_with_parent
 from nnunet_fm.foreign import ForeignFileError, read_object
+from nnunet_fm.image_files import DamagedImageError
 from nnunet_fm.models.plan_key import PlanError
-from nnunet_fm.plans.case_preprocessor import CasePreprocessor, located_classes
+from nnunet_fm.plans.case_preprocessor import CaseError, CasePreprocessor, located_classes
 from nnunet_fm.plans.files import write_json
 from nnunet_fm.plans.grids import check_grids
 from nnunet_fm.plans.raw import check_cases, read_dataset_json, training_cases
@@ -244,6 +245,14 @@ class FMPreprocessor(CasePreprocessor):
         try:
             self.run_case_save(*case)
             return self.has_foreground
+        except CaseError as error:
+            if not isinstance(error.__cause__, DamagedImageError):
+                raise
+            number = target.parent.parent.name.removeprefix("Dataset").split("_")[0]
+            raise CaseError(
+                f"{error}. If the dataset's fingerprint was taken of that file, take it again: "
+                f"nnUNetv2_extract_fingerprint -d {number} --clean"
+            ) from None
         except (OSError, RuntimeError) as error:
             if not any(target.parent.glob(f"{target.name}*.b2nd")):  # reading, which names its file
                 raise
