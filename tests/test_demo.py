@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import SimpleITK as sitk
 
@@ -69,6 +71,24 @@ def test_a_failed_step_shows_the_end_of_its_output(tmp_path: Path) -> None:
     assert (tmp_path / "logs" / "first.txt").read_text().strip() == str(tmp_path / "nnUNet_raw")
     with pytest.raises(RuntimeError, match=r"exit code 3: the reason \(see .*second\.txt\)"):
         run.nnunet("second", program, "-c", "print('the reason'); raise SystemExit(3)")
+
+
+def test_a_demo_that_is_ended_ends_its_commands(tmp_path: Path) -> None:
+    code = (
+        "import signal, sys; from pathlib import Path; from nnunet_fm.cli.demo import _end, _Run\n"
+        "signal.signal(signal.SIGTERM, _end)\n"
+        "words = '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'\n"
+        "_Run(Path(sys.argv[1]), as_json=True).nnunet('train', Path(sys.executable).name, *words)\n"
+    )
+    demo = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
+    log, deadline = tmp_path / "logs" / "train.txt", time.monotonic() + 60
+    while not (log.is_file() and log.read_text().strip()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    command = psutil.Process(int(log.read_text()))
+    demo.terminate()
+    assert demo.wait(60) == 128 + signal.SIGTERM
+    assert not command.is_running() or command.status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.slow

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -65,6 +66,7 @@ def demo(
     output = output.resolve()
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty: choose another folder with --output, or remove it")
+    signal.signal(signal.SIGTERM, _end)
     run = _Run(output, as_json=as_json, quiet=quiet)
     run.unpack()
     run.nnunet("fingerprint", "nnUNetv2_extract_fingerprint", "-d", DATASET, "-np", run.processes)
@@ -88,6 +90,11 @@ def demo(
     result = run.report(predictions)
     if as_json:
         print(json.dumps(result))
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    """End as after Ctrl-C, so that the command that runs ends, too."""
+    sys.exit(128 + number)
 
 
 def _unpack(dataset_id: int, quiet: bool, as_json: bool) -> None:
