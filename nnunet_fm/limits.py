@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
+SHARED = Path("/dev/shm")
+"""Memory through which processes of Linux share locks and batches."""
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 MEMINFO = Path("/proc/meminfo")
@@ -43,6 +47,32 @@ def threads() -> int:
     """Threads to compute with: `usable_cores`, but no more than ``OMP_NUM_THREADS`` and ``OMP_THREAD_LIMIT`` say."""
     wanted = [os.environ.get(name, "").split(",")[0].strip() for name in ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT")]
     return min([usable_cores(), *(int(number) for number in wanted if number.isdecimal() and int(number) > 0)])
+
+
+@cache
+def shared_memory_fault() -> str | None:
+    """Why no worker processes can be started here: their locks need `SHARED`; None where they can."""
+    if sys.platform != "linux":
+        return None
+    from multiprocessing import get_context
+
+    try:
+        get_context("fork").Event()
+    except (OSError, ImportError) as error:
+        reason = getattr(error, "strerror", None) or error
+        return (
+            f"{SHARED}, through which processes share locks and batches, cannot be used ({reason}): start the "
+            "container with --shm-size=8g or --ipc=host, or mount a tmpfs there"
+        )
+    return None
+
+
+def startable(processes: int, least: int = 1) -> int:
+    """So many worker processes, or ``least``, which starts none, where there can be none; says so on standard error."""
+    if processes <= least or (fault := shared_memory_fault()) is None:
+        return processes
+    print(f"WARNING: working in this process alone: {fault}", file=sys.stderr)
+    return least
 
 
 def waiting_variables() -> dict[str, str]:

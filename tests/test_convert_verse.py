@@ -114,6 +114,15 @@ class TestVerSe(ConverterTester):
     def empty_mask(self, root: Path) -> Fault:
         return super().empty_mask(root)._replace(rule="the mask is empty")
 
+    @pytest.mark.parametrize("skip_invalid", [False, True])
+    def test_masks_without_a_scan(self, tmp_path: Path, skip_invalid: bool) -> None:
+        """As of who downloads the derivatives alone: what is missing is said, whatever the number of processes."""
+        self.make_tree(tmp_path / "source", next(iter(SCANS)))
+        for scan in (tmp_path / "source").rglob("*_ct.nii.gz"):
+            scan.unlink()
+        with pytest.raises(ConversionError, match="_seg-vert_msk.nii.gz: there is no image for this case"):
+            self.convert(tmp_path / "source", tmp_path / "raw", skip_invalid=skip_invalid, processes=2)
+
     def test_parts_are_those_of_the_folders_and_persons_stay_together(self, tmp_path: Path) -> None:
         self.make_tree(tmp_path / "source", "verse20")
         report = self.convert(tmp_path / "source", tmp_path / "raw")
@@ -159,7 +168,7 @@ class TestVerSe(ConverterTester):
         assert note.endswith("sub-verse004, sub-verse005, sub-verse223")
 
     def test_scans_without_lumbar_vertebrae_are_left_out(self, tmp_path: Path) -> None:
-        self.make_tree(tmp_path / "source", "verse19")
+        self.make_tree(tmp_path / "source", next(iter(SCANS)))
         write_scan(tmp_path / "source/dataset-verse19training", "sub-verse006", 6, (1, 19))
         write_scan(tmp_path / "source/dataset-verse19training", "sub-verse007", 7, (25, 28))
         report = self.convert(tmp_path / "source", tmp_path / "raw")

@@ -244,6 +244,24 @@ def test_shared_memory_holds_what_loaders_send(tmp_path: Path, monkeypatch: pyte
     assert by_name(machine.shared_memory())["shared memory"].cure == f"unset {machine.LOADERS}"
 
 
+def test_without_shared_memory_nothing_is_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refused)
+    limits.shared_memory_fault.cache_clear()
+    try:
+        (check,) = machine.shared_memory()
+        assert check.state == "problem" and "cannot be used (No such file or directory)" in check.detail
+        assert check.cure.startswith("start the container with --shm-size=8g")
+        assert (limits.startable(4), limits.startable(3, 0), limits.startable(1)) == (1, 0, 1)
+        assert capsys.readouterr().err.count("WARNING: working in this process alone: /dev/shm") == 2
+    finally:
+        limits.shared_memory_fault.cache_clear()
+
+
 def test_bytes_of_a_batch_are_those_that_a_loader_makes() -> None:
     levels = [torch.zeros(2, 1, *[64 // 2**i] * 3, dtype=torch.int16) for i in range(5)]
     data = torch.zeros(2, 3, 64, 64, 64)

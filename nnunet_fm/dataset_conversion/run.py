@@ -27,6 +27,7 @@ from nnunet_fm.dataset_conversion.splits import Split, make_folds, read_split
 from nnunet_fm.dataset_conversion.tree import NOT_OPENED, Tree, open_tree
 from nnunet_fm.dataset_conversion.writer import FILE_ENDING, fingerprint, read_json, versions, write_json
 from nnunet_fm.ending import end_with_parent
+from nnunet_fm.limits import startable
 from nnunet_fm.replacing import OLD, PARTIAL, scratch_folder
 
 FORMAT = 1
@@ -129,7 +130,8 @@ def convert(
                 raise _failure(problems)
             content = _conversion_json(plan, outcomes, problems)
             if not content["split"]["train"] and not dry_run:
-                raise ConversionError(f"{source}: no training case is left", problems)
+                why = f": {problems[0]}" if problems else ""
+                raise ConversionError(f"{source}: no training case is left{why}", problems)
             if folder is not None and not dry_run:
                 _finish(target, folder, plan, content)
         except Exception:
@@ -308,12 +310,13 @@ def _convert_all(
         sound = sound and (skip_invalid or outcome.problem is None)
         progress(len(outcomes), total)
 
-    if processes == 1 or total == 1:
+    workers = startable(min(processes, total))  # none where every case has a fault
+    if workers <= 1:
         for case, part in plan.cases:
             done(convert_case(job, case, part, write=write and sound))
         return list(outcomes.values())
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(processes, total), context, _start_worker, (job,))
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (job,))
     waiting: set[Future[Outcome]] = set()
     try:
         for case, part in plan.cases:

@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from typing import Any, TypeVar
 
 from nnunet_fm.ending import end_with_parent
+from nnunet_fm.limits import startable
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -31,13 +32,14 @@ def over_files(
         Exception: whatever the function raises; what has not been started is not started then.
     """
     tell = progress or (lambda done, of: None)
-    if min(processes, len(tasks)) <= 1:
+    workers = startable(min(processes, len(tasks)))
+    if workers <= 1:
         results = []
         for done, arguments in enumerate(tasks, 1):
             results.append(function(*arguments))
             tell(done, len(tasks))
         return results
-    with ProcessPoolExecutor(min(processes, len(tasks)), get_context("spawn"), end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
         futures = [pool.submit(function, *arguments) for arguments in tasks]
         try:
             for done, future in enumerate(as_completed(futures), 1):

@@ -20,7 +20,7 @@ from nnunet_fm.inference.inputs import PredictionInputError
 from nnunet_fm.inference.predictor import CUDA, OnCase, OnProgress, load_predictor, only_predict
 from nnunet_fm.inference.times import CaseTimes, PredictionTimes, device_name
 from nnunet_fm.inference.workers import Failure
-from nnunet_fm.limits import threads, usable_cores
+from nnunet_fm.limits import startable, threads, usable_cores
 
 ALL_FOLDS = (0, 1, 2, 3, 4)
 COLOUR_READERS = ("NaturalImage2DIO",)
@@ -169,8 +169,8 @@ def predict_folder(
             str(output) if whole else [str(output / name) for name in found],
             save_probabilities,
             overwrite,
-            defaults[0] if processes_preprocessing is None else processes_preprocessing,
-            defaults[1] if processes_export is None else processes_export,
+            startable(defaults[0] if processes_preprocessing is None else processes_preprocessing, 0),
+            startable(defaults[1] if processes_export is None else processes_export, 0),
             None if previous_stage is None else str(previous_stage),
             num_parts,
             part_id,

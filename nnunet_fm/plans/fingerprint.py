@@ -23,6 +23,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunet_fm.data.faults import unreadable
 from nnunet_fm.data.whole_images import whole_images
 from nnunet_fm.dataset_json import channel_names
+from nnunet_fm.limits import shared_memory_fault
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.raw import training_cases
 
@@ -40,6 +41,8 @@ def fingerprint(dataset_name: str, dataset_json: Mapping[str, Any], processes: i
     """
     file = Path(nnUNet_preprocessed, dataset_name, "dataset_fingerprint.json")
     if not file.is_file():
+        if fault := shared_memory_fault():  # nnU-Net reads the images in processes
+            raise PlanError(fault)
         raw = Path(nnUNet_raw, dataset_name)
         cases = training_cases(raw, dataset_json)
         channels = len(channel_names(dataset_json))

@@ -19,6 +19,7 @@ from nnunet_fm.data.folds import read_folds
 from nnunet_fm.dataset_json import channel_names
 from nnunet_fm.dataset_names import dataset_name
 from nnunet_fm.heads import needs_official
+from nnunet_fm.limits import shared_memory_fault
 from nnunet_fm.models.build import Architecture, architecture, build_network, legal_patch
 from nnunet_fm.models.card import ModelCard, Recipe, Variant
 from nnunet_fm.models.names import PLANNER_PREFIX, Spec, plans_name
@@ -122,6 +123,8 @@ class FMPlanner(ExperimentPlanner):
         suppress_transpose: bool = False,
         options: Options | None = None,
     ) -> None:
+        if fault := shared_memory_fault():  # nnU-Net lists cases in twelve processes
+            raise PlanError(fault)
         raw = Path(nnUNet_raw, dataset_name(dataset_name_or_id))
         dataset_json = read_dataset_json(raw)
         for warning in check_cases(raw, dataset_json):

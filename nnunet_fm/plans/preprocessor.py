@@ -32,6 +32,7 @@ from nnunet_fm.dataset_names import dataset_name
 from nnunet_fm.ending import end_with_parent
 from nnunet_fm.foreign import ForeignFileError, read_object
 from nnunet_fm.image_files import DamagedImageError
+from nnunet_fm.limits import startable
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.case_preprocessor import CaseError, CasePreprocessor, located_classes
 from nnunet_fm.plans.files import write_json
@@ -201,7 +202,7 @@ class FMPreprocessor(CasePreprocessor):
             dataset_json,
         )
         cases = [(str(partial / name), files["images"], files["label"], *shared) for name, files in dataset.items()]
-        workers = min(num_processes, len(cases))
+        workers = startable(min(num_processes, len(cases)))
         try:
             done = self._in_processes(cases, workers) if workers > 1 else map(self._save, cases)
             console, hidden = Console(stderr=True), not self.show_progress_bar

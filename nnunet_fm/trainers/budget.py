@@ -27,7 +27,7 @@ from nnunet_fm.dataset_json import canonical, fault_of_numbers
 from nnunet_fm.dataset_names import dataset_number
 from nnunet_fm.evaluation.record import End, Overlap
 from nnunet_fm.layers.devices import DeviceError, device_fault
-from nnunet_fm.limits import threads
+from nnunet_fm.limits import shared_memory_fault, threads
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.pairs import check_count, check_images
 from nnunet_fm.trainers.finite import LEFT_OUT, check_weights, stop
@@ -138,6 +138,8 @@ class BudgetTrainer(nnUNetTrainer):
         """
         if self.local_rank == 0:
             check_free(Path(self.output_folder))
+        if fault := shared_memory_fault():  # which nnU-Net's validation needs in any case
+            raise PlanError(fault)
         self._check_shares()
         if not Path(self.preprocessed_dataset_folder).is_dir():
             raise PlanError(

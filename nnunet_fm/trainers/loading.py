@@ -21,11 +21,10 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_fm.ending import end_with_parent
-from nnunet_fm.limits import usable_cores
+from nnunet_fm.limits import SHARED, usable_cores
 from nnunet_fm.models.plan_key import PlanError
 
 NAME_BYTES = 256
-SHARED = "/dev/shm"
 
 
 def loading_processes() -> int:

@@ -6,13 +6,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
 
 from nnunet_fm.cli.checks.finding import GB, NOTE, OK, PROBLEM, Check, size
 from nnunet_fm.hook import SWITCH
-from nnunet_fm.limits import WAITING, core_limit, cores, memory, usable_cores
+from nnunet_fm.limits import SHARED, WAITING, core_limit, cores, memory, shared_memory_fault, usable_cores
 
-SHARED = Path("/dev/shm")
 LOADERS, WORKERS = "nnUNet_n_proc_DA", "nnUNet_def_n_proc"
 MOST_LOADERS = 12
 """Loader processes that nnU-Net starts by itself where there are as many cores."""
@@ -101,6 +99,10 @@ def shared_memory(batch: int | None = None) -> Iterator[Check]:
     Args:
         batch: bytes of a batch; None for that of a common 3D plan.
     """
+    if fault := shared_memory_fault():
+        detail, _, cure = fault.partition(": ")
+        yield Check("shared memory", PROBLEM, detail, cure)
+        return
     if not SHARED.is_dir():  # not Linux
         return
     total = shutil.disk_usage(SHARED).total
