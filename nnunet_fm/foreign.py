@@ -65,10 +65,14 @@ def read_text(path: Path, limit: int = TEXT_BYTES) -> str:
         raise ForeignFileError(f"{path} is not written in UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def read_json(path: Path) -> Any:
-    """Content of a JSON file; raises as `read_text`, and a ForeignFileError for anything but JSON of sane size."""
+def read_json(path: Path, entries: int = JSON_ENTRIES) -> Any:
+    """Content of a JSON file; raises as `read_text`, and a ForeignFileError for anything but JSON of sane size.
+
+    Args:
+        entries: most of them, keys counted.
+    """
     try:
-        content = json.loads(_few_entries(read_text(path), path, JSON_ENTRIES))
+        content = json.loads(_few_entries(read_text(path), path, entries))
     except ForeignFileError:
         raise
     except RecursionError:

@@ -28,9 +28,11 @@ from torch import nn
 
 from nnunet_fm.dataset_conversion.problems import ConversionError, Invalid
 from nnunet_fm.dataset_conversion.readers import hdf5_array, opened_hdf5, read_volume
+from nnunet_fm.dataset_conversion.splits import read_split
 from nnunet_fm.dataset_conversion.tree import MAX_DEPTH, open_tree
 from nnunet_fm.evaluation.label_map import read_label_map
 from nnunet_fm.foreign import DEPTH, ForeignFileError, plain_name, read_json, read_object, read_text, read_yaml
+from nnunet_fm.hook.short_form import Plan, ShortFormError
 from nnunet_fm.inference.predict import predict_folder
 from nnunet_fm.models.foreign_plans import check_plans, read_plans
 from nnunet_fm.models.plan_key import PlanError
@@ -225,6 +227,19 @@ def test_json_and_yaml_are_bounded(tmp_path: Path) -> None:
             read_yaml(file)
     file.write_text("a: &a [1]\nb: *a\n")
     assert read_yaml(file) == {"a": [1], "b": [1]}
+
+
+def test_json_of_others_has_a_million_entries_at_most(tmp_path: Path) -> None:
+    file = tmp_path / "plans.json"
+    file.write_text("[" + "[]," * 600_000 + "[]]")
+    readers = {
+        read_plans: ForeignFileError,
+        Plan.read: ShortFormError,
+        lambda path: read_split(path, {}): ConversionError,
+    }
+    for reader, error in readers.items():
+        with pytest.raises(error, match=r"plans\.json.*more than 1,000,000 entries"):
+            reader(file)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "..\\a", "a\0"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from nnunet_fm.dataset_conversion.problems import Invalid
 from nnunet_fm.dataset_conversion.readers import read_volume
 from nnunet_fm.dataset_conversion.volume import Grid, Volume, resample
+from nnunet_fm.foreign import read_json, read_text
 
 ENDINGS = (".nii.gz", ".nii", ".mgz", ".nrrd", ".mha")
 
@@ -33,8 +33,10 @@ def mask_file(where: Path, case: str) -> Path:
             raise Invalid(where.name, f"has {len(found)} masks named {case}{{{','.join(ENDINGS)}}}, one is needed")
         return found[0]
     try:
-        text = where.read_text(encoding="utf-8-sig")
-        rows = dict(json.loads(text)) if where.suffix.lower() == ".json" else dict(csv.reader(text.splitlines()))
+        if where.suffix.lower() == ".json":
+            rows = dict(read_json(where))
+        else:
+            rows = dict(csv.reader(read_text(where).splitlines()))
     except (OSError, ValueError, TypeError, RecursionError, csv.Error) as error:
         raise Invalid(where.name, f"is no table of cases and masks ({error})") from None
     if case not in rows:

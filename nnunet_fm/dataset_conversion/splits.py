@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import difflib
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nnunet_fm.dataset_conversion.problems import ConversionError
+from nnunet_fm.foreign import read_json, read_text
 
 FOLDS = 5
 SEED = 12345
@@ -104,8 +104,7 @@ def read_split(path: Path, cases: Mapping[str, str]) -> Split:
         ConversionError: if the file is of no such form, names an unknown case or one case twice.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if path.suffix.lower() == ".json" else _rows(text)
+        content = read_json(path) if path.suffix.lower() == ".json" else _rows(read_text(path))
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise ConversionError(f"{path}: cannot be read as a split ({error})") from None
     if isinstance(content, list):

@@ -12,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_fm import foreign
 from nnunet_fm.dataset_conversion.volume import Grid
 from nnunet_fm.replacing import write_text
 
@@ -61,8 +62,8 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Content of a JSON file, or None if there is none or it is cut off."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
+        return foreign.read_json(path, foreign.RECORD_ENTRIES)
+    except (FileNotFoundError, ValueError):
         return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from nnunet_fm.data.faults import exact, unreadable
 from nnunet_fm.data.intensities import is_constant, why_constant
 from nnunet_fm.data.whole_images import WholeSimpleITKIO, whole_images
 from nnunet_fm.dataset_json import canonical
+from nnunet_fm.foreign import read_object
 from nnunet_fm.image_files import read_image
 
 Case = tuple[NDArray[np.float32], NDArray[np.integer], dict[str, Any]]
@@ -236,8 +236,8 @@ def _check_labels(labels: NDArray[np.number], file: str, dataset_json: dict[str,
 def _content(dataset_json: dict[str, Any] | str) -> dict[str, Any]:
     """``dataset.json``, of which nnU-Net may give the path, `canonical`."""
     if isinstance(dataset_json, str):
-        dataset_json = json.loads(Path(dataset_json).read_text(encoding="utf-8"))
-    return canonical(dataset_json)  # type: ignore[arg-type]
+        dataset_json = read_object(Path(dataset_json))
+    return canonical(dataset_json)
 
 
 def located_classes(plans_manager: PlansManager, dataset_json: dict[str, Any] | str) -> list[int | tuple[int, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunet_fm.data.folds import read_folds
 from nnunet_fm.dataset_json import canonical, channel_names
 from nnunet_fm.dataset_names import dataset_number
+from nnunet_fm.foreign import read_object
 from nnunet_fm.models.plan_key import KEY, PlanError
 from nnunet_fm.plans.files import write_json
 
@@ -119,7 +119,7 @@ def _dataset_json(name: str) -> dict[str, Any]:
             continue
         file = Path(folder, name, "dataset.json")
         if file.is_file():
-            return canonical(json.loads(file.read_text(encoding="utf-8")))
+            return canonical(read_object(file))
     raise PlanError(f"eval_datasets: there is no dataset {name} in nnUNet_raw or nnUNet_preprocessed")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -23,6 +22,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunet_fm.data.faults import unreadable
 from nnunet_fm.data.whole_images import whole_images
 from nnunet_fm.dataset_json import channel_names
+from nnunet_fm.foreign import RECORD_ENTRIES, read_json
 from nnunet_fm.limits import shared_memory_fault
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.raw import training_cases
@@ -58,7 +58,7 @@ def fingerprint(dataset_name: str, dataset_json: Mapping[str, Any], processes: i
             if fault is None:
                 raise
             raise PlanError(fault) from error
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    content: dict[str, Any] = read_json(file, RECORD_ENTRIES)
     return content
 
 

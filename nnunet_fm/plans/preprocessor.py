@@ -151,7 +151,7 @@ class FMPreprocessor(CasePreprocessor):
     ) -> None:
         name = dataset_name(dataset_name_or_id)
         base, raw = Path(nnUNet_preprocessed, name), Path(nnUNet_raw, name)
-        plans = json.loads((base / f"{plans_identifier}.json").read_text(encoding="utf-8"))
+        plans = read_object(base / f"{plans_identifier}.json")
         settings = preprocessing_settings(plans, configuration_name)
         identifier = PlansManager(plans).get_configuration(configuration_name).data_identifier
         _check_identifier(plans, configuration_name, identifier)

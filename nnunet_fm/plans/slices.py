@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_fm.data.folds import Fold, first_cases, training_cases_of
+from nnunet_fm.foreign import RECORD_ENTRIES, ForeignFileError, read_json
 from nnunet_fm.models.card import DatasetChoice, Variant
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.models.registry import merge
@@ -151,9 +151,9 @@ def read_conversion(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PlanError(f"{file} is not a JSON file: {error}") from None
+        content = read_json(file, RECORD_ENTRIES)
+    except ForeignFileError as error:
+        raise PlanError(str(error)) from None
     if not isinstance(content, dict):
         raise PlanError(f'{file} holds no JSON object such as {{"slice_axis": "y"}}')
     return content

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunet_fm.dataset_names import dataset_number
+from nnunet_fm.foreign import read_object
 from nnunet_fm.models.plan_key import KEY, STOCK_KEY, PlanError, StockKey
 from nnunet_fm.plans.files import save_plans
 
@@ -82,7 +81,7 @@ def write_stock_plans(
             f"`nnUNetv2_plan_experiment -d {number}{planner}`, or both and the preprocessing with "
             f"`nnUNetv2_plan_and_preprocess -d {number}{planner}`"
         )
-    plans: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    plans = read_object(file)
     if KEY in plans:
         raise PlanError(f"'{base}' are plans of nnunet-fm: a control needs plans of stock nnU-Net")
     plans["plans_name"] = name or f"{base}_control"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from glob import escape
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from nnunet_fm.data.folds import FOLDS, Fold, read_folds
 from nnunet_fm.data.patients import seen_cases
 from nnunet_fm.evaluation.record import TrainingRecord
+from nnunet_fm.foreign import read_object
 
 
 class NoTestCasesError(ValueError):
@@ -43,7 +43,7 @@ def choose_cases(raw: Path, preprocessed: Path, fold: str, which: str, *, own: b
     Raises:
         NoTestCasesError: if there are none.
     """
-    content = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
+    content = read_object(raw / "dataset.json")
     ending = content["file_ending"]
     labelled = label_names(raw / "labelsTs", ending)
     if which == "test" or (which == "auto" and labelled):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -181,7 +180,7 @@ def _run(fold: Path) -> Run:
     """What a trained fold is, from its folder's name and its plan."""
     model = fold.parent
     trainer, plans_name, configuration = model.name.split("__")
-    plans: dict[str, Any] = json.loads((model / "plans.json").read_text(encoding="utf-8"))
+    plans = read_object(model / "plans.json")
     key = PlanKey.read(plans)
     try:
         spec = grammar().trainer(trainer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from nnunet_fm.cli.checks.finding import NOTE, OK, PROBLEM, Check
 from nnunet_fm.dataset_json import canonical, channel_names
 from nnunet_fm.dataset_names import DatasetNameError, dataset_name
+from nnunet_fm.foreign import read_json
 
 Grid = tuple[tuple[int, ...], tuple[float, ...]]
 """Shape in voxels and spacing in mm of an image, (z, y, x)."""
@@ -148,7 +148,7 @@ def _folder(variable: str, name: str) -> Path | None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no JSON object")
     return content

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_fm.cli.checks.finding import NOTE, OK, PROBLEM, Check
+from nnunet_fm.foreign import read_json
 from nnunet_fm.hook.own_classes import EXTERNAL_TRAINERS
 from nnunet_fm.host import cure as install_host
 from nnunet_fm.replacing import scratch_folder
@@ -82,7 +83,7 @@ def _names_of_ours(file: Path, configuration: str | None) -> list[str]:
     from nnunet_fm.hook.wrap import home
 
     try:
-        plans = json.loads(file.read_text(encoding="utf-8"))
+        plans = read_json(file)
     except (OSError, ValueError):
         return []
     configurations = plans.get("configurations") if isinstance(plans, dict) else None
