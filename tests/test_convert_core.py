@@ -153,6 +153,13 @@ def test_archives_that_are_cut_off_are_refused(ending: str, tmp_path: Path) -> N
             open_tree(source, _folder(tmp_path, f"scratch_{share}"))
 
 
+@pytest.mark.parametrize(("start", "kind"), [(b"Rar!\x1a\x07\x01\x00", "RAR"), (b"7z\xbc\xaf\x27\x1c", "7z")])
+def test_archives_that_cannot_be_opened_are_to_be_unpacked(tmp_path: Path, start: bytes, kind: str) -> None:
+    (tmp_path / "data").write_bytes(start + bytes(100))
+    with pytest.raises(ConversionError, match=rf"data is a {kind} archive: unpack it first, then give the folder"):
+        open_tree(tmp_path / "data", _folder(tmp_path, "scratch"))
+
+
 def test_a_damaged_member_is_refused_when_it_is_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.writestr("b.txt", "content of a member")
