@@ -32,7 +32,7 @@ from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.pairs import check_count, check_images
 from nnunet_fm.trainers.finite import LEFT_OUT, check_weights, stop
 from nnunet_fm.trainers.fold_lock import check_free, training_in
-from nnunet_fm.trainers.loading import ProcessLoader, ThisProcessLoader, loading_processes
+from nnunet_fm.trainers.loading import ProcessLoader, ThisProcessLoader, end_loaders, loading_processes
 from nnunet_fm.trainers.random_state import random_state, seed_everything, set_random_state
 from nnunet_fm.trainers.recorder import Recorder
 from nnunet_fm.trainers.split import check_split, listed
@@ -279,7 +279,11 @@ class BudgetTrainer(nnUNetTrainer):
         """
         self._check_cases_kept()
         with training_in(Path(self.output_folder)) if self.local_rank == 0 else nullcontext():
-            self._run_training()
+            try:
+                self._run_training()
+            except KeyboardInterrupt:
+                end_loaders(self.dataloader_train, self.dataloader_val)
+                raise
 
     def _check_cases_kept(self) -> None:
         """Compare the fold's cases with those that the checkpoint was trained and validated on."""

@@ -119,6 +119,13 @@ def _damaged(data: Any, cases: list[str]) -> LoadingError | None:
     return None
 
 
+def end_loaders(*loaders: Any) -> None:
+    """End the processes of loaders: those of an interrupted training would complain that they are gone."""
+    for loader in loaders:
+        if isinstance(loader, NonDetMultiThreadedAugmenter):
+            loader._finish()
+
+
 class ThisProcessLoader(SingleThreadedAugmenter):
     """Loads batches in this process."""
 
