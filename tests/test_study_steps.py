@@ -20,6 +20,7 @@ from results_maker import write_record
 from nnunet_fm.evaluation import folder
 from nnunet_fm.evaluation.frame import COLUMNS, read_scores, write_scores
 from nnunet_fm.evaluation.results import Run
+from nnunet_fm.evaluation.surroundings import trained_on
 from nnunet_fm.studies import data, gpus, steps, testing, training
 from nnunet_fm.studies.cases import NoTestCasesError, Tested, choose_cases, without_seen
 from nnunet_fm.studies.collect import collect, collect_results
@@ -91,6 +92,7 @@ def test_cases_that_the_model_was_trained_on_are_left_out(folders: Path) -> None
     tested = Tested("imagesTr", "labelsTr", ["case_00", "case_01", "case_05"])
     write_record(fold, DATASET, ["case_01", "case_02"])
     assert without_seen(tested, raw, fold, DATASET) == (replace(tested, cases=["case_00", "case_05"]), ["case_01"])
+    assert trained_on(fold / "validation", tested.cases) == ["case_01"] and trained_on(fold, tested.cases) == []
     # a test image of the same name is another patient, a case of another dataset, too
     assert without_seen(replace(tested, images="imagesTs"), raw, fold, DATASET)[1] == []
     other = write_dataset(folders / "nnUNet_raw", 8, name="Other", shape=(6, 8, 8), cases=1)
