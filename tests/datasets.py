@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,7 +40,7 @@ def training_folders(root: Path) -> Iterator[dict[str, str]]:
     with pytest.MonkeyPatch.context() as patch:
         variables = nnunet_folders(root, patch)
         patch.setenv("nnUNet_n_proc_DA", "0")
-        patch.setattr("multiprocessing.get_context", lambda _: SimpleNamespace(Pool=ThreadPool))
+        patch.setattr("multiprocessing.get_context", lambda _: SimpleNamespace(Pool=ThreadPool, Event=Event))
         patch.setattr("nnunetv2.training.logging.nnunet_logger.MetaLogger.plot_progress_png", lambda *_: None)
         yield variables
     torch.set_num_threads(threads)

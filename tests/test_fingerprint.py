@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,7 +32,7 @@ def empty_labels(raw: Path) -> None:
 @pytest.fixture
 def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A dataset of three cases, whose fingerprint is taken in this process."""
-    monkeypatch.setattr("multiprocessing.get_context", lambda _: SimpleNamespace(Pool=ThreadPool))
+    monkeypatch.setattr("multiprocessing.get_context", lambda _: SimpleNamespace(Pool=ThreadPool, Event=Event))
     variables = nnunet_folders(tmp_path, monkeypatch)
     return write_dataset(variables["nnUNet_raw"], 501, shape=SHAPE, cases=3, test_cases=0)
 

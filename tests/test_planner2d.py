@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -286,7 +287,7 @@ def test_a_rotated_copy_gives_the_same_slices(tmp_path: Path, monkeypatch: pytes
     """The same anatomy stored along other axes: equal plans, and equal slices to the last bit."""
     variables = nnunet_folders(tmp_path, monkeypatch)
     # nnU-Net's pools as threads: starting processes would take most of a minute.
-    monkeypatch.setattr("multiprocessing.get_context", lambda _: SimpleNamespace(Pool=ThreadPool))
+    monkeypatch.setattr("multiprocessing.get_context", lambda _: SimpleNamespace(Pool=ThreadPool, Event=Event))
     planned, slices = [], []
     for number, axis in ((511, 1), (512, 2)):
         folder = write_dataset(variables["nnUNet_raw"], number, name="HCP", cases=0, test_cases=0, numTraining=2)

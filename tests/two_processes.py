@@ -11,6 +11,7 @@ from datetime import timedelta
 from itertools import count
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -86,7 +87,7 @@ def interrupted_training(rank: int, plans: dict[str, Any], configuration: str, e
 
     from nnunet_fm.trainers import budget
 
-    multiprocessing.get_context = lambda _: SimpleNamespace(Pool=ThreadPool)  # type: ignore[assignment]
+    multiprocessing.get_context = lambda _: SimpleNamespace(Pool=ThreadPool, Event=Event)  # type: ignore[assignment]
     MetaLogger.plot_progress_png = lambda *_: None
     ticks = count()
     budget.monotonic = lambda: next(ticks) * (1 + 4.0 * rank)  # type: ignore[attr-defined]
