@@ -18,6 +18,7 @@ from nnunet_fm.evaluation.record import TrainingRecord
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.trainers import budget as budget_module
+from nnunet_fm.trainers.loading import ProcessLoader, end_loaders
 from tests.datasets import empty, training_folders, write_dataset, write_fingerprint
 
 CPU = torch.device("cpu")
@@ -232,3 +233,19 @@ def test_patience_waits_while_no_class_was_in_the_patches() -> None:
 def test_patience_is_a_number_of_epochs(patience: Any) -> None:
     with pytest.raises(PlanError, match=r"patience"):
         make_plans("FMPlans_impatient", patience=patience)
+
+
+def test_an_interrupted_training_ends_its_loaders() -> None:
+    """Or the processes that are gone would be complained about behind the line that says how to go on."""
+    ended: list[Any] = []
+
+    class Loader(ProcessLoader):
+        def __init__(self) -> None:
+            pass
+
+        def _finish(self, *_: Any, **__: Any) -> None:
+            ended.append(id(self))
+
+    loader = Loader()
+    end_loaders(None, loader, object())
+    assert ended == [id(loader)]
