@@ -135,3 +135,24 @@ def test_a_reader_that_turns_images_compares_them_turned(tmp_path: Path) -> None
     nib.save(moved, tmp_path / "l.nii.gz")
     with pytest.raises(PlanError, match="beside the image"):
         check_grids(cases, "NibabelIOWithReorient")
+
+
+@pytest.mark.parametrize(("reader", "certain"), [("SimpleITKIO", False), ("NibabelIOWithReorient", True)])
+def test_a_header_that_tells_no_place_is_no_certain_misfit(reader: str, certain: bool, tmp_path: Path) -> None:
+    """Many programs write label maps without orientation; readers that turn images turn these otherwise."""
+    files = {"images": [str(tmp_path / "i.nii.gz")], "label": str(tmp_path / "l.nii.gz")}
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    affine[:3, 3] = -90, -120, -60
+    nib.save(nib.Nifti1Image(np.zeros((5, 6, 7), np.int16), affine), files["images"][0])
+    nib.save(nib.Nifti1Image(np.zeros((5, 6, 7), np.uint8), None), files["label"])
+    if certain:
+        with pytest.raises(PlanError, match="label map of a: it lies"):
+            check_grids({"a": files}, reader)
+        return
+    (warning,) = check_grids({"a": files}, reader)
+    assert "label map of a: only one of both headers tells" in warning
+    stretched = nib.Nifti1Image(np.zeros((5, 6, 7), np.uint8), None)
+    stretched.header.set_zooms((1.0, 1.0, 3.0))
+    nib.save(stretched, files["label"])
+    with pytest.raises(PlanError, match="label map of a: its spacing is"):
+        check_grids({"a": files}, reader)

@@ -22,7 +22,7 @@ from nnunet_fm.models.card import Recipe, read_mirror
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.models.registry import cards
 from nnunet_fm.plans.mirroring import Data, Mirroring, choose_mirroring
-from nnunet_fm.plans.orientation import lateral_axes
+from nnunet_fm.plans.orientation import dataset_orientations, lateral_axes
 from nnunet_fm.plans.raw import training_cases
 from nnunet_fm.studies.schema import check_settings
 from tests.datasets import write_dataset
@@ -192,7 +192,9 @@ def test_the_left_right_axis(directions: list[list[float]], axes: set[int], unsu
     found, why = lateral_axes(cases, PLAIN)
     assert found == axes and (why is None) == (unsure is None) and (unsure or "") in (why or "")
     if unsure != "lie askew":
-        assert lateral_axes(cases, "NibabelIOWithReorient") == ({2}, None)
+        for reader in ("NibabelIOWithReorient", "SimpleITKIOWithReorient"):
+            assert lateral_axes(cases, reader) == ({2}, None)
+            assert dataset_orientations(cases, reader) == {"RAS": len(cases)}
     assert lateral_axes(cases, "NaturalImage2DIO")[0] is None
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from nibabel.orientations import inv_ornt_aff, io_orientation
 
 from nnunet_fm.dataset_conversion.volume import Grid
 from nnunet_fm.models.plan_key import PlanError
-from nnunet_fm.plans.orientation import REORIENTING_READERS, UNORIENTED_READERS
+from nnunet_fm.plans.orientation import REORIENTING_READERS, UNORIENTED_READERS, read_header, tells_place
 
 SHOWN = 3
 """Cases that a message describes; it counts the others."""
@@ -57,12 +55,15 @@ def check_grids(cases: Mapping[str, Mapping[str, Any]], reader: str) -> list[str
     certain: list[str] = []
     slight: list[str] = []
     for case, files in cases.items():
-        image = _grid(files["images"][0], reader)
+        first, *channels = files["images"]
+        image = _grid(first, reader)
         others = {"label map": files["label"]}
-        others |= {f"channel {number:04d}": file for number, file in enumerate(files["images"]) if number}
+        others |= {f"channel {number:04d}": file for number, file in enumerate(channels, 1)}
         for what, file in others.items():
             other = _grid(file, reader)
             found = None if image is None or other is None else misfit(other, image)
+            if found is not None and found.certain and reader not in REORIENTING_READERS:
+                found = _without_place(other, image, (file, first)) or found
             if found is not None:
                 (certain if found.certain else slight).append(f"{what} of {case}: {found.reason}")
     if certain:
@@ -103,13 +104,22 @@ def misfit(other: Grid, image: Grid) -> Misfit | None:
     return Misfit(f"it lies {apart.max():.2g} voxels {where}: {origins}", bool(outside.any()))
 
 
+def _without_place(other: Grid, image: Grid, files: Sequence[str]) -> Misfit | None:
+    """How two grids differ where one of the headers tells neither origin nor direction; None where both do.
+
+    Readers that turn images turn such a file by what they make up, and then the difference is real.
+    """
+    headers = [header for file in files if (header := read_header(file)) is not None]
+    if all(map(tells_place, headers)):
+        return None
+    placed = replace(other, origin=image.origin, direction=image.direction)
+    return misfit(placed, image) or Misfit("only one of both headers tells where the voxels lie in the patient", False)
+
+
 def _grid(file: str, reader: str) -> Grid | None:
     """The grid of a volume by its header; None where SimpleITK cannot tell it."""
-    header = sitk.ImageFileReader()
-    header.SetFileName(str(Path(file)))
-    try:
-        header.ReadImageInformation()
-    except RuntimeError:  # a format of another reader, or damaged: nnU-Net will say so
+    header = read_header(file)
+    if header is None:
         return None
     dimensions = header.GetDimension()
     if dimensions < 3:

@@ -50,19 +50,30 @@ def dataset_orientations(cases: Mapping[str, Mapping[str, Any]], reader: str) ->
     if reader in UNORIENTED_READERS:
         return Counter()
     files = [case["images"][0] for case in list(cases.values())[:MAX_CASES]]
-    if reader == REORIENTING_READER:
+    if reader in REORIENTING_READERS:
         return Counter({"RAS": len(files)})
-    found: Counter[str] = Counter()
-    for file in files:
-        header = sitk.ImageFileReader()
-        header.SetFileName(str(file))
-        try:
-            header.ReadImageInformation()
-        except RuntimeError:  # a format of another reader; nnU-Net itself will say if nobody can read it
-            continue
-        if header.GetDimension() == 3:
-            found[axis_codes(header.GetDirection())] += 1
-    return found
+    headers = [header for file in files if (header := read_header(file)) is not None]
+    return Counter(axis_codes(header.GetDirection()) for header in headers if header.GetDimension() == 3)
+
+
+def read_header(file: str) -> sitk.ImageFileReader | None:
+    """SimpleITK's reader with the header of a file, whose voxels are not read; None where it cannot read that."""
+    header = sitk.ImageFileReader()
+    header.SetFileName(str(file))
+    try:
+        header.ReadImageInformation()
+    except RuntimeError:  # damaged, or of a format of another reader: reading the voxels says so
+        return None
+    return header
+
+
+def tells_place(header: sitk.ImageFileReader) -> bool:
+    """Whether a header says where the image lies in the patient; SimpleITK makes up a place where it does not."""
+    codes = [header.GetMetaData(key) for key in ("qform_code", "sform_code") if header.HasMetaDataKey(key)]  # NIfTI
+    if codes and all(code.strip() == "0" for code in codes):
+        return False
+    nrrd = header.GetFileName().lower().endswith((".nrrd", ".nhdr"))
+    return not nrrd or header.HasMetaDataKey("NRRD_space")
 
 
 def lateral_axes(cases: Mapping[str, Mapping[str, Any]], reader: str) -> tuple[frozenset[int] | None, str | None]:
@@ -94,25 +105,17 @@ def lateral_axes(cases: Mapping[str, Mapping[str, Any]], reader: str) -> tuple[f
 
 def _direction(file: str) -> NDArray[np.float64] | None:
     """Direction cosines of the image axes x, y, z as columns of a 3 x 3 matrix; None where the header tells none."""
-    header = sitk.ImageFileReader()
-    header.SetFileName(file)
-    try:
-        header.ReadImageInformation()
-    except RuntimeError:
+    header = read_header(file)
+    if header is None or header.GetDimension() < 3 or not tells_place(header):
         return None
     size = header.GetDimension()
-    codes = [header.GetMetaData(key) for key in ("qform_code", "sform_code") if header.HasMetaDataKey(key)]
-    untold = bool(codes) and all(code.strip() == "0" for code in codes)  # of NIfTI
-    untold |= file.endswith((".nrrd", ".nhdr")) and not header.HasMetaDataKey("NRRD_space")
-    if size < 3 or untold:
-        return None
     return np.asarray(header.GetDirection(), dtype=float).reshape(size, size)[:3, :3]
 
 
 def _lateral(direction: NDArray[np.float64], reader: str) -> frozenset[int]:
     """The axes (z, y, x) of an image that `lateral_axes` counts, as the reader gives them."""
     across = np.abs(direction[0])  # of the file's x, y, z
-    if reader == REORIENTING_READER:
+    if reader in REORIENTING_READERS:
         codes = axis_codes(direction.ravel().tolist())
         order = [next((i for i, code in enumerate(codes) if code in pair), None) for pair in ("LR", "PA", "SI")]
         if None in order:  # an image so askew that two axes point the same way
