@@ -160,7 +160,7 @@ def unpacked(path: Path) -> Iterator[Path]:
     if not voxels.packing:
         yield path
         return
-    memory = os.memfd_create(path.name)
+    memory = os.memfd_create("image")
     try:
         with tempfile.TemporaryDirectory() as folder:
             with os.fdopen(os.dup(memory), "wb") as file:

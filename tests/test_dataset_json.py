@@ -104,6 +104,7 @@ def test_a_dataset_that_lists_its_files_may_call_them_anything(tmp_path: Path) -
 
 def test_a_file_with_a_channel_too_many_is_named(tmp_path: Path) -> None:
     """Colours with alpha, where the dataset has red, green and blue."""
+    from PIL import Image
     from skimage.io import imsave
 
     folder = tmp_path / "Dataset501_Pictures"
@@ -126,6 +127,11 @@ def test_a_file_with_a_channel_too_many_is_named(tmp_path: Path) -> None:
         check_cases(folder, about)
     imsave(folder / "imagesTr/b_0000.png", np.zeros((8, 9, 3), np.uint8), check_contrast=False)
     imsave(folder / "labelsTr/b.png", np.zeros((8, 9, 3), np.uint8), check_contrast=False)
+    with pytest.raises(PlanError, match=r"the label map of b \(b.png\) has 3 channels"):
+        check_cases(folder, about)
+    palette = Image.fromarray(np.zeros((8, 9), np.uint8), mode="P")
+    palette.putpalette([0, 0, 0, 255, 0, 0])
+    palette.save(folder / "labelsTr/b.png")  # one number for each pixel, of which nnU-Net's reader makes colours
     with pytest.raises(PlanError, match=r"the label map of b \(b.png\) has 3 channels"):
         check_cases(folder, about)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from nnunet_fm.foreign import RECORD_ENTRIES, read_json
 
 CONVERSION = "conversion.json"
 
@@ -31,7 +32,7 @@ def seen_cases(
 def _patients(raw: Path) -> dict[str, tuple[str, ...]]:
     """Case -> source and patient, as the converter wrote them; empty without such a file."""
     try:
-        content: Any = json.loads((raw / CONVERSION).read_text(encoding="utf-8"))
+        content: Any = read_json(raw / CONVERSION, RECORD_ENTRIES)
         records = content["cases"].items()
         return {str(case): (str(content["dataset"]), str(record["subject"])) for case, record in records}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # of a user, or of another program

@@ -58,11 +58,10 @@ def check_cases(raw_folder: Path, dataset_json: Mapping[str, Any]) -> list[str]:
             f"holds {there}"
         )
     check_channels(raw_folder, dataset_json, cases)
-    absent = [
-        str(file) for files in cases.values() for file in (*files["images"], files["label"]) if not Path(file).is_file()
-    ]
-    if absent and "dataset" in dataset_json:
-        raise PlanError(f"{raw_folder / 'dataset.json'} lists files that are not there: {listed(absent)}")
+    if "dataset" in dataset_json:  # else the folders were searched
+        files = [str(file) for case in cases.values() for file in (*case["images"], case["label"])]
+        if absent := [file for file in files if not Path(file).is_file()]:
+            raise PlanError(f"{raw_folder / 'dataset.json'} lists files that are not there: {listed(absent)}")
     warnings = check_pairs(raw_folder, dataset_json)
     if out_of_order(read_object(raw_folder / "dataset.json")):
         warnings.append(
@@ -126,13 +125,18 @@ def _colours(cases: Mapping[str, dict[str, Any]], channels: int) -> Iterator[tup
 
 
 def _bands(files: Sequence[str]) -> int | None:
-    """Colours, with alpha, of all files together, as their headers say; None where PIL does not know them."""
+    """Colours, with alpha, of all files together, as their headers say; None where PIL does not know them.
+
+    Nor does the header of a picture with a palette: nnU-Net's reader makes three or four colours of it.
+    """
     from PIL import Image
 
     total = 0
     for file in files:
         try:
             with Image.open(file) as image:
+                if image.mode == "P":
+                    return None
                 total += len(image.getbands())
         except Exception:  # as above
             return None
