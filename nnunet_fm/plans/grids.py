@@ -61,7 +61,9 @@ def check_grids(cases: Mapping[str, Mapping[str, Any]], reader: str) -> list[str
         others |= {f"channel {number:04d}": file for number, file in enumerate(channels, 1)}
         for what, file in others.items():
             other = _grid(file, reader)
-            found = None if image is None or other is None else misfit(other, image)
+            if image is None or other is None:
+                continue
+            found = misfit(other, image)
             if found is not None and found.certain and reader not in REORIENTING_READERS:
                 found = _without_place(other, image, (file, first)) or found
             if found is not None:
