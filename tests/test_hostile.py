@@ -458,6 +458,18 @@ def test_a_checkpoint_that_declares_large_objects_is_refused_before_there_is_mem
             tracemalloc.stop()
 
 
+def test_a_large_checkpoint_may_have_a_long_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number for each class and epoch: the larger the file, the more of them."""
+    monkeypatch.setattr(pickled_module, "OPERATIONS", 500)
+    log = {"dice_per_class_or_region": [[np.float64(epoch + label) for label in range(20)] for epoch in range(30)]}
+    file = tmp_path / "checkpoint_final.pth"
+    torch.save({"network_weights": {"a": torch.zeros(100_000)}, "logging": log}, file)
+    assert read_trained(file)["logging"] == log
+    torch.save({"network_weights": {"a": torch.zeros(10)}, "logging": log}, file)
+    with pytest.raises(WeightsFileError, match="instructions"):
+        read_trained(file)
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_what_trainings_save_needs_none_of_that(tmp_path: Path, zipped: bool) -> None:
     scale = nn.Parameter(torch.ones(3))

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import IO, Any
 
 OPERATIONS = 3_000_000
-"""Most instructions of a pickle; a checkpoint has some forty for every tensor."""
+"""Instructions that any pickle may have; a checkpoint has some forty for every tensor."""
+INSTRUCTION_BYTES = 32
+"""Bytes of a file that allow a further instruction: nnU-Net logs a number for each class and epoch, of some fifteen."""
 
 PICKLE_BYTES = 2**28
 """Largest pickle in a zip file; tensors are not in it."""
@@ -116,9 +118,10 @@ class _Reader:
 
     def read(self, stream: IO[bytes]) -> bool:
         """Read a pickle to its end; False for one with an instruction that PyTorch refuses, too."""
+        most = max(OPERATIONS, self.largest // INSTRUCTION_BYTES)
         for done, (operation, argument, _) in enumerate(pickletools.genops(stream)):
-            if done > OPERATIONS:
-                raise RefusedError(f"has a pickle of more than {OPERATIONS:,} instructions, which {UNNEEDED}")
+            if done > most:
+                raise RefusedError(f"has a pickle of more than {most:,} instructions, which {UNNEEDED}")
             name = operation.name
             if name in _CONSTANTS:
                 self.stack.append(_CONSTANTS[name])
