@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from nnunet_fm.foreign import RECORD_ENTRIES, read_json
-
-CONVERSION = "conversion.json"
+from nnunet_fm.evaluation.subjects import converted_subjects
 
 
 def seen_cases(
@@ -23,17 +20,7 @@ def seen_cases(
         cases: to look through, of the folder ``images`` of the dataset whose raw folder is ``raw``.
         trained: cases of ``imagesTr`` of the dataset whose raw folder is ``trained_raw``.
     """
-    patients = _patients(raw)
-    of_training = _patients(trained_raw)
+    patients = converted_subjects(raw)
+    of_training = converted_subjects(trained_raw)
     known = {of_training.get(case, (trained_raw.name, "imagesTr", case)) for case in trained}
     return [case for case in cases if patients.get(case, (raw.name, images, case)) in known]
-
-
-def _patients(raw: Path) -> dict[str, tuple[str, ...]]:
-    """Case -> source and patient, as the converter wrote them; empty without such a file."""
-    try:
-        content: Any = read_json(raw / CONVERSION, RECORD_ENTRIES)
-        records = content["cases"].items()
-        return {str(case): (str(content["dataset"]), str(record["subject"])) for case, record in records}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # of a user, or of another program
-        return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from nnunet_fm.foreign import ForeignFileError, read_object
+from nnunet_fm.foreign import RECORD_ENTRIES, ForeignFileError, read_json, read_object
 
 FILE = "subjects.json"
 """A user's table of a dataset, beside its ``dataset.json``: case -> patient."""
@@ -35,8 +35,21 @@ def read_subjects(*folders: Path) -> dict[str, str]:
             return _given(folder / FILE)
     for folder in folders:
         if (folder / CONVERSION).is_file():
-            return _converted(folder / CONVERSION)
+            return converted_subjects(folder)
     return {}
+
+
+def converted_subjects(folder: Path) -> dict[str, str]:
+    """Case -> patient as ``nnunet-fm convert`` wrote them into a dataset's folder; empty where it did not.
+
+    Each patient's name begins with that of the source, and is the same in all datasets of one source.
+    """
+    try:
+        content = read_json(folder / CONVERSION, RECORD_ENTRIES)
+        cohort, cases = content["dataset"], content["cases"]
+        return {case: f"{cohort} {record['subject']}" for case, record in cases.items() if record["subject"]}
+    except (OSError, ForeignFileError, AttributeError, KeyError, TypeError):  # of another tool, or cut off
+        return {}
 
 
 def own_name(dataset: str, case: str) -> str:
@@ -49,12 +62,3 @@ def _given(file: Path) -> dict[str, str]:
     if not all(isinstance(person, (str, int)) and not isinstance(person, bool) for person in content.values()):
         raise ForeignFileError(f'{file} must map names of cases to patients: {{"case_01": "patient_a", …}}')
     return {case: str(person) for case, person in content.items()}
-
-
-def _converted(file: Path) -> dict[str, str]:
-    try:
-        content = read_object(file)
-        cohort, cases = str(content.get("dataset", "")), content.get("cases", {})
-        return {case: f"{cohort} {record['subject']}".strip() for case, record in cases.items() if record["subject"]}
-    except (ForeignFileError, AttributeError, KeyError, TypeError):  # of another tool, or cut off: it tells nothing
-        return {}
