@@ -181,5 +181,5 @@ def test_a_checkpoint_of_an_older_version(plans: dict[str, dict[str, Any]], caps
     capsys.readouterr()
     assert load_predictor(folder, [0], device=CPU).allowed_mirroring_axes is None
     assert "WARNING: the checkpoint allows mirroring along axes [0, 1], but its training flipped none" in (
-        capsys.readouterr().out
+        capsys.readouterr().err
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
@@ -109,7 +110,7 @@ class WholeSimpleITKIO(SimpleITKIO):
             return super().read_images(image_fnames)  # prints what is wrong, and raises
         for what, values in (("origin", origins), ("direction", directions)):
             if not self._check_all_same(values):
-                print(f"WARNING: {', '.join(map(str, image_fnames))} do not have the same {what}")
+                print(f"WARNING: {', '.join(map(str, image_fnames))} do not have the same {what}", file=sys.stderr)
         spacing = first.GetSpacing()[::-1]
         spacing = {2: (max(spacing) * 999, *spacing), 4: spacing[1:]}.get(dimensions, spacing)
         properties = {

@@ -163,14 +163,18 @@ def predict_folder(
         whole = (
             folder is not None and folder.is_dir() and cases is None and all(map(_is_numbered, found, found.values()))
         )
-        defaults = default_processes(len(mine))
+        preprocessing, exporting = default_processes(len(mine))
+        preprocessing = preprocessing if processes_preprocessing is None else processes_preprocessing
+        exporting = exporting if processes_export is None else processes_export
+        if not startable(max(preprocessing, exporting), 0):
+            preprocessing = exporting = 0
         predictor.predict_from_files(
             str(folder) if whole else [[str(file) for file in files] for files in found.values()],
             str(output) if whole else [str(output / name) for name in found],
             save_probabilities,
             overwrite,
-            startable(defaults[0] if processes_preprocessing is None else processes_preprocessing, 0),
-            startable(defaults[1] if processes_export is None else processes_export, 0),
+            preprocessing,
+            exporting,
             None if previous_stage is None else str(previous_stage),
             num_parts,
             part_id,

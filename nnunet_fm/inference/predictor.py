@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing, nullcontext, redirect_stdout
@@ -281,7 +282,8 @@ def _mirror_as_trained(predictor: FMPredictor) -> None:
     if len(seen) < len(axes) and predictor.use_mirroring and not unseen_mirroring(plans):  # which the network has said
         print(
             f"WARNING: the checkpoint allows mirroring along axes {list(axes)}, but its training flipped "
-            f"{list(flipped) or 'none'}: images are mirrored along {list(seen) or 'none'}"
+            f"{list(flipped) or 'none'}: images are mirrored along {list(seen) or 'none'}",
+            file=sys.stderr,
         )
     predictor.allowed_mirroring_axes = seen or None
 

@@ -76,7 +76,8 @@ def collect_results(
             classes[run.dataset] = labels
             shares[run.dataset] = size_shares(references, labels, ending, processes=processes)
         there = sorted(label_names(fold / "validation", ending))
-        cases = [case for case in there if run.fold == "all" or case not in _seen(fold)]
+        seen = set() if run.fold == "all" else _seen(fold)
+        cases = [case for case in there if case not in seen]
         if len(cases) < len(there):
             notes.append(trained_on(run.label, f"{run.dataset}, fold {run.fold}", sorted({*there} - {*cases})))
         if not cases:
