@@ -9,7 +9,6 @@ import math
 import os
 import re
 import struct
-import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_fm.foreign import DEFLATE, ForeignFileError, check_promise
+from nnunet_fm.replacing import scratch_folder
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -162,7 +162,7 @@ def unpacked(path: Path) -> Iterator[Path]:
         return
     memory = os.memfd_create("image")
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             with os.fdopen(os.dup(memory), "wb") as file:
                 voxels.check(copy=file)
             link = Path(folder, path.name[:-3])
