@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from nnunet_fm.wording import listed
 
 IGNORE = "ignore"
 """Name of the label whose voxels do not count."""
-
-SHOWN = 3
-"""Number of offenders that a message names."""
 
 _EXAMPLE = '"labels": {"background": 0, "liver": 1}'
 _ORDER = "regions_class_order"
@@ -117,12 +116,6 @@ def _fault_of_names(labels: Any) -> str | None:
     if twice:
         return f"{' and '.join(map(repr, twice[0]))} have the same label {single[twice[0][0]]}: give each its own"
     return None
-
-
-def listed(words: Sequence[str], separator: str = ", ") -> str:
-    """The first words, and how many more there are."""
-    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-    return separator.join(words[:SHOWN]) + more
 
 
 def _channels_key(content: Mapping[str, Any]) -> str:

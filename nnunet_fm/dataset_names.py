@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from nnunet_fm.wording import listed
+
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 _NAME = re.compile(r"Dataset(\d{3,})(?:_.*)?", re.DOTALL)
 SHOWN = 5
@@ -60,11 +62,10 @@ def dataset_name(given: str | int) -> str:
     unset = [variable for variable in VARIABLES if not os.environ.get(variable)]
     places = ", ".join(f"{name} ({os.environ[name]})" for name in VARIABLES if name not in unset)
     known = [name for names in there.values() for name in names]
-    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
     raise DatasetNameError(
         f"there is no dataset {number} in {places or 'any folder'}"
         + (f"; {' and '.join(unset)} {'is' if len(unset) == 1 else 'are'} not set" if unset else "")
-        + f". Datasets there: {', '.join(known[:SHOWN]) or 'none'}{more}"
+        + f". Datasets there: {listed(known, most=SHOWN) or 'none'}"
     )
 
 

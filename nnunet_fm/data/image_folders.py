@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from nnunet_fm.wording import listed
+
 _IMAGE = re.compile(r"\.(nii|nrrd|nhdr|mha|mhd|gipl|hdr|img|dcm|ima|mgz|mgh|mnc|png|bmp|tiff?|jpe?g)\b")
 _COMPANIONS = (".json", ".txt", ".csv", ".tsv", ".xml", ".md5", ".sha256", ".bval", ".bvec", ".log", ".pkl", ".npz")
 """Endings of files that describe images: ``scan.nii.gz.md5`` is none itself."""
@@ -86,8 +88,7 @@ def shown(name: str) -> str:
 
 def left_out_words(left_out: Mapping[str, str], most: int = 10) -> str:
     """The files that are not taken and why, in one line."""
-    more = f"; and {len(left_out) - most} more" if len(left_out) > most else ""
-    return "; ".join(f"{name} ({reason})" for name, reason in islice(left_out.items(), most)) + more
+    return listed([f"{name} ({reason})" for name, reason in left_out.items()], "; ", most)
 
 
 def _parts(name: str, ending: str) -> tuple[str | None, str | None]:

@@ -16,6 +16,7 @@ from nnunet_fm.evaluation.labels import Labels, scored_classes
 from nnunet_fm.evaluation.overlap import Empty
 from nnunet_fm.evaluation.parallel import Progress, over_files
 from nnunet_fm.evaluation.size_groups import mean_shares, size_group
+from nnunet_fm.wording import listed
 
 NAMED = 5
 """Cases that a message names; it counts the others."""
@@ -114,8 +115,7 @@ def paired_files(
 
 def named(names: Sequence[str]) -> str:
     """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    return listed(names, most=NAMED)
 
 
 def _groups(shares: Mapping[str, float], classes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from statsmodels.stats.multitest import multipletests
 
 from nnunet_fm.evaluation.frame import CASE, DICE, METRIC, METRICS, VALUE
 from nnunet_fm.evaluation.results import Results
+from nnunet_fm.wording import listed
 
 Domain = Literal["all", "in", "out"]
 
@@ -249,8 +250,8 @@ def can_claim(runs: pd.DataFrame, patients: int | None = None) -> str | None:
         )
     if len(single):
         return (
-            f"No claim of superiority can be made about {_listed(single)}: trained once (one fold, one seed) on some "
-            "dataset, so that the spread between trainings is unknown. Train several folds or seeds."
+            f"No claim of superiority can be made about {listed(single, most=5)}: trained once (one fold, one seed) on "
+            "some dataset, so that the spread between trainings is unknown. Train several folds or seeds."
         )
     if patients is not None and patients < FEWEST:
         return (
@@ -287,8 +288,3 @@ def _signed_rank(differences: NDArray[np.floating[Any]]) -> float:
         return math.nan
     differences = differences.round(12)
     return float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

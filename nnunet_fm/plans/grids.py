@@ -13,9 +13,8 @@ from nibabel.orientations import inv_ornt_aff, io_orientation
 from nnunet_fm.dataset_conversion.volume import Grid
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.orientation import REORIENTING_READERS, UNORIENTED_READERS, read_header, tells_place
+from nnunet_fm.wording import listed
 
-SHOWN = 3
-"""Cases that a message describes; it counts the others."""
 MOVED, STRETCHED = 0.1, 1e-3
 """Voxels that a corner may be off, and share of the grid's edge besides: headers round what they hold."""
 SPACING = 0.1
@@ -70,11 +69,11 @@ def check_grids(cases: Mapping[str, Mapping[str, Any]], reader: str) -> list[str
                 (certain if found.certain else slight).append(f"{what} of {case}: {found.reason}")
     if certain:
         raise PlanError(
-            f"{_some(certain)}. If the voxels fit by their index, copy the image's header onto the file (SimpleITK: "
-            "CopyInformation); else resample or redraw it on the image's grid"
+            f"{listed(certain, '; ')}. If the voxels fit by their index, copy the image's header onto the file "
+            "(SimpleITK: CopyInformation); else resample or redraw it on the image's grid"
         )
     if slight:
-        return [f"{_some(slight)}. Voxels are paired by their index, as in nnU-Net"]
+        return [f"{listed(slight, '; ')}. Voxels are paired by their index, as in nnU-Net"]
     return []
 
 
@@ -139,11 +138,6 @@ def _turned_to_ras(grid: Grid) -> Grid:
     for old, new in enumerate(orientation[:, 0].astype(int)):
         size[new] = grid.size[old]
     return Grid.from_affine(tuple(reversed(size)), affine)
-
-
-def _some(found: Sequence[str]) -> str:
-    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return "; ".join(found[:SHOWN]) + more
 
 
 def _numbers(values: Sequence[float]) -> str:

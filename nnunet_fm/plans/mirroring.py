@@ -13,6 +13,7 @@ from nnunet_fm.models.card import Recipe, read_mirror
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.orientation import lateral_axes
 from nnunet_fm.plans.slices import AXES, read_conversion
+from nnunet_fm.wording import listed
 
 NAMES = ("z", "y", "x")
 PUBLISHED = ("official", "thesis")
@@ -75,14 +76,14 @@ def choose_mirroring(recipe: Recipe, wish: object, variant: str, data: Data, dim
     if not pairs:
         if alike and chosen.axes and wish is None:
             chosen.reasons["labels"] = (
-                f"labels that only look as if they told left from right ({_listed(alike)}) change nothing: all axes "
-                f"are mirrored; if that exchanges them, --mirror leaves one out"
+                f"labels that only look as if they told left from right ({listed(alike, most=SHOWN)}) change nothing: "
+                f"all axes are mirrored; if that exchanges them, --mirror leaves one out"
             )
             print(f"WARNING: {chosen.reasons['labels']}")
         return chosen
     lateral, unsure = _lateral(data)
     forbidden = [axis for axis in range(dim) if data.image_axis(axis, dim) in lateral]
-    differ = f"{_listed([f'{left} and {right}' for left, right in pairs])} differ by side"
+    differ = f"{listed([f'{left} and {right}' for left, right in pairs], most=SHOWN)} differ by side"
     allowed = [axis for axis in available if axis not in forbidden]
     others = f"--mirror {','.join(NAMES[data.image_axis(axis, dim)] for axis in allowed) or 'none'}"
     if set(chosen.axes) <= set(allowed):
@@ -151,8 +152,3 @@ def _lateral(data: Data) -> tuple[frozenset[int], str | None]:
     if axes is None or axes == {axis}:
         return frozenset({axis}), None
     return axes | {axis}, unsure or f"conversion.json says that it is {NAMES[axis]}"
-
-
-def _listed(words: Sequence[str]) -> str:
-    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-    return ", ".join(words[:SHOWN]) + more

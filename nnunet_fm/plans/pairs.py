@@ -8,9 +8,7 @@ from typing import Any
 
 from nnunet_fm.data.image_folders import ImageFiles, find_images, find_label_maps, left_out_words, shown
 from nnunet_fm.models.plan_key import PlanError
-
-SHOWN = 3
-"""Names that a message lists; it counts the others."""
+from nnunet_fm.wording import listed
 
 
 def check_pairs(raw_folder: Path, dataset_json: Mapping[str, Any]) -> list[str]:
@@ -38,10 +36,10 @@ def check_pairs(raw_folder: Path, dataset_json: Mapping[str, Any]) -> list[str]:
         if found.left_out
     ]
     hint = f". {'. '.join(warnings)}" if warnings else ""
-    if without := [f"{case}{ending}" for case in images.cases if case not in labels.cases]:
+    if without := [shown(f"{case}{ending}") for case in images.cases if case not in labels.cases]:
         raise PlanError(
             f"{raw_folder / 'labelsTr'} lacks the label maps of {len(without)} of {len(images.cases)} cases: "
-            f"{_listed(without)}. Add them, or take those images out of imagesTr{hint}"
+            f"{listed(without)}. Add them, or take those images out of imagesTr{hint}"
         )
     _check_images(raw_folder, images, labels, ending, hint)
     check_count(dataset_json, images.cases, str(raw_folder), hint)
@@ -58,10 +56,10 @@ def check_images(raw_folder: Path, file_ending: str) -> None:
 
 
 def _check_images(raw_folder: Path, images: ImageFiles, labels: ImageFiles, ending: str, hint: str = "") -> None:
-    if without := [f"{case}_0000{ending}" for case in labels.cases if case not in images.cases]:
+    if without := [shown(f"{case}_0000{ending}") for case in labels.cases if case not in images.cases]:
         raise PlanError(
             f"{raw_folder / 'imagesTr'} lacks the images of {len(without)} of {len(labels.cases)} label maps: "
-            f"{_listed(without)}. Add them, or take those label maps out of labelsTr{hint}"
+            f"{listed(without)}. Add them, or take those label maps out of labelsTr{hint}"
         )
 
 
@@ -73,8 +71,3 @@ def check_count(dataset_json: Mapping[str, Any], cases: Collection[str], where: 
             f"dataset.json says numTraining {said}, but {where} has {len(cases)} training cases: add those that are "
             f"missing, or correct numTraining{hint}"
         )
-
-
-def _listed(names: Collection[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(map(shown, list(names)[:SHOWN])) + more

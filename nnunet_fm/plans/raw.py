@@ -12,10 +12,11 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_fm.data.image_folders import find_images, shown
-from nnunet_fm.dataset_json import canonical, channel_names, fault, listed, named_channels, out_of_order
+from nnunet_fm.dataset_json import canonical, channel_names, fault, named_channels, out_of_order
 from nnunet_fm.foreign import ForeignFileError, read_object
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.plans.pairs import check_pairs
+from nnunet_fm.wording import listed
 
 
 def read_dataset_json(raw_folder: Path) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from nnunet_fm.models.plan_key import Adaptation, PlanError
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.trainers.base import fm_trainer
 from nnunet_fm.trainers.setting import resolve
-from nnunet_fm.trainers.split import listed
 from nnunet_fm.weights.cache import compute_sha256
 from nnunet_fm.weights.files import read_trained
+from nnunet_fm.wording import listed
 
 
 class AdaptingTrainer(fm_trainer):

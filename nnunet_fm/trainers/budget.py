@@ -35,9 +35,10 @@ from nnunet_fm.trainers.fold_lock import check_free, training_in
 from nnunet_fm.trainers.loading import ProcessLoader, ThisProcessLoader, end_loaders, loading_processes
 from nnunet_fm.trainers.random_state import random_state, seed_everything, set_random_state
 from nnunet_fm.trainers.recorder import Recorder
-from nnunet_fm.trainers.split import check_split, listed
+from nnunet_fm.trainers.split import check_split
 from nnunet_fm.trainers.tensorboard import TensorBoardLogger, tensorboard_enabled
 from nnunet_fm.weights.files import data_only, misfit, read_trained, write_checkpoint
+from nnunet_fm.wording import listed
 
 CHECKPOINT_KEY = "nnunet_fm"
 
@@ -293,7 +294,7 @@ class BudgetTrainer(nnUNetTrainer):
         for what, before, now in zip(("train", "val"), self._split_of_checkpoint, self.do_split(), strict=True):
             for verb, names in (("no longer", set(before) - set(now)), ("newly", set(now) - set(before))):
                 if names:
-                    changes.append(f"{listed(names)} {verb} in {what}")
+                    changes.append(f"{listed(sorted(names))} {verb} in {what}")
         if changes:
             raise PlanError(
                 f"the cases of fold {self.fold} have changed since this training began: {'; '.join(changes)}. Bring "
@@ -315,7 +316,7 @@ class BudgetTrainer(nnUNetTrainer):
             trained = set(self._split_of_checkpoint[0]) - set(training)  # a split may name a case twice on purpose
             if seen := trained & set(validation):
                 raise PlanError(
-                    f"fold {self.fold} was trained on {listed(seen)}, which {self._split_file} now names for "
+                    f"fold {self.fold} was trained on {listed(sorted(seen))}, which {self._split_file} now names for "
                     "validation: bring the former file back, or train the fold anew"
                 )
         super().perform_actual_validation(save_probabilities)

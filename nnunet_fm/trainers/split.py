@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_fm.data.folds import FOLDS, read_split_file
 from nnunet_fm.foreign import ForeignFileError
 from nnunet_fm.models.plan_key import PlanError
-
-SHOWN = 3
-"""Cases that a message names."""
+from nnunet_fm.wording import listed
 
 
 def check_split(file: Path, cases: Sequence[str], folder: Path, again: str, fold: int | str) -> None:
@@ -53,9 +51,3 @@ def check_split(file: Path, cases: Sequence[str], folder: Path, again: str, fold
             raise PlanError(f"fold {fold} of {file} has no {empty[0]} cases: {own}")
     elif fold != "all" and len(cases) == 1:  # nnU-Net draws four fifths of them
         raise PlanError(f"one case is too few to train and to validate: {own}")
-
-
-def listed(cases: Collection[str]) -> str:
-    """The first names of cases in words."""
-    names = sorted(cases)
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -14,6 +14,7 @@ from nnunet_fm.weights.cache import sha256
 from nnunet_fm.weights.files import WeightsFileError, check_finite, read_state_dict, unwrapped
 from nnunet_fm.weights.report import LoadReport, Section
 from nnunet_fm.weights.slim import Base, bases_of, full_state_dict, remember
+from nnunet_fm.wording import listed
 
 WRAPPED_LAYER = ".base_layer."
 """What peft puts into the names of a layer that it wraps."""
@@ -47,7 +48,7 @@ class WeightsMismatchError(ValueError):
         self.unexpected, self.missing, self.shapes = unexpected, missing, shapes
         differing = [f"{n} {file} in the file, {own} in the network" for n, (file, own) in shapes.items()]
         kinds = {"only in the file": unexpected, "missing in the file": missing, "other shape": differing}
-        found = "; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in kinds.items() if names)
+        found = "; ".join(f"{len(names)} {kind}: {listed(names, most=SHOWN)}" for kind, names in kinds.items() if names)
         hint = ". The file looks like another size of the model" if len(shapes) > SHOWN else ""
         file = section.file or "the state dict"
         super().__init__(f"{file} does not fit the network ({section.part}): {found}{hint}")
@@ -372,8 +373,3 @@ def _origin(name: str, official: Mapping[str, Tensor]) -> str:
     if inner in official:
         return inner
     return next((longer for longer in official if longer.endswith(f".{name}")), name)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

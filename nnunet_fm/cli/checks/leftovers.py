@@ -14,6 +14,7 @@ from nnunet_fm.cli.checks.finding import NOTE, Check, size
 from nnunet_fm.cli.checks.folders import missing
 from nnunet_fm.replacing import OLD, PARTIAL, SCRATCH
 from nnunet_fm.weights.cache import cache_folder
+from nnunet_fm.wording import listed
 
 STALE = 24 * 3600
 """Seconds without a change after which something temporary belongs to no process any more."""
@@ -47,7 +48,7 @@ def left_behind() -> Iterator[Check]:
     """A finding where there is anything to remove."""
     found = leftovers()
     if found:
-        places = ", ".join(map(str, found[:3])) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        places = listed(list(map(str, found)))
         detail = f"{len(found)} left by commands that were killed, {size(sum(map(_bytes, found)))}: {places}"
         yield Check("leftovers", NOTE, detail, "nnunet-fm doctor --fix")
 

@@ -9,6 +9,7 @@ from nnunet_fm.evaluation.report_page.context import Context
 from nnunet_fm.evaluation.report_page.elements import definitions
 from nnunet_fm.evaluation.report_page.numbers import plural
 from nnunet_fm.evaluation.statistics import can_claim, pairwise, ranks
+from nnunet_fm.wording import listed
 
 ALPHA = 0.05
 
@@ -92,8 +93,7 @@ def claim(context: Context) -> tuple[str, bool]:
     tests_were = "paired Wilcoxon signed-rank tests over patients"
     if not others:
         return f"{best} is better than each of the others: {tests_were}, p < {ALPHA} after Holm's correction.", True
-    shown = ", ".join(others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else "")
     return (
-        f"{best} has the best mean, but no claim can be made that it is better than {shown}: {tests_were} give "
-        f"p ≥ {ALPHA} after Holm's correction."
+        f"{best} has the best mean, but no claim can be made that it is better than {listed(others, most=6)}: "
+        f"{tests_were} give p ≥ {ALPHA} after Holm's correction."
     ), False
