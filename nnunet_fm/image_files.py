@@ -406,8 +406,12 @@ def _nifti_header(path: Path) -> _Nifti:
     with header_file.open("rb") as stream:
         start = stream.read(HEADER)
     if start[:2] == GZIP:
+        packed, start = start, b""
         try:
-            start = zlib.decompressobj(47).decompress(start, 540)
+            while packed and len(start) < 540:  # there may be several streams
+                unpacking = zlib.decompressobj(47)
+                start += unpacking.decompress(packed, 540 - len(start))
+                packed = unpacking.unused_data.lstrip(b"\0")
         except zlib.error as error:
             raise DamagedImageError(f"{path.name} is damaged ({error}){AGAIN}") from None
     sizes = {order: struct.unpack(order + "i", start[:4].ljust(4))[0] for order in "<>"}
