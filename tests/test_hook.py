@@ -588,7 +588,7 @@ LONG = "501 3d_fullres 0 -tr fm_trainer -p FMPlans_stunet_b"
         (LONG, f"{LONG} --c"),
         (f"{LONG} --npz --c", f"{LONG} --npz --c"),
         (f"{LONG} --val", f"{LONG} --val"),
-        ("501 fm_trainer 0 -pretrained_weights a.pth -device cpu", f"{LONG} -device cpu --c"),
+        ("501 fm_trainer 0 -pretrained_weights a.pth -device cpu", f"{LONG} -device cpu --c{training.EARLY}"),
     ],
 )
 def test_an_interrupted_training_says_how_to_go_on(dataset, monkeypatch, capsys, arguments: str, command: str) -> None:

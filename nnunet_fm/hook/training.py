@@ -12,6 +12,7 @@ from nnunet_fm.hook import short_form
 
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ends."""
+EARLY = " (where no checkpoint has been saved yet, type the former command: --c starts without -pretrained_weights)"
 
 
 def run(entry: Callable[[], Any]) -> Any:
@@ -24,7 +25,8 @@ def _guarded(entry: Callable[[], Any]) -> Any:
     try:
         return entry()
     except KeyboardInterrupt:
-        print(f"\n{short_form.COMMAND}: interrupted; go on with: {again(sys.argv[1:])}", file=sys.stderr)
+        hint = again(sys.argv[1:]) + (EARLY if "-pretrained_weights" in sys.argv else "")
+        print(f"\n{short_form.COMMAND}: interrupted; go on with: {hint}", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
