@@ -1,8 +1,8 @@
 """What several runs and cases allow to say: means and spreads, intervals, paired tests, ranks, and what may be claimed.
 
-Patients are the unit of every interval and test. A patient has one value per label: the mean over his cases of an
-anatomy, of which each is the mean over its classes, then over the folds and seeds of the label. Undefined values (NaN)
-are left out of every mean.
+Patients are the unit of every interval and test. A case has one value per label: the mean over its classes, then over
+the folds and seeds of the label. A patient has the mean of the values of all own cases of an anatomy. Undefined values
+(NaN) are left out of every mean.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ def intervals(
 ) -> pd.DataFrame:
     """Mean over patients with its bootstrap interval, for each label.
 
-    A patient counts once in an anatomy: with the mean over his cases, of which each is the mean over the sources of the
-    models that were tested on it.
+    A case has the mean over the sources of the models that were tested on it. A patient counts once in an anatomy, with
+    the mean over all own cases.
 
     Args:
         matrix: of `case_matrix`.
@@ -265,7 +265,7 @@ Values = TypeVar("Values", "pd.Series[float]", pd.DataFrame)
 
 
 def _units(values: Values) -> Values:
-    """One row per patient of an anatomy: of each case the mean over source datasets, then the mean over his cases.
+    """One row per patient of an anatomy: of each case the mean over source datasets, then over cases.
 
     Rows without a value, of any column, are left out.
     """
