@@ -138,8 +138,9 @@ def test_other_labels_are_preprocessed_again(planned: dict[str, Any]) -> None:
         copied = json.loads((folder.parent / "dataset.json").read_text())
         assert (copied["labels"], copied["regions_class_order"]) == (labels, order)
     kept = written(folder)
-    change_dataset_json(description="another")
+    change_dataset_json(description="another", numTraining="2")
     assert run(planned) == folder and written(folder) == kept
+    assert json.loads((folder.parent / "dataset.json").read_text())["numTraining"] == "2"  # trainings compare it
 
 
 def test_a_folder_of_an_older_version_is_kept_if_its_classes_are_the_present_ones(planned: dict[str, Any]) -> None:

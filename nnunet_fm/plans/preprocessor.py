@@ -109,13 +109,17 @@ def _check_identifier(plans: Mapping[str, Any], configuration: str, identifier: 
     )
 
 
-def _keep_labels(preprocessed: Path, dataset_json: Mapping[str, Any]) -> None:
-    """Write ``dataset.json``, which trainings read beside the preprocessed cases, where its labels are others there."""
+def _keep_description(preprocessed: Path, dataset_json: Mapping[str, Any]) -> None:
+    """Write ``dataset.json`` beside the preprocessed cases, if labels or ``numTraining`` are others there.
+
+    Trainings compare both with the cases.
+    """
     try:
         known = canonical(read_object(preprocessed)) if preprocessed.is_file() else {}
     except ForeignFileError:
         known = {}
-    if label_settings(known) != label_settings(dataset_json):
+    same_count = known.get("numTraining") == dataset_json.get("numTraining")
+    if not same_count or label_settings(known) != label_settings(dataset_json):
         preprocessed.parent.mkdir(parents=True, exist_ok=True)
         write_json(dataset_json, preprocessed)
 
@@ -160,7 +164,7 @@ class FMPreprocessor(CasePreprocessor):
         for warning in check_cases(raw, dataset_json):
             print(f"WARNING: {warning}")
         dataset = training_cases(raw, dataset_json)
-        _keep_labels(base / "dataset.json", dataset_json)
+        _keep_description(base / "dataset.json", dataset_json)
         with lock(folder):
             stamp = {"settings": settings, "raw": raw_stamp(dataset), "labels": label_settings(dataset_json)}
             if is_current(folder, stamp) or _is_current_without_labels(folder, stamp, plans, dataset_json):

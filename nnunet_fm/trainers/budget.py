@@ -205,7 +205,8 @@ class BudgetTrainer(nnUNetTrainer):
         cases = dataset.get_identifiers(str(folder))
         check_split(base / "splits_final.json", cases, folder, self._preprocess_again, self.fold)
         if not self._restoring:
-            check_count(self.dataset_json, cases, str(folder), f", and run `{self._preprocess_again}`")
+            hint = f" in dataset.json of nnUNet_raw and nnUNet_preprocessed, and run `{self._preprocess_again}`"
+            check_count(self.dataset_json, cases, str(folder), hint)
         with mock.patch.object(nnunet_trainer_module, "save_json", self._save_if_writable):
             training, validation = super().do_split()
         wanted = self.budget.train_cases
