@@ -77,21 +77,24 @@ def fault_of_channels(content: Mapping[str, Any], *, trained: bool = False) -> s
 def fault_of_numbers(content: Mapping[str, Any]) -> str | None:
     """What keeps a network from having one output for each class: a gap, the ignore label's place, regions' order.
 
-    What has other labels than numbers is left to `fault`.
+    Regions may be of labels with gaps, as nnU-Net has an output for each region then. What has other labels than
+    numbers is left to `fault`.
     """
     labels = content["labels"]
     classes = {name: value if isinstance(value, list) else [value] for name, value in labels.items() if name != IGNORE}
     used, ignore = {number for values in classes.values() for number in values}, labels.get(IGNORE)
     if not used or not all(map(_is_label, used)):
         return None
-    if missing := sorted(set(range(max(used))) - used - {ignore}):
+    has_regions = any(len(values) > 1 for values in classes.values())
+    if not has_regions and (missing := sorted(set(range(max(used))) - used - {ignore})):
         return f"labels must be 0, 1, 2 … without a gap: no class has {listed([str(number) for number in missing])}"
-    if ignore is not None and ignore != len(used):
+    above = max(used) + 1 if has_regions else len(used)
+    if ignore is not None and ignore != above:
         return (
-            f"the label 'ignore' is {ignore}, but it must be {len(used)}, one above the classes, which are 0 to "
-            f"{len(used) - 1}: change it in dataset.json and in the label maps"
+            f"the label 'ignore' is {ignore}, but it must be {above}, one above the classes, which are 0 to "
+            f"{above - 1}: change it in dataset.json and in the label maps"
         )
-    if any(len(values) > 1 for values in classes.values()):
+    if has_regions:
         regions, order = [name for name, values in classes.items() if set(values) != {0}], content.get(_ORDER)
         if not isinstance(order, list) or len(order) != len(regions) or not all(map(_is_label, order)):
             return (

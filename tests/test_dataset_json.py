@@ -74,6 +74,17 @@ def test_what_cannot_be_used_is_said(changed: dict[str, Any], said: str) -> None
     assert said in str(fault(canonical(content(**changed))))
 
 
+def test_labels_of_regions_may_have_gaps() -> None:
+    """As those of BraTS; nnU-Net has an output for each region."""
+    regions = {"background": 0, "whole": [1, 2, 4], "core": [1, 4], "enhancing": 4}
+    about = content(labels={**regions, "ignore": 5}, regions_class_order=[2, 1, 4])
+    assert fault(canonical(about)) is None
+    manager = LabelManager(about["labels"], about["regions_class_order"])
+    assert manager.num_segmentation_heads == 3
+    about["labels"]["ignore"] = 3
+    assert "must be 5" in str(fault(canonical(about)))
+
+
 def dataset(tmp_path: Path, channels: tuple[str, ...] = ("T1", "T2"), **about: Any) -> Path:
     return write_dataset(tmp_path, 501, shape=(4, 5, 6), cases=3, test_cases=0, channels=channels, **about)
 

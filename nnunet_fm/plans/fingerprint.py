@@ -50,7 +50,7 @@ def fingerprint(dataset_name: str, dataset_json: Mapping[str, Any], processes: i
         try:
             extractor = DatasetFingerprintExtractor(dataset_name, processes, verbose=True)
             extractor.dataset = cases  # nnU-Net's own listing takes hidden files for cases
-            extractor.num_foreground_voxels_for_intensitystats /= channels  # as many in all as it draws of one
+            extractor.num_foreground_voxels_for_intensitystats /= channels  # else memory grows with them
             with _read_by(type(reader)):
                 extractor.run(overwrite_existing=True)
         except Exception as error:  # whatever readers and numpy say: it names neither file nor case
