@@ -88,18 +88,8 @@ def _fingerprint(file: Path) -> list[tuple[list[int], list[float]]]:
 
 def _headers(files: list[Path]) -> list[tuple[list[int], list[float]]]:
     """Shape and spacing of the files that can be read and have three axes."""
-    import SimpleITK as sitk
+    from nnunet_fm.plans.orientation import read_header
 
-    sizes = []
-    for file in files:
-        if not file.is_file() or file.stat().st_size == 0:
-            continue
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(file))
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError:  # no image, or of a kind that another library reads
-            continue
-        if reader.GetDimension() == 3:
-            sizes.append(([*reader.GetSize()[::-1]], [*reader.GetSpacing()[::-1]]))
-    return sizes
+    there = [str(file) for file in files if file.is_file() and file.stat().st_size > 0]
+    headers = [header for file in there if (header := read_header(file)) is not None]
+    return [([*h.GetSize()[::-1]], [*h.GetSpacing()[::-1]]) for h in headers if h.GetDimension() == 3]

@@ -156,19 +156,16 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _headers(raw: Path, ending: str, tell: Callable[[str], None]) -> dict[str, Grid]:
     """Grids of all images whose header SimpleITK reads, by their first channel; none of images without a third axis."""
-    import SimpleITK as sitk
+    from nnunet_fm.plans.orientation import read_header
 
     files = sorted(file for part in ("imagesTr", "imagesTs") for file in (raw / part).glob(f"[!.]*_0000{ending}"))
     found: dict[str, Grid] = {}
     for number, file in enumerate(files):
         tell(f"reading headers, {number + 1} of {len(files)}")
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(file))
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError:  # nnU-Net will say which of its readers cannot read it
+        header = read_header(str(file))
+        if header is None:
             continue
-        shape, spacing = reader.GetSize()[:3], reader.GetSpacing()[:3]
+        shape, spacing = header.GetSize()[:3], header.GetSpacing()[:3]
         if len(shape) == 3:
             found[file.name.removesuffix(f"_0000{ending}")] = tuple(shape[::-1]), tuple(spacing[::-1])
     return found
