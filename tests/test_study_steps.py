@@ -22,7 +22,7 @@ from nnunet_fm.evaluation.frame import COLUMNS, read_scores, write_scores
 from nnunet_fm.evaluation.results import Run
 from nnunet_fm.evaluation.surroundings import trained_on
 from nnunet_fm.studies import data, gpus, steps, testing, training
-from nnunet_fm.studies.cases import NoTestCasesError, Tested, choose_cases, without_seen
+from nnunet_fm.studies.cases import CaseSet, NoTestCasesError, choose_cases, without_seen
 from nnunet_fm.studies.collect import collect, collect_results
 from nnunet_fm.studies.locks import Lock
 from nnunet_fm.studies.process import CommandError, StepError, run_command, thread_variables
@@ -89,7 +89,7 @@ def test_test_set_or_validation_cases(folders: Path) -> None:
 def test_cases_that_the_model_was_trained_on_are_left_out(folders: Path) -> None:
     """The split was drawn anew after the training; another dataset has the same patients under other names."""
     raw, fold = blobs(folders, cases=6), folders / "fold_0"
-    tested = Tested("imagesTr", "labelsTr", ["case_00", "case_01", "case_05"])
+    tested = CaseSet("imagesTr", "labelsTr", ["case_00", "case_01", "case_05"])
     write_record(fold, DATASET, ["case_01", "case_02"])
     assert without_seen(tested, raw, fold, DATASET) == (replace(tested, cases=["case_00", "case_05"]), ["case_01"])
     assert trained_on(fold / "validation", tested.cases) == ["case_01"] and trained_on(fold, tested.cases) == []

@@ -18,7 +18,7 @@ class NoTestCasesError(ValueError):
 
 
 @dataclass(frozen=True)
-class Tested:
+class CaseSet:
     """Cases, and where their images and references lie in the dataset's folder in ``nnUNet_raw``."""
 
     images: str
@@ -30,7 +30,7 @@ class Tested:
         return asdict(self)
 
 
-def choose_cases(raw: Path, preprocessed: Path, fold: str, which: str, *, own: bool) -> Tested:
+def choose_cases(raw: Path, preprocessed: Path, fold: str, which: str, *, own: bool) -> CaseSet:
     """The cases to test on.
 
     Args:
@@ -50,7 +50,7 @@ def choose_cases(raw: Path, preprocessed: Path, fold: str, which: str, *, own: b
         cases = sorted(labelled & image_names(raw / "imagesTs", ending))
         if not cases:
             raise NoTestCasesError(f"{raw} has no cases in imagesTs with a label map in labelsTs: set test: validation")
-        return Tested("imagesTs", "labelsTs", cases)
+        return CaseSet("imagesTs", "labelsTs", cases)
     there = sorted(label_names(raw / "labelsTr", ending) & image_names(raw / "imagesTr", ending))
     if fold == "all":
         if own:
@@ -58,17 +58,17 @@ def choose_cases(raw: Path, preprocessed: Path, fold: str, which: str, *, own: b
                 f"fold 'all' keeps no case of {raw.name} back, and it has no imagesTs with labelsTs: "
                 "train a numbered fold"
             )
-        return Tested("imagesTr", "labelsTr", there)
+        return CaseSet("imagesTr", "labelsTr", there)
     splits = read_splits(preprocessed, raw, there)
     if int(fold) >= len(splits):
         raise NoTestCasesError(f"the split of {raw.name} has {len(splits)} folds, and no fold {fold}")
     validated = sorted(str(case) for case in splits[int(fold)]["val"])
     if not validated:
         raise NoTestCasesError(f"fold {fold} of the split of {raw.name} has no validation cases to test on")
-    return Tested("imagesTr", "labelsTr", validated)
+    return CaseSet("imagesTr", "labelsTr", validated)
 
 
-def without_seen(tested: Tested, raw: Path, fold: Path, dataset: str) -> tuple[Tested, list[str]]:
+def without_seen(tested: CaseSet, raw: Path, fold: Path, dataset: str) -> tuple[CaseSet, list[str]]:
     """The cases to test on without those that the model was trained on, and these.
 
     Args:

@@ -14,7 +14,7 @@ from nnunet_fm.evaluation.frame import read_scores
 from nnunet_fm.evaluation.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, TIME_COLUMNS, Results, Run
 from nnunet_fm.evaluation.subjects import read_subjects
 from nnunet_fm.foreign import read_yaml
-from nnunet_fm.studies.cases import Tested, label_names, without_seen
+from nnunet_fm.studies.cases import CaseSet, label_names, without_seen
 from nnunet_fm.studies.marks import read_json
 from nnunet_fm.studies.testing import LEFT_OUT, TESTED
 from nnunet_fm.studies.trained import collect_results, read_records, trained_on
@@ -50,7 +50,7 @@ def collect(folder: Path) -> Results:
             frame, tested = read_scores(target / "scores.csv"), read_json(target / TESTED) or {}
             left_out = tested.get(LEFT_OUT, [])
             if "images" in tested:  # scores of an older version hold all cases
-                scored = Tested(tested["images"], tested["labels"], sorted(frame["case"].unique()))
+                scored = CaseSet(tested["images"], tested["labels"], sorted(frame["case"].unique()))
                 model = Path(run.model_folder, f"fold_{run.fold}")
                 left_out = [*left_out, *without_seen(scored, raw / target.name, model, run.dataset)[1]]
             scores.append(frame[~frame["case"].isin(left_out)].assign(**about))

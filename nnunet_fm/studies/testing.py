@@ -10,7 +10,7 @@ from typing import Any
 from nnunet_fm.dataset_json import canonical
 from nnunet_fm.foreign import read_object
 from nnunet_fm.replacing import PARTIAL
-from nnunet_fm.studies.cases import Tested, choose_cases, label_names, without_seen
+from nnunet_fm.studies.cases import CaseSet, choose_cases, label_names, without_seen
 from nnunet_fm.studies.marks import read_json, write_json
 from nnunet_fm.studies.process import StepError
 from nnunet_fm.studies.workplace import Workplace
@@ -85,7 +85,7 @@ def evaluate(place: Workplace) -> None:
     stamp, content = read_json(folder / TESTED), _dataset_json(raw)
     if stamp is None:
         raise StepError(f"{folder} holds no predictions")
-    tested = Tested(stamp["images"], stamp["labels"], stamp["cases"])
+    tested = CaseSet(stamp["images"], stamp["labels"], stamp["cases"])
     scores = evaluate_folder(
         folder / PREDICTIONS,
         raw / tested.labels,
