@@ -15,14 +15,14 @@ from pydantic import ValidationError
 
 from nnunet_fm.data.augmentation import FlipTransform, preset_transforms
 from nnunet_fm.data.presets import MIRRORING_PRESETS
-from nnunet_fm.data.sides import find_sides
+from nnunet_fm.data.sides import find_opposites, find_sides
 from nnunet_fm.dataset_conversion.aortaseg24 import AortaSeg24
 from nnunet_fm.dataset_conversion.hanseg import ORGANS
 from nnunet_fm.models.card import Recipe, read_mirror
 from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.models.registry import cards
 from nnunet_fm.plans.mirroring import Data, Mirroring, choose_mirroring
-from nnunet_fm.plans.orientation import dataset_orientations, lateral_axes
+from nnunet_fm.plans.orientation import dataset_orientations, patient_axes
 from nnunet_fm.plans.raw import training_cases
 from nnunet_fm.studies.schema import check_settings
 from tests.datasets import write_dataset
@@ -150,6 +150,25 @@ def test_labels_that_only_look_sided(names: list[str], alike: list[str]) -> None
     assert not find_sides(names).pairs and list(find_sides(names).alike) == alike
 
 
+@pytest.mark.parametrize(
+    ("names", "axis", "pairs"),
+    [
+        (["background", "anterior", "posterior"], 1, [("anterior", "posterior")]),
+        (["Posterior_Hippocampus", "Anterior hippocampus"], 1, [("Anterior hippocampus", "Posterior_Hippocampus")]),
+        (["lung_upper_lobe_left", "lung_lower_lobe_left", "lung_middle_lobe_right"], 2,
+         [("lung_upper_lobe_left", "lung_lower_lobe_left")]),
+        (["vena cava superior", "vena cava inferior"], 2, [("vena cava superior", "vena cava inferior")]),
+        (["anterior cingulate", "posterior fossa", "flower", "backbone"], 1, []),
+        (["left", "right"], 1, []),
+    ],
+)  # fmt: skip
+def test_pairs_of_front_and_back_and_of_top_and_bottom(
+    names: list[str], axis: int, pairs: list[tuple[str, str]]
+) -> None:
+    assert list(find_opposites(names, axis)) == pairs
+    assert not find_sides(names).pairs or names == ["left", "right"]
+
+
 def test_datasets_that_are_converted() -> None:
     """Carotids, cochleae, lacrimal and submandibular glands, optic nerves, parotids; arteries below the heart."""
     assert len(find_sides(ORGANS.names).pairs) == 6
@@ -189,13 +208,13 @@ def turned(degrees: float) -> list[float]:
 )
 def test_the_left_right_axis(directions: list[list[float]], axes: set[int], unsure: str | None, tmp_path: Path) -> None:
     cases = written(tmp_path, directions).cases
-    found, why = lateral_axes(cases, PLAIN)
+    found, why = patient_axes(cases, PLAIN)
     assert found == axes and (why is None) == (unsure is None) and (unsure or "") in (why or "")
     if unsure != "lie askew":
         for reader in ("NibabelIOWithReorient", "SimpleITKIOWithReorient"):
-            assert lateral_axes(cases, reader) == ({2}, None)
+            assert patient_axes(cases, reader) == ({2}, None)
             assert dataset_orientations(cases, reader) == {"RAS": len(cases)}
-    assert lateral_axes(cases, "NaturalImage2DIO")[0] is None
+    assert patient_axes(cases, "NaturalImage2DIO")[0] is None
 
 
 def test_headers_that_tell_nothing(tmp_path: Path) -> None:
@@ -204,7 +223,7 @@ def test_headers_that_tell_nothing(tmp_path: Path) -> None:
     image.set_qform(None, 0)
     image.set_sform(None, 0)
     nibabel.save(image, cases["case_00"]["images"][0])
-    axes, why = lateral_axes(cases, PLAIN)
+    axes, why = patient_axes(cases, PLAIN)
     assert axes is None and why is not None and "1 of 2 training images" in why
 
 
@@ -231,6 +250,23 @@ def test_left_and_right_are_not_mirrored(tmp_path: Path, capsys: pytest.CaptureF
     assert chosen.axes == [0, 1, 2] and chosen.origin == "user" and "as asked" in chosen.reasons["mirror"]
     assert choose(data, wish="z") == Mirroring([0], "user")
     assert not capsys.readouterr().out
+
+
+def test_front_and_back_are_not_mirrored(tmp_path: Path) -> None:
+    """Images that do not tell how they lie are mirrored: unlike left and right, front and back do not look alike."""
+    labels = {"background": 0, "anterior": 1, "posterior": 2}
+    data = written(tmp_path, [turned(0)], labels)
+    chosen = choose(data)
+    assert chosen.axes == [0, 2] and chosen.origin == "data"
+    assert "anterior and posterior differ by side, and y is the front-back axis" in chosen.reasons["mirror"]
+    assert choose(Data(data.raw, labels, data.cases, "NaturalImage2DIO", [0, 1, 2])).axes == [0, 1, 2]
+    both = {**labels, "kidney left": 3, "kidney right": 4}
+    chosen = choose(Data(data.raw, both, data.cases, PLAIN, [0, 1, 2]))
+    assert chosen.axes == [0]
+    assert "x is the left-right axis and y is the front-back axis" in chosen.reasons["mirror"]
+    coronal = Data(data.raw, labels, data.cases, PLAIN, [1, 0, 2])
+    chosen = choose(coronal, dim=2)
+    assert chosen.axes == [0, 1] and "across the front-back axis" in chosen.reasons["mirror"]
 
 
 def test_slices_follow_the_axes_of_the_images(tmp_path: Path) -> None:

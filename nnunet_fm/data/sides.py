@@ -1,7 +1,7 @@
-"""Labels that tell left from right, found by their names.
+"""Labels that tell left from right, front from back or top from bottom, found by their names.
 
 A *pair* is two labels that are equal but for the word of a side, in any place and case: ``Kidney_L`` and
-``kidney right``.
+``kidney right``, ``anterior`` and ``posterior``.
 """
 
 from __future__ import annotations
@@ -31,6 +31,16 @@ SHORT: dict[str, Side] = {
     **dict.fromkeys(("r", "rt", "rgt", "rh", "re", "dex", "dx"), "right"),
 }
 """Abbreviations, which mean a side where they stand alone."""
+
+FRONT = "anterior anterius anteriore antérieur front ventral ventralis vordere vorderer vorderes"
+BACK = "posterior posterius posteriore postérieur back dorsal dorsalis hintere hinterer hinteres"
+ABOVE = "superior superius superiore supérieur upper cranial cranialis top obere oberer oberes"
+BELOW = "inferior inferius inferiore inférieur lower caudal caudalis bottom untere unterer unteres"
+OPPOSITES: dict[int, tuple[frozenset[str], frozenset[str]]] = {
+    1: (frozenset(FRONT.split()), frozenset(BACK.split())),
+    2: (frozenset(ABOVE.split()), frozenset(BELOW.split())),
+}
+"""Index of a patient axis (left-right, front-back, top-bottom) -> words of its two directions, which stand alone."""
 
 NO_STRUCTURES = ("background", "ignore")
 
@@ -65,6 +75,23 @@ def find_sides(names: Iterable[str]) -> Sides:
     known = {tuple(found) for found in words.values()}
     swapped = {name for name, found in words.items() if any(other in known for other in _other_side(found))}
     return Sides(tuple(pairs), tuple(name for name in names if name in alone | swapped))
+
+
+def find_opposites(names: Iterable[str], patient_axis: int) -> tuple[tuple[str, str], ...]:
+    """Pairs of labels that differ by front and back (axis 1) or by top and bottom (axis 2) alone.
+
+    Both directions must be there: ``anterior cingulate`` without its counterpart is the name of a structure.
+    """
+    first, second = OPPOSITES[patient_axis]
+    groups: dict[tuple[str, ...], dict[bool, str]] = defaultdict(dict)
+    for name in names:
+        words = _words(name)
+        for meaning in (first, second):
+            found = [word for word in words if word in meaning]
+            if len(found) == 1:
+                rest = tuple(word for word in words if word != found[0])
+                groups[rest].setdefault(meaning is first, name)
+    return tuple((group[True], group[False]) for group in groups.values() if len(group) == 2)
 
 
 def _words(name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which axes a plan mirrors: all that its augmentation flips, but for left and right where labels tell them apart."""
+"""Which axes a plan mirrors: all that its augmentation flips, save those whose two directions labels tell apart."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_fm.data.presets import MIRRORING_PRESETS
-from nnunet_fm.data.sides import find_sides
+from nnunet_fm.data.sides import find_opposites, find_sides
 from nnunet_fm.models.card import Recipe, read_mirror
 from nnunet_fm.models.plan_key import PlanError
-from nnunet_fm.plans.orientation import lateral_axes
+from nnunet_fm.plans.orientation import patient_axes
 from nnunet_fm.plans.slices import AXES, read_conversion
 from nnunet_fm.wording import listed
 
@@ -24,7 +24,7 @@ SHOWN = 6
 
 @dataclass(frozen=True)
 class Data:
-    """What of a dataset decides about its left and right.
+    """What of a dataset decides about the axes that are mirrored.
 
     Attributes:
         raw: folder in ``nnUNet_raw``, where a converter may have left a ``conversion.json``.
@@ -43,6 +43,35 @@ class Data:
     def image_axis(self, axis: int, dim: int) -> int:
         """Index into (z, y, x) of the image, of an axis of patches with ``dim`` axes."""
         return self.transpose[axis + 3 - dim]
+
+
+@dataclass(frozen=True)
+class Opposites:
+    """Labels that differ by the two directions of a patient axis.
+
+    Attributes:
+        name: of the axis, such as ``left-right``.
+        pairs: names of labels.
+        axes: of the image, indices into (z, y, x), along which mirroring may exchange them.
+        unsure: why there may be several axes; None if there is one.
+    """
+
+    name: str
+    pairs: list[tuple[str, str]]
+    axes: frozenset[int]
+    unsure: str | None
+
+    @property
+    def differ(self) -> str:
+        """A clause about the labels."""
+        return f"{listed([f'{one} and {other}' for one, other in self.pairs], most=SHOWN)} differ by side"
+
+    def why(self, forbidden: Sequence[int]) -> str:
+        """A clause about image axes that are not mirrored for these labels."""
+        which = ", ".join(NAMES[axis] for axis in forbidden if axis in self.axes)
+        if self.unsure:
+            return f"{which} may be the {self.name} axis, since {self.unsure}"
+        return f"{which} is the {self.name} axis"
 
 
 @dataclass
@@ -72,24 +101,23 @@ def choose_mirroring(recipe: Recipe, wish: object, variant: str, data: Data, dim
     chosen = Mirroring(available, variant) if by_user is None else Mirroring(by_user, "user")
     if not available:
         return chosen
-    pairs, alike = _sides(data)
-    if not pairs:
-        if alike and chosen.axes and wish is None:
-            chosen.reasons["labels"] = (
-                f"labels that only look as if they told left from right ({listed(alike, most=SHOWN)}) change nothing: "
-                f"all axes are mirrored; if that exchanges them, --mirror leaves one out"
-            )
-            print(f"WARNING: {chosen.reasons['labels']}")
+    opposites, alike = _opposites(data)
+    if alike and chosen.axes and wish is None:
+        chosen.reasons["labels"] = (
+            f"labels that only look as if they told left from right ({listed(alike, most=SHOWN)}) change nothing: "
+            f"all axes are mirrored; if that exchanges them, --mirror leaves one out"
+        )
+        print(f"WARNING: {chosen.reasons['labels']}")
+    if not opposites:
         return chosen
-    lateral, unsure = _lateral(data)
-    forbidden = [axis for axis in range(dim) if data.image_axis(axis, dim) in lateral]
-    differ = f"{listed([f'{left} and {right}' for left, right in pairs], most=SHOWN)} differ by side"
+    forbidden = [axis for axis in range(dim) if any(data.image_axis(axis, dim) in each.axes for each in opposites)]
+    differ = ", ".join(each.differ for each in opposites)
     allowed = [axis for axis in available if axis not in forbidden]
     others = f"--mirror {','.join(NAMES[data.image_axis(axis, dim)] for axis in allowed) or 'none'}"
     if set(chosen.axes) <= set(allowed):
         if wish is None and not forbidden:
             chosen.reasons["mirror"] = (
-                f"{differ}, but slices are cut across the left-right axis: no flip exchanges them"
+                f"{differ}, but slices are cut across the {opposites[0].name} axis: no flip exchanges them"
             )
     elif wish is not None:
         chosen.reasons["mirror"] = f"as asked, though {differ} ({others} does not exchange them)"
@@ -97,9 +125,9 @@ def choose_mirroring(recipe: Recipe, wish: object, variant: str, data: Data, dim
         chosen.reasons["mirror"] = f"as published, though {differ} ({others} does not exchange them)"
     else:
         chosen.axes, chosen.origin = allowed, "data"
-        which = ", ".join(NAMES[data.image_axis(axis, dim)] for axis in forbidden)
-        why = f"{which} may be the left-right axis, since {unsure}" if unsure else f"{which} is the left-right axis"
-        chosen.reasons["mirror"] = f"{differ}, and {why}: not mirrored (--mirror overrides)"
+        in_plane = [data.image_axis(axis, dim) for axis in forbidden]
+        whys = [each.why(in_plane) for each in opposites if each.axes & set(in_plane)]
+        chosen.reasons["mirror"] = f"{differ}, and {' and '.join(whys)}: not mirrored (--mirror overrides)"
     return chosen
 
 
@@ -127,6 +155,21 @@ def _wanted(wish: object, recipe: Recipe, data: Data, dim: int) -> list[int]:
     return sorted(axes)
 
 
+def _opposites(data: Data) -> tuple[list[Opposites], tuple[str, ...]]:
+    """Labels that tell the two directions of an axis apart; labels that only look as if they told left from right.
+
+    Sides of the patient look alike, so that left and right count in images that do not tell how they lie, too.
+    """
+    pairs, alike = _sides(data)
+    found = [Opposites("left-right", pairs, *_lateral(data))] if pairs else []
+    for patient_axis, name in ((1, "front-back"), (2, "top-bottom")):
+        if others := find_opposites(data.labels, patient_axis):
+            axes, unsure = patient_axes(data.cases, data.reader, patient_axis)
+            if axes is not None:
+                found.append(Opposites(name, list(others), axes, unsure))
+    return found, () if pairs else alike
+
+
 def _sides(data: Data) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
     """Pairs of labels that differ by side, by a converter's word or by their names; labels that only look so."""
     found = find_sides(data.labels)
@@ -145,7 +188,7 @@ def _lateral(data: Data) -> tuple[frozenset[int], str | None]:
     told = (read_conversion(file).get("left_right") or {}).get("axis")
     if told is not None and str(told).lower() not in AXES:
         raise PlanError(f"{file}: left_right.axis is {told!r}, legal are 0, 1, 2 (index into z, y, x), z, y, x")
-    axes, unsure = lateral_axes(data.cases, data.reader)
+    axes, unsure = patient_axes(data.cases, data.reader)
     if told is None:
         return frozenset(range(3)) if axes is None else axes, unsure
     axis = AXES[str(told).lower()]

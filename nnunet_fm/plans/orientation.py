@@ -16,8 +16,8 @@ MAX_CASES = 200
 REORIENTING_READER = "NibabelIOWithReorient"
 """nnU-Net's reader that turns every NIfTI image to RAS before anything else happens."""
 
-LATERAL = 0.5
-"""Cosine of the angle between an image axis and the patient's left-right axis from which the two may be confused."""
+NEAR = 0.5
+"""Cosine of the angle between an image axis and one of the patient from which the two may be confused."""
 
 REORIENTING_READERS = (REORIENTING_READER, "SimpleITKIOWithReorient")
 """All readers of nnU-Net's that turn images before anything else happens."""
@@ -76,14 +76,17 @@ def tells_place(header: sitk.ImageFileReader) -> bool:
     return not nrrd or header.HasMetaDataKey("NRRD_space")
 
 
-def lateral_axes(cases: Mapping[str, Mapping[str, Any]], reader: str) -> tuple[frozenset[int] | None, str | None]:
-    """Image axes along which mirroring may exchange left and right, as indices into (z, y, x).
+def patient_axes(
+    cases: Mapping[str, Mapping[str, Any]], reader: str, patient_axis: int = 0
+) -> tuple[frozenset[int] | None, str | None]:
+    """Image axes along which mirroring may exchange two sides of the patient, as indices into (z, y, x).
 
-    An axis is one of them if it lies within `LATERAL` of the patient's left-right axis in any training image. Then no
-    product of mirrorings along the others moves a structure to the other side.
+    An axis is one of them if it lies within `NEAR` of the patient's axis in any training image. Then no product of
+    mirrorings along the others moves a structure to the other side.
 
     Args:
         cases, reader: as in `dataset_orientations`; here all cases are read.
+        patient_axis: 0 from left to right, 1 from front to back, 2 from top to bottom.
 
     Returns:
         The axes, None where an image does not tell; and what is unsure about them, None if all images have one axis.
@@ -93,7 +96,7 @@ def lateral_axes(cases: Mapping[str, Mapping[str, Any]], reader: str) -> tuple[f
     found: Counter[frozenset[int] | None] = Counter()
     for case in cases.values():
         direction = _direction(str(case["images"][0]))
-        found[None if direction is None else _lateral(direction, reader)] += 1
+        found[None if direction is None else _near(direction, reader, patient_axis)] += 1
     if None in found:
         which = "the training images" if len(found) == 1 else f"{found[None]} of {len(cases)} training images"
         return None, f"the headers of {which} do not tell how they lie in the patient"
@@ -112,16 +115,16 @@ def _direction(file: str) -> NDArray[np.float64] | None:
     return np.asarray(header.GetDirection(), dtype=float).reshape(size, size)[:3, :3]
 
 
-def _lateral(direction: NDArray[np.float64], reader: str) -> frozenset[int]:
-    """The axes (z, y, x) of an image that `lateral_axes` counts, as the reader gives them."""
-    across = np.abs(direction[0])  # of the file's x, y, z
+def _near(direction: NDArray[np.float64], reader: str, patient_axis: int) -> frozenset[int]:
+    """The axes (z, y, x) of an image that `patient_axes` counts, as the reader gives them."""
+    across = np.abs(direction[patient_axis])  # of the file's x, y, z
     if reader in REORIENTING_READERS:
         codes = axis_codes(direction.ravel().tolist())
         order = [next((i for i, code in enumerate(codes) if code in pair), None) for pair in ("LR", "PA", "SI")]
         if None in order:  # an image so askew that two axes point the same way
             return frozenset(range(3))
         across = across[order]
-    return frozenset(2 - int(axis) for axis in np.flatnonzero(across >= LATERAL))
+    return frozenset(2 - int(axis) for axis in np.flatnonzero(across >= NEAR))
 
 
 def orientation_warning(expected: str | None, found: Mapping[str, int], model: str) -> str | None:
