@@ -217,7 +217,7 @@ class TestHaNSeg(ConverterTester):
         assert problem.file.endswith(mr.name) and "cannot be registered to" in problem.rule
         truncate(mr)
         report = self.convert(tmp_path, None, options={"domain": "mr"}, dry_run=True)
-        assert "damaged or cut off" in report.problems[0].rule
+        assert "is cut off" in report.problems[0].rule
         mr.unlink()
         report = self.convert(tmp_path, None, options={"domain": "mr"}, dry_run=True)
         assert "there is no MR image" in report.problems[0].rule

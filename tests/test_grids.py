@@ -48,7 +48,8 @@ def flip(*axes: int) -> tuple[float, ...]:
         (changed(direction=turned(3)), "off the image's place", False),
         (changed(spacing=(1.0, 1.0, 1.0)), r"its spacing is \(1, 1, 1\) mm, the image's \(0.7422, 0.7422, 3\)", True),
         (changed(spacing=(0.75, 0.75, 3.0)), "its spacing is", False),
-        (changed(origin=(0, 0, 0)), r"voxels beside the image: origin \(0, 0, 0\) mm", True),
+        (changed(origin=(1, 0, 0)), r"voxels beside the image: origin \(1, 0, 0\) mm", True),
+        (changed(origin=(0, 0, 0)), r"voxels beside the image: origin \(0, 0, 0\) mm", False),
         (changed(origin=(-1202.7, 388.1, -900.3)), r"1.\d voxels off the image's place", False),
     ],
 )

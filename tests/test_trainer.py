@@ -237,7 +237,10 @@ def test_the_iterations_are_met_exactly() -> None:
 
 def test_time_ends_a_training_and_the_rate_with_it() -> None:
     plans = make_plan(
-        "plain", iterations=10**6, plans_name="FMPlans_timed", recipe={"max_minutes": 0.1, "iterations_per_epoch": 2}
+        "plain",
+        iterations=10**6,
+        plans_name="FMPlans_timed",
+        recipe={"max_minutes": 0.1, "iterations_per_epoch": 2, "scratch": None},
     )
     trainer = make_trainer(plans)
     rates: list[float] = []

@@ -194,14 +194,14 @@ def test_processes_share_the_volumes_and_agree(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_plan_is_met_to_the_iteration() -> None:
-    """20 slices in batches of 4: an epoch is 5 iterations."""
+    """The fold's 12 training slices, of 20, in batches of 4: an epoch is 3 iterations."""
     trainer = make_trainer(every=0, epochs=3)
     per_epoch: list[int] = []
     end = trainer.on_train_epoch_end
     trainer.on_train_epoch_end = lambda outputs: (per_epoch.append(len(outputs)), end(outputs))
     trainer.run_training()
-    assert trainer.setting.iterations == trainer.iteration == 15
-    assert per_epoch == [5, 5, 5] and trainer.current_epoch == trainer.num_epochs == 3
+    assert trainer.setting.iterations == trainer.iteration == 9
+    assert per_epoch == [3, 3, 3] and trainer.current_epoch == trainer.num_epochs == 3
     written = {path.name for path in Path(trainer.output_folder).glob("*.pth")}
     assert written == {"checkpoint_best.pth", "checkpoint_final.pth"}  # nnU-Net's own
 
@@ -248,7 +248,7 @@ def test_a_measured_training_is_the_unmeasured_one_and_continues_exactly() -> No
     whole = make_trainer(every=2)
     measured = record_losses(whole)
     whole.run_training()
-    assert measured == expected and len(expected) == 5 * (5 + 2)
+    assert measured == expected and len(expected) == 5 * (3 + 2)
 
     class Killed(Exception):
         pass

@@ -102,7 +102,8 @@ def misfit(other: Grid, image: Grid) -> Misfit | None:
     outside = (places.max(axis=0) < 0) | (places.min(axis=0) > np.array(image.size) - 1)
     where = "beside the image" if outside.any() else "off the image's place"
     origins = f"origin {_numbers(other.origin)} mm against {_numbers(image.origin)} mm"
-    return Misfit(f"it lies {apart.max():.2g} voxels {where}: {origins}", bool(outside.any()))
+    lost = not any(other.origin)  # as by programs that write voxels without their place
+    return Misfit(f"it lies {apart.max():.2g} voxels {where}: {origins}", bool(outside.any()) and not lost)
 
 
 def _without_place(other: Grid, image: Grid, files: Sequence[str]) -> Misfit | None:
