@@ -67,4 +67,4 @@ def test_one_skewed_image_that_comes_first_changes_the_reader_and_is_named(
     """nnU-Net chooses the reader of all images by the first."""
     skew(raw / "imagesTr/case_00_0000.nii.gz")
     assert len(fingerprint(raw.name, read_dataset_json(raw), 1)["spacings"]) == 3
-    assert "read by NibabelIO: by SimpleITKIO" in (printed := capsys.readouterr().out) and "case_00_0000" in printed
+    assert "read by NibabelIO: by SimpleITKIO" in (printed := capsys.readouterr().err) and "case_00_0000" in printed

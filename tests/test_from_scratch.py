@@ -39,10 +39,9 @@ def test_every_pre_trained_model_has_a_recipe_for_random_weights() -> None:
     """Rates for fine-tuning hardly move random weights, which would bias every comparison of the two."""
     for card in cards().values():
         recipe = card.variants["mission"].recipe
-        if card.checkpoints and card.family != "resnet":  # whose rate is that of random weights already
-            assert recipe.scratch is not None and recipe.scratch.learning_rate is not None, card.name
-            assert recipe.scratch.learning_rate > recipe.learning_rate, card.name
         scratch = recipe.from_scratch()
+        if card.checkpoints:  # the others are trained with the rates that were published
+            assert scratch.learning_rate >= 5e-4, card.name
         assert scratch.from_scratch() == scratch  # nothing is left to change
         assert Recipe(**scratch.model_dump()) == scratch
 

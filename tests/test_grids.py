@@ -101,7 +101,7 @@ def test_plans_and_preprocessing_name_the_case(
     assert [check.state for check in training_data("Dataset501_Blobs")] == ["ok"]
     spoiled(folder, lambda image: image.SetOrigin((0.4, 0, 0)))
     planner_class("FMPlanner_stunet_s")(501)
-    assert "WARNING: label map of case_01: it lies 0.4 voxels off" in capsys.readouterr().out
+    assert "WARNING: label map of case_01: it lies 0.4 voxels off" in capsys.readouterr().err
     assert [check.state for check in training_data("Dataset501_Blobs")] == ["note"]
     spoiled(folder, lambda image: image.SetDirection((-1, 0, 0, 0, 1, 0, 0, 0, 1)))
     with pytest.raises(PlanError, match="label map of case_01: its axis x points the other way.*CopyInformation"):

@@ -90,7 +90,7 @@ def test_plan_and_preprocessing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, plans = planned(tmp_path, monkeypatch)
-    assert plans[KEY]["reasons"]["voxels"] in capsys.readouterr().out and "6.0 times" in plans[KEY]["reasons"]["voxels"]
+    assert plans[KEY]["reasons"]["voxels"] in capsys.readouterr().err and "6.0 times" in plans[KEY]["reasons"]["voxels"]
     file = folder / "imagesTr" / "case_01_0000.nii.gz"
     write_image(file, np.full(SHAPE, 7, np.float32), (1, 1, 1))
     FMPreprocessor(verbose=False).run(501, "3d_fullres", plans["plans_name"], 1)

@@ -249,7 +249,8 @@ def test_left_and_right_are_not_mirrored(tmp_path: Path, capsys: pytest.CaptureF
     chosen = choose(data, wish="all")
     assert chosen.axes == [0, 1, 2] and chosen.origin == "user" and "as asked" in chosen.reasons["mirror"]
     assert choose(data, wish="z") == Mirroring([0], "user")
-    assert not capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert not captured.out and not captured.err
 
 
 def test_front_and_back_are_not_mirrored(tmp_path: Path) -> None:
@@ -304,7 +305,7 @@ def test_labels_that_look_sided_are_printed(tmp_path: Path, capsys: pytest.Captu
     assert chosen.axes == [0, 1, 2] and chosen.origin == "mission"
     assert (
         "WARNING: labels that only look as if they told left from right (LV, RV) change nothing"
-        in capsys.readouterr().out
+        in capsys.readouterr().err
     )
     assert choose(data, wish="none") == Mirroring([], "user") and choose(data, augmentation="light").reasons == {}
 

@@ -167,7 +167,7 @@ def test_a_checkpoint_of_an_older_version(plans: dict[str, dict[str, Any]], caps
     stock = nnUNetPredictor(device=CPU, allow_tqdm=False)
     capsys.readouterr()
     stock.initialize_from_trained_model_folder(str(folder), (0,))
-    assert "give it --disable_tta" in capsys.readouterr().out
+    assert "give it --disable_tta" in capsys.readouterr().err
     assert volumes(trainer, stock) < patches(trainer) - 0.3
     assert abs(volumes(trainer) - patches(trainer)) < 0.1
 

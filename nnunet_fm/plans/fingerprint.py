@@ -89,7 +89,8 @@ def _reader(file: str, dataset_json: Mapping[str, Any]) -> BaseReaderWriter:
             if found is None:
                 raise PlanError(unreadable(file, error)) from None
             print(
-                f"WARNING: all images will be read by {found.__name__}: by {usual.__name__} {unreadable(file, error)}"
+                f"WARNING: all images will be read by {found.__name__}: by {usual.__name__} {unreadable(file, error)}",
+                file=sys.stderr,
             )
     assert found is not None
     return whole_images(found)()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,7 +108,7 @@ def choose_mirroring(recipe: Recipe, wish: object, variant: str, data: Data, dim
             f"labels that only look as if they told left from right ({listed(alike, most=SHOWN)}) change nothing: "
             f"all axes are mirrored; if that exchanges them, --mirror leaves one out"
         )
-        print(f"WARNING: {chosen.reasons['labels']}")
+        print(f"WARNING: {chosen.reasons['labels']}", file=sys.stderr)
     if not opposites:
         return chosen
     forbidden = [axis for axis in range(dim) if any(data.image_axis(axis, dim) in each.axes for each in opposites)]

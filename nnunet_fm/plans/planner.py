@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -128,7 +129,7 @@ class FMPlanner(ExperimentPlanner):
         raw = Path(nnUNet_raw, dataset_name(dataset_name_or_id))
         dataset_json = read_dataset_json(raw)
         for warning in check_cases(raw, dataset_json):
-            print(f"WARNING: {warning}")
+            print(f"WARNING: {warning}", file=sys.stderr)
         super().__init__(
             dataset_name_or_id,
             gpu_memory_target_in_gb,
@@ -141,7 +142,7 @@ class FMPlanner(ExperimentPlanner):
         self.dataset = training_cases(raw, dataset_json)  # nnU-Net's own listing takes hidden files for cases
         self.reader = self.determine_reader_writer().__name__
         for warning in check_grids(self.dataset, self.reader):
-            print(f"WARNING: {warning}")
+            print(f"WARNING: {warning}", file=sys.stderr)
         # The stock command always passes DefaultPreprocessor, so only another name can be a user's wish.
         if preprocessor_name not in ("DefaultPreprocessor", "FMPreprocessor"):
             raise PlanError(f"plans of nnunet-fm use FMPreprocessor (or --portable), not '{preprocessor_name}'")
@@ -209,10 +210,10 @@ class FMPlanner(ExperimentPlanner):
         reasons |= norm.reasons
         if doubts := check_foreground(self.dataset_json, self.dataset_fingerprint):
             reasons["channels"] = doubts
-            print(f"WARNING: {doubts}")
+            print(f"WARNING: {doubts}", file=sys.stderr)
         if warning := orientation_warning(card.pretraining.orientation, found, card.name):
             reasons["orientation"] = warning
-            print(f"WARNING: {warning}")
+            print(f"WARNING: {warning}", file=sys.stderr)
 
         full_spacing = self._spacing(card, planned.geometry.spacing, variant, transpose)
         origin["spacing"] = full_spacing.origin
@@ -221,7 +222,7 @@ class FMPlanner(ExperimentPlanner):
         shapes, spacings = self._transposed(transpose)
         if more := enlargement(spacings, full_spacing.value):
             reasons["voxels"] = more
-            print(f"WARNING: {more}")
+            print(f"WARNING: {more}", file=sys.stderr)
         image = median_shape(shapes, spacings, full_spacing.value)
         spacing, image = full_spacing.value[-card.dim :], image[-card.dim :]
         if card.dim == 3 and min(image) == 1:
@@ -406,7 +407,7 @@ class FMPlanner(ExperimentPlanner):
                 f"even patch {list(fitted)} and batch {fitted_batch} are predicted to need more than "
                 f"{self.UNet_vram_target_GB:g} GB"
             )
-            print(f"WARNING: {reasons['memory']}")
+            print(f"WARNING: {reasons['memory']}", file=sys.stderr)
         for what, before, after in (("patch_size", patch, list(fitted)), ("batch_size", batch, fitted_batch)):
             if before != after:
                 origin[what] = "memory"

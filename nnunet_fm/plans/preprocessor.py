@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import TimeoutError, active_children, get_context
 from pathlib import Path
@@ -162,7 +163,7 @@ class FMPreprocessor(CasePreprocessor):
         folder = base / identifier
         dataset_json = read_dataset_json(raw)
         for warning in check_cases(raw, dataset_json):
-            print(f"WARNING: {warning}")
+            print(f"WARNING: {warning}", file=sys.stderr)
         dataset = training_cases(raw, dataset_json)
         _keep_description(base / "dataset.json", dataset_json)
         with lock(folder):
@@ -173,7 +174,7 @@ class FMPreprocessor(CasePreprocessor):
             if folder.is_dir():
                 check_not_leased(folder)
             for warning in check_grids(dataset, plans["image_reader_writer"]):
-                print(f"WARNING: {warning}")
+                print(f"WARNING: {warning}", file=sys.stderr)
             partial = self._write(plans, configuration_name, dataset, dataset_json, folder, num_processes)
             replace_folder(partial, folder, stamp)
 

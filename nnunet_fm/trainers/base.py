@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -117,7 +118,7 @@ class fm_trainer(BudgetTrainer):
         """The network with random weights; prediction calls this too, with nothing but the plan and this class."""
         setting = resolve(plans_manager.plans, cls.spec)
         if not enable_deep_supervision and (warning := unseen_mirroring(plans_manager.plans)):
-            print(f"WARNING: {warning}")
+            print(f"WARNING: {warning}", file=sys.stderr)
         return build_network(
             network_architecture(setting, configuration_manager),
             num_input_channels,
