@@ -188,3 +188,14 @@ def test_every_benchmark_runs(name: str, tmp_path: Path) -> None:
     assert len(found) == len(most) + len(least)
     assert all(f <= m for f, m in zip(found, most, strict=False))
     assert all(f >= x for f, x in zip(found, least, strict=False))
+
+
+@pytest.mark.slow
+def test_trainings_from_random_weights_are_compared_at_equal_minutes(tmp_path: Path) -> None:
+    """The smallest network on the demo's images: stock nnU-Net gets as many steps as the same time holds."""
+    command = [sys.executable, "-m", "benchmarks.from_scratch", "vanilla_unet3d", "--iterations", "4", "--seeds", "1"]
+    subprocess.run([*command, "--threads", "1", "-o", tmp_path / "dice.json"], cwd=ROOT, check=True)
+    ours, stock = json.loads((tmp_path / "dice.json").read_text()).values()
+    assert ours["iterations"] == 4 and ours["seconds_per_step"] < stock["seconds_per_step"]
+    assert stock["iterations"] == max(1, round(4 * ours["seconds_per_step"] / stock["seconds_per_step"]))
+    assert all(0 <= dice <= 1 for row in (ours, stock) for dice in row["dice"])
