@@ -67,7 +67,7 @@ def prepare(folder: Path, data: Path | None) -> None:
     dataset.preprocess("nnUNetPlans", CONFIGURATION)
 
 
-def trainer(model: str, iterations: int, seed: int, results: Path, **recipe: Any) -> Any:
+def trainer(model: str, iterations: int, seed: int, **recipe: Any) -> Any:
     """A trainer of a model's default plan, or of stock nnU-Net, that validates at its end alone."""
     import torch
 
@@ -75,7 +75,6 @@ def trainer(model: str, iterations: int, seed: int, results: Path, **recipe: Any
     from nnunet_fm.trainers import trainer_class
 
     (preprocessed,) = Path(os.environ["nnUNet_preprocessed"]).iterdir()
-    os.environ["nnUNet_results"] = str(results)
     name = "nnUNetPlans" if model == STOCK else f"FMPlans_{model}"
     plans, description = (json.loads((preprocessed / file).read_text()) for file in (f"{name}.json", "dataset.json"))
     length = {"iterations_per_epoch": iterations, "validation_iterations": 1, "seed": seed}
@@ -86,14 +85,13 @@ def trainer(model: str, iterations: int, seed: int, results: Path, **recipe: Any
         plans[KEY]["recipe"] |= {**length, **recipe}
     kind: Any = trainer_class("fm_trainer_stock" if model == STOCK else "fm_trainer_scratch")
     made = kind(plans, CONFIGURATION, 0, description, torch.device("cpu"))
-    made.output_folder_base, made.output_folder = str(results / model), str(results / model / "fold_0")
     made.disable_checkpointing = True
     return made
 
 
-def seconds_per_step(models: Sequence[str], results: Path) -> dict[str, float]:
+def seconds_per_step(models: Sequence[str]) -> dict[str, float]:
     """Median processor time of a training step, augmentation included; the models take turns."""
-    trainers = {model: trainer(model, 1000, 0, results) for model in models}
+    trainers = {model: trainer(model, 1000, 0) for model in models}
     found: dict[str, list[float]] = {model: [] for model in models}
     for made in trainers.values():
         made.on_train_start()
@@ -107,22 +105,22 @@ def seconds_per_step(models: Sequence[str], results: Path) -> dict[str, float]:
     return {model: statistics.median(values) for model, values in found.items()}
 
 
-def dice_of_unseen(model: str, iterations: int, seed: int, results: Path) -> float:
+def dice_of_unseen(model: str, iterations: int, seed: int) -> float:
     """Train, and return the mean Dice of the fold's validation cases."""
-    made = trainer(model, iterations, seed, results)
+    made = trainer(model, iterations, seed)
     made.run_training()
     made.perform_actual_validation()
     summary = json.loads((Path(made.output_folder) / "validation" / "summary.json").read_text())
     return float(summary["foreground_mean"]["Dice"])
 
 
-def overfitted(model: str, steps: int, rate: float | None, results: Path) -> dict[str, Any]:
+def overfitted(model: str, steps: int, rate: float | None) -> dict[str, Any]:
     """Dice of each class on one batch after so many steps on it, with the rate of the recipe or another."""
     import torch
 
     changes = {} if rate is None else {"learning_rate": rate, "scratch": None}
-    fixed = {"augmentation": "none", "schedule": "constant", "warmup": 0.0, **changes}
-    made = trainer(model, steps, 0, results, **fixed)
+    fixed = {"augmentation": "none", "mirror": [], "schedule": "constant", "warmup": 0.0, **changes}
+    made = trainer(model, steps, 0, **fixed)
     made.on_train_start()
     batch = next(made.dataloader_train)
     losses = [float(made.train_step(batch)["loss"]) for _ in range(steps)]
@@ -131,8 +129,10 @@ def overfitted(model: str, steps: int, rate: float | None, results: Path) -> dic
     with torch.no_grad():
         predicted = made.network(batch["data"]).argmax(1)
     target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
-    classes = range(1, made.label_manager.num_segmentation_heads)
-    dice = [float(2 * ((predicted == c) & (target[:, 0] == c)).sum() / max(1, int((predicted == c).sum() + (target[:, 0] == c).sum()))) for c in classes]  # fmt: skip  # noqa: E501
+    dice = []
+    for label in range(1, made.label_manager.num_segmentation_heads):
+        found, true = predicted == label, target[:, 0] == label
+        dice.append(2 * int((found & true).sum()) / max(1, int(found.sum() + true.sum())))
     return {"dice": dice, "first_loss": losses[0], "last_loss": losses[-1]}
 
 
@@ -174,18 +174,17 @@ def main() -> None:
             size = {} if given.patch is None else {"patch": given.patch, "batch": 1}
             dataset.plan(f"FMPlans_{model}", f"FMPlanner_{model}", **size)
             dataset.preprocess(f"FMPlans_{model}", CONFIGURATION)
-        results = folder / "nnUNet_results"
         if given.overfit:
             for model in given.models:
-                found[model] = overfitted(model, given.overfit, given.rate, results)
+                found[model] = overfitted(model, given.overfit, given.rate)
                 print(f"{model}: {found[model]}", file=sys.stderr, flush=True)
         else:
             models = [*given.models, *([] if given.no_stock else [STOCK])]
-            cost = seconds_per_step(models, results)
+            cost = seconds_per_step(models)
             seconds = 60 * given.minutes if given.minutes else given.iterations * cost[models[0]]
             for model in models:
                 iterations = max(1, round(seconds / cost[model]))
-                dice = [dice_of_unseen(model, iterations, seed, results) for seed in range(given.seeds)]
+                dice = [dice_of_unseen(model, iterations, seed) for seed in range(given.seeds)]
                 found[model] = {"iterations": iterations, "seconds_per_step": cost[model], "dice": dice}
                 print(f"{model}: {found[model]}", file=sys.stderr, flush=True)
     for model, row in found.items():
