@@ -56,12 +56,12 @@ def named_channels(content: Mapping[str, Any]) -> str:
 
 
 def fault(content: Mapping[str, Any]) -> str | None:
-    """What is wrong with a `canonical` content, in a sentence; None where nothing is."""
+    """Fault of a `canonical` content in a sentence; None where all is well."""
     return fault_of_channels(content) or _fault_of_names(content.get("labels")) or fault_of_numbers(content)
 
 
 def fault_of_channels(content: Mapping[str, Any], *, trained: bool = False) -> str | None:
-    """What is wrong with the channels or the ending of files; of a ``trained`` model channels may count from 1."""
+    """Fault of the channels or of the file ending; channels of a ``trained`` model may count from 1."""
     names = content.get(_channels_key(content))
     numbered = isinstance(names, dict) and len(names) > 0 and all(map(_is_number, names))
     if names is None or not numbered or not (trained or list(names) == [str(n) for n in range(len(names))]):
@@ -75,7 +75,7 @@ def fault_of_channels(content: Mapping[str, Any], *, trained: bool = False) -> s
 
 
 def fault_of_numbers(content: Mapping[str, Any]) -> str | None:
-    """What keeps a network from having one output for each class: a gap, the ignore label's place, regions' order.
+    """Fault of the labels' numbers: a gap, the place of the ignore label, or the order of regions.
 
     Regions may be of labels with gaps, as nnU-Net has an output for each region then. What has other labels than
     numbers is left to `fault`.
@@ -105,7 +105,7 @@ def fault_of_numbers(content: Mapping[str, Any]) -> str | None:
 
 
 def _fault_of_names(labels: Any) -> str | None:
-    """What is wrong with the entry ``labels`` beside its numbers."""
+    """Fault of the entry ``labels``, apart from its numbers."""
     if not isinstance(labels, dict) or not labels:
         return f"'labels' is missing: it maps names to numbers, {_EXAMPLE}"
     for name, value in labels.items():

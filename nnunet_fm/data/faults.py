@@ -14,7 +14,7 @@ _ITK = re.compile(r"^Exception thrown in SimpleITK .*?(?:sitk::ERROR|ITK ERROR):
 
 
 def why(error: BaseException, printed: str = "") -> str:
-    """What an error says, in one line.
+    """Message of an error in one line.
 
     Args:
         error: of a reader.

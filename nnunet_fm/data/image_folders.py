@@ -20,7 +20,7 @@ SEARCHED = 1000
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """What a folder holds.
+    """Content of a folder.
 
     Attributes:
         cases: name -> channel files, both sorted.

@@ -77,7 +77,7 @@ def unlike_training(name: str, numbers: Mapping[str, Any], image: NDArray[np.num
 
 
 def fault_of_foreground(numbers: Mapping[str, Any]) -> str | None:
-    """What is wrong with a channel's intensities in the labelled structures; None where all is well."""
+    """Fault of a channel's intensities in the labelled structures; None where all is well."""
     if wrong := [key for key, value in numbers.items() if isinstance(value, (int, float)) and not math.isfinite(value)]:
         return f"{wrong[0]} is {numbers[wrong[0]]}: intensities are NaN, infinite or too large to be summed up"
     large = [float(numbers[key]) for key in ("min", "max") if abs(numbers.get(key, 0)) > TOO_LARGE]

@@ -57,7 +57,7 @@ def is_current(folder: Path, stamp: Mapping[str, Any]) -> bool:
 
 
 def read_stamp(folder: Path) -> dict[str, Any]:
-    """What a folder was written from; empty where there is no stamp, or one that was cut off, which says nothing."""
+    """Content of a folder's stamp; empty where there is no stamp, or a stamp that was cut off."""
     try:
         stamp = json.loads(stamp_path(folder).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):

@@ -50,7 +50,7 @@ _INSIDE = re.compile("|".join(sorted(CLEAR, key=len, reverse=True)))
 
 @dataclass(frozen=True)
 class Sides:
-    """What the names of a dataset's labels tell about left and right.
+    """Pairs of labels that differ by left and right.
 
     Attributes:
         pairs: names of two labels that differ by side alone, left first.

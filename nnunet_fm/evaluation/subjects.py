@@ -10,7 +10,7 @@ from nnunet_fm.foreign import RECORD_ENTRIES, ForeignFileError, read_json, read_
 FILE = "subjects.json"
 """A user's table of a dataset, beside its ``dataset.json``: case -> patient."""
 CONVERSION = "conversion.json"
-"""What `nnunet-fm convert` writes into a dataset's folder."""
+"""Name of the file that `nnunet-fm convert` writes into a dataset's folder."""
 
 Subjects = Mapping[str, Mapping[str, str]]
 """Dataset -> case -> patient."""

@@ -30,7 +30,7 @@ TEMPORARY = {
         f"Dataset*/.locks/.*{PARTIAL}", f"{FOLD}/.training_record.json.[0-9]*",
     ),
 }  # fmt: skip
-"""What our commands write before they rename it, by the folder of nnU-Net that it is in."""
+"""Names of temporary files and folders of our commands, by the folder of nnU-Net that holds them."""
 LOCKS = ("nnUNet_preprocessed", "nnUNet_results")
 """Where jobs of studies leave ``Dataset*/.locks/*.lock``, which name their processes."""
 

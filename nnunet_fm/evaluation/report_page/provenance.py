@@ -60,7 +60,7 @@ def provenance_section(context: Context) -> Section:
 
 
 def _unit(context: Context) -> str:
-    """What counts once in intervals and tests, and of which datasets nobody tells the patients."""
+    """Sentence about the unit of intervals and tests, and about datasets without known patients."""
     untold = [name for name in context.results.scores["target"].unique() if not context.results.subjects.get(name)]
     words = "the patient of an anatomy, by the mean over the cases"
     if untold:
