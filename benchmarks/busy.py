@@ -1,4 +1,4 @@
-"""Iterations of a training on a processor in some minutes, with threads that sleep while they wait and that spin.
+"""Iterations of a training on a processor in some minutes: its threads wait as the hook chooses, or spin.
 
     python benchmarks/busy.py DEMO_OUTPUT --loops 4
 
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 PLANS, TRAINER, CONFIGURATION = "FMPlans_busy", "fm_trainer_scratch", "3d_fullres"
-KINDS = {"asleep": {"OMP_WAIT_POLICY": "PASSIVE"}, "spinning": {"GOMP_SPINCOUNT": "300000"}}
+KINDS: dict[str, dict[str, str]] = {"chosen": {}, "spinning": {"GOMP_SPINCOUNT": "300000"}}
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -15,8 +16,14 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 MEMINFO = Path("/proc/meminfo")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Variables by which a user says how OpenMP's threads wait: the standard's, GNU's and Intel's."""
+ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}
+STATISTICS = Path("/proc/stat")
+LOOKS, PAUSE = 3, 0.004
+"""How often, and after how many seconds, `crowded` counts tasks: one that only looks in does not make a crowd."""
 NO_LIMIT = 2**60
 """Bytes from which on a limit of the first version of control groups says that there is none."""
+
+_chosen: dict[str, str] = {}
 
 
 def cores() -> int:
@@ -75,18 +82,29 @@ def startable(processes: int, least: int = 1) -> int:
     return least
 
 
-def waiting_variables() -> dict[str, str]:
-    """Variables that let OpenMP's threads sleep while they wait; none where the user has set one of `WAITING`.
+def crowded() -> bool:
+    """Whether threads of this process would take turns on the cores, with one another or with other work of now."""
+    limit, others = core_limit(), _other_tasks()
+    if limit is not None and limit < threads():
+        return True
+    return others is not None and others + threads() > (os.cpu_count() or 1)
 
-    Threads that spin instead hold a core that others need: on a busy machine, or under a limit, a training takes many
-    times as long. The variables count only if they are set before PyTorch is imported.
+
+def choose_waiting() -> None:
+    """Let OpenMP's threads sleep while they wait if the machine is `crowded`, unless the user has set one of `WAITING`.
+
+    A thread that spins while it waits is quick to go on, but holds a core that others need: a training on a crowded
+    machine takes many times as long. The choice counts only if PyTorch is imported after it. It also holds for worker
+    processes; commands that choose for themselves are started with `environment`.
     """
-    return {} if any(name in os.environ for name in WAITING) else {"OMP_WAIT_POLICY": "PASSIVE"}
+    if not any(name in os.environ for name in WAITING) and crowded():
+        os.environ.update(ASLEEP)
+        _chosen.update(ASLEEP)
 
 
-def wait_asleep() -> None:
-    """Set `waiting_variables` in this process, and so in all that it starts."""
-    os.environ.update(waiting_variables())
+def environment() -> dict[str, str]:
+    """Variables for a command that this process starts: all but what `choose_waiting` has chosen."""
+    return {name: value for name, value in os.environ.items() if _chosen.get(name) != value}
 
 
 def memory() -> tuple[int, int] | None:
@@ -113,6 +131,22 @@ def memory() -> tuple[int, int] | None:
             if limit < NO_LIMIT:
                 total, left = min(total, limit), min(left, max(0, limit - used))
     return total, left
+
+
+def _other_tasks() -> int | None:
+    """Tasks of the whole machine, besides this one, that compute or wait for a core.
+
+    None on systems that do not tell.
+    """
+    counts = []
+    for look in range(LOOKS):
+        time.sleep(PAUSE if look else 0)
+        try:
+            lines = STATISTICS.read_text(encoding="ascii").splitlines()
+        except (OSError, ValueError):
+            return None
+        counts += [int(line.split()[1]) - 1 for line in lines if line.startswith("procs_running ")]
+    return min(counts, default=None)
 
 
 def _quota(folder: Path) -> tuple[int, int]:

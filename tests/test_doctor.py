@@ -172,6 +172,34 @@ def test_the_narrowest_limit_counts(container: Path, monkeypatch: pytest.MonkeyP
     assert limits.memory() == (8 * GB, 5 * GB)
 
 
+def test_threads_sleep_while_they_wait_where_the_cores_are_wanted(
+    container: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16 cores; a command that is started chooses for itself, whatever this process has chosen."""
+    for name in (*limits.WAITING, "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(limits, "STATISTICS", tmp_path / "stat")
+    monkeypatch.setattr(limits, "_chosen", {})
+    assert not limits.crowded(), "no statistics on this system"
+
+    def running(tasks: int) -> bool:
+        limits.STATISTICS.write_text(f"btime 1\nprocs_running {tasks}\n")
+        return limits.crowded()
+
+    assert not running(1) and running(2), "16 threads leave no core for another task"
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert not running(13) and running(14)
+    running(13)
+    limits.choose_waiting()
+    assert "OMP_WAIT_POLICY" not in os.environ
+    (container / "cpu.max").write_text("350000 100000")
+    limits.choose_waiting()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE", "three and a half cores for four threads"
+    assert "OMP_WAIT_POLICY" not in limits.environment()
+    monkeypatch.setattr(limits, "_chosen", {})
+    assert limits.environment()["OMP_WAIT_POLICY"] == "PASSIVE", "the user's own"
+
+
 def test_limits_of_the_first_version_of_control_groups(container: Path, tmp_path: Path) -> None:
     (tmp_path / "membership").write_text("4:memory:/job\n3:cpu,cpuacct:/job\n")
     for controller, files in {

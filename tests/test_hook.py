@@ -350,11 +350,21 @@ POLICY = "import os; print(os.environ.get('OMP_WAIT_POLICY'))"
         ({}, "import sys; sys.modules['torch'] = sys; import nnunetv2", "None"),  # its threads know how to wait
     ],
 )
-def test_threads_of_nnunet_sleep_while_they_wait_unless_the_user_says(
-    imitation, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], before: str, policy: str
+@pytest.mark.parametrize("running", [1, 99])
+def test_threads_of_nnunet_sleep_on_a_crowded_machine_unless_the_user_says(
+    imitation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    running: int,
+    variables: dict[str, str],
+    before: str,
+    policy: str,
 ) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY")
-    assert imitation()(f"{INSTALL}{before}\n{POLICY}", **variables).stdout.strip() == policy
+    (tmp_path / "stat").write_text(f"cpu  1 2 3\nprocs_running {running}\nprocs_blocked 0\n")
+    here = f"import pathlib, nnunet_fm.limits as l\nl.STATISTICS = pathlib.Path({str(tmp_path / 'stat')!r})\n"
+    found = imitation()(f"{here}{INSTALL}{before}\n{POLICY}", **variables).stdout.strip()
+    assert found == (policy if running > 1 or policy != "PASSIVE" else "None")
 
 
 def test_nnunet_counts_the_cores_that_it_may_use(imitation) -> None:

@@ -350,10 +350,6 @@ def test_commands_hold_the_lock_and_fail_loudly(tmp_path: Path, monkeypatch: pyt
 
 
 def test_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    assert "OMP_WAIT_POLICY" not in thread_variables(4, gpu=False), "the user's own value"
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    assert thread_variables(4, gpu=False)["OMP_WAIT_POLICY"] == "PASSIVE"
     assert thread_variables(4, gpu=False)["OMP_NUM_THREADS"] == "4"
     assert thread_variables(4, gpu=False)["nnUNet_n_proc_DA"] == "0"
     assert thread_variables(4, gpu=True)["nnUNet_n_proc_DA"] == "3"

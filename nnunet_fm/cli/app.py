@@ -15,7 +15,7 @@ import typer
 from nnunet_fm.cli import adapt, convert, demo, doctor, evaluate, plan, predict, report, study, weights
 from nnunet_fm.cli import list as listing
 from nnunet_fm.cli.variadic import VariadicCommand, normalise
-from nnunet_fm.limits import wait_asleep
+from nnunet_fm.limits import choose_waiting
 
 DEBUG_SWITCH = "NNUNET_FM_DEBUG"
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -75,7 +75,7 @@ def _options(
 
 def main() -> None:
     """Run the command line: exit code 0 done, 1 failed with a one-line reason, 2 bad usage."""
-    wait_asleep()
+    choose_waiting()
     atexit.register(gc.freeze)  # or Python looks for garbage among all that was imported before it ends: a second
     try:
         app()

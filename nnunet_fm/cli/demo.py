@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from nnunet_fm.cli.console import Quiet
-from nnunet_fm.limits import usable_cores
+from nnunet_fm.limits import environment, usable_cores
 from nnunet_fm.replacing import replacing
 
 if TYPE_CHECKING:
@@ -162,7 +162,11 @@ class _Run:
             # The programs of this interpreter's environment, which need not be activated.
             words[0] = str(Path(sys.executable).with_name(program))
             process = subprocess.Popen(
-                words, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | self.settings, stdin=subprocess.DEVNULL
+                words,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=environment() | self.settings,
+                stdin=subprocess.DEVNULL,
             )
             try:
                 self._wait(process, step, started, watch)

@@ -2,9 +2,9 @@
 
 The start-up line ``nnunet_fm_hook.pth`` calls `install` in every interpreter, so this module costs next to nothing:
 it imports only ``sys`` and ``os``. It waits for the two nnU-Net modules in `TARGETS` and, once one of them has been
-executed, hands it to `nnunet_fm.hook.wrap`. Threads of processes that import nnU-Net sleep while they wait, and there
-are no more of them than cores that the process may use. No file of nnU-Net changes, and ``NNUNET_FM_HOOK=0`` turns all
-of it off.
+executed, hands it to `nnunet_fm.hook.wrap`. Processes that import nnU-Net have no more threads than cores that they
+may use; on a crowded machine their threads sleep while they wait. No file of nnU-Net changes, and
+``NNUNET_FM_HOOK=0`` turns all of it off.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def _wrap(module: ModuleType) -> None:
 
 
 def _before_pytorch() -> None:
-    """When nnU-Net is imported: let the threads that PyTorch will start sleep while they wait."""
+    """When nnU-Net is imported: choose how the threads that PyTorch will start wait."""
     if "torch" not in sys.modules:
-        from nnunet_fm.limits import wait_asleep
+        from nnunet_fm.limits import choose_waiting
 
-        wait_asleep()
+        choose_waiting()
 
 
 class _Loader:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import NoReturn
 
-from nnunet_fm.limits import waiting_variables
+from nnunet_fm.limits import environment
 from nnunet_fm.studies.locks import Lock
 
 GRACE = 20.0
@@ -40,7 +40,7 @@ def run_command(words: Sequence[str], lock: Lock, variables: Mapping[str, str]) 
     print(f"$ {shlex.join(words)}", flush=True)
     process = subprocess.Popen(
         _program(words[0], words[1:]),
-        env={**os.environ, **variables},
+        env={**environment(), **variables},
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # a Ctrl-C in the terminal is for this process, which passes it on
     )
@@ -66,7 +66,6 @@ def thread_variables(threads: int, *, gpu: bool) -> dict[str, str]:
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     return {
         **dict.fromkeys(names, str(computing)),
-        **waiting_variables(),
         "nnUNet_n_proc_DA": str(loaders),
         "nnUNet_def_n_proc": str(threads),
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm import limits
 from nnunet_fm.studies.locks import Lock
 from nnunet_fm.studies.process import StepError, run_command, thread_variables
 
@@ -80,7 +81,7 @@ def nnunet_folder(name: str) -> Path:
 def environment() -> dict[str, str]:
     """This process's variables for one that works in another folder: relative paths are made absolute."""
     paths = {name: os.environ[name] for name in PATHS if os.environ.get(name)}
-    return {**os.environ, **{name: str(Path(path).expanduser().absolute()) for name, path in paths.items()}}
+    return {**limits.environment(), **{name: str(Path(path).expanduser().absolute()) for name, path in paths.items()}}
 
 
 def lock_path(folder: Path, rule: str, job: str, what: Mapping[str, Any]) -> Path:

@@ -61,17 +61,16 @@ def _threads(usable: int, threads: int) -> Check:
 
 
 def _waiting() -> Check:
-    """How OpenMP's threads wait, which the hook sets to sleeping in nnU-Net's commands where the user sets nothing."""
+    """How OpenMP's threads wait, for which the hook cares in nnU-Net's commands where the user sets nothing."""
     chosen = ", ".join(f"{name}={os.environ[name]}" for name in WAITING if name in os.environ)
     asleep = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
-    if asleep and os.environ.get(SWITCH) != "0":
-        return Check("waiting", OK, f"{chosen}: threads that wait leave their core to others")
-    if asleep:
-        detail = f"with {SWITCH}=0, threads of nnUNetv2_train -device cpu spin while they wait unless the shell says"
-    else:
-        detail = f"{chosen}: threads of nnUNetv2_train -device cpu may spin while they wait"
-    detail += ": beside other work, or under a limit, a training is several times slower"
-    return Check("waiting", NOTE, detail, "export OMP_WAIT_POLICY=PASSIVE, and train one model at a time")
+    if os.environ.get(SWITCH) != "0" and (asleep or not chosen):
+        now = f"{chosen}: they sleep" if chosen else "they spin, the cores are free"
+        return Check("waiting", OK, f"threads that wait sleep in commands that start beside other work; now {now}")
+    who = f"with {SWITCH}=0" if asleep or not chosen else chosen
+    detail = f"{who}: threads of nnUNetv2_train -device cpu may spin while they wait: beside other work, or under a"
+    advice = "export OMP_WAIT_POLICY=PASSIVE, and train one model at a time"
+    return Check("waiting", NOTE, f"{detail} limit, a training is several times slower", advice)
 
 
 def main_memory() -> Iterator[Check]:
