@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Benchmark, markdown, measure_pairs, missed, table
-from nnunet_fm.evaluation.machine import processor_name, versions
+from nnunet_fm.records.machine import processor_name, versions
 
 MODULES = (
     "preprocess", "export", "encoder", "dinov2", "swinunetr", "augmentation", "training", "prediction", "lookup"

@@ -49,7 +49,7 @@ def as_in_a_network(side: Side) -> Iterator[None]:
     """What every network of ours enters when it is called, of which the encoder is a part."""
     import torch
 
-    from nnunet_fm.layers.products import fast_products
+    from nnunet_fm.cpu.onednn_linear import fast_products
     from nnunet_fm.networks.base import cpu_autocast
 
     device = torch.device("cpu")

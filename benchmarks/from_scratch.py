@@ -71,7 +71,7 @@ def trainer(model: str, iterations: int, seed: int, **recipe: Any) -> Any:
     """A trainer of a model's default plan, or of stock nnU-Net, that validates at its end alone."""
     import torch
 
-    from nnunet_fm.models.plan_key import KEY, STOCK_KEY, StockKey
+    from nnunet_fm.planfile.schema import KEY, STOCK_KEY, StockKey
     from nnunet_fm.trainers import trainer_class
 
     (preprocessed,) = Path(os.environ["nnUNet_preprocessed"]).iterdir()

@@ -67,7 +67,7 @@ def train(way: Way, seed: int, folder: Path) -> dict[str, float]:
     import torch
 
     from nnunet_fm.data.augmentation import without_timing
-    from nnunet_fm.evaluation.record import TrainingRecord
+    from nnunet_fm.records.training import TrainingRecord
     from nnunet_fm.trainers import base, trainer_class
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -1,7 +1,7 @@
 """Prediction of a folder with one model: ``nnunet-fm predict`` against ``nnUNetv2_predict_from_modelfolder``.
 
 Both run our network. Stock's is held in float32 by ``NNUNET_FM_BF16=0``, with all else that speeds it up left on, such
-as float32 products by oneDNN (`nnunet_fm.layers.products`): the ratio would be larger without.
+as float32 products by oneDNN (`nnunet_fm.cpu.onednn_linear`): the ratio would be larger without.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def _evaluation(side: Side, size: Size, folder: Path, metrics: tuple[str, ...]) 
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-    from nnunet_fm.evaluation.folder import evaluate_folder
+    from nnunet_fm.metrics.folder import evaluate_folder
 
     _, labels = dataset.body((size.slices, size.edge, size.edge), 0, size.classes - 1)
     folders = folder / "predicted", folder / "reference"

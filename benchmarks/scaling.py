@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks.harness import SIDES, Side
 from benchmarks.measure import Measurement, measure
 from benchmarks.scaled import SUBJECTS, Axis, Size, Subject
-from nnunet_fm.evaluation.machine import processor_name, versions
+from nnunet_fm.records.machine import processor_name, versions
 
 PRELOADED = ["nnunetv2.inference.predict_from_raw_data", "nnunetv2.evaluation.evaluate_predictions"]
 """Imported once, by the process that those of the measurements are forked from."""

@@ -27,10 +27,10 @@ from nnunet_fm.dataset_conversion import ALIASES, CONVERTERS, get_converter
 from nnunet_fm.dataset_conversion.base import Converter
 from nnunet_fm.heads import HEADS, head_class, needs_official
 from nnunet_fm.models import card as card_schema
-from nnunet_fm.models import plan_key
 from nnunet_fm.models.card import Intensity, ModelCard, Recipe, Variant
 from nnunet_fm.models.count import trained_by_head
 from nnunet_fm.models.registry import cards, grammar
+from nnunet_fm.planfile import schema as plan_key
 from nnunet_fm.plans.choice import RULES
 from nnunet_fm.trainers import describe
 

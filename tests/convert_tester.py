@@ -23,7 +23,7 @@ from nnunet_fm.dataset_conversion import get_converter
 from nnunet_fm.dataset_conversion.base import Converter
 from nnunet_fm.dataset_conversion.problems import ConversionError, UsageError
 from nnunet_fm.dataset_conversion.run import Report, convert
-from nnunet_fm.plans.raw import training_cases
+from nnunet_fm.preprocessing.raw import training_cases
 
 NUMBER = 501
 FAULTS = (

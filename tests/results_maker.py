@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 
-from nnunet_fm.evaluation.frame import METRICS, SIZE_GROUPS
-from nnunet_fm.evaluation.record import Overlap, Speed, TrainingRecord, Validation
-from nnunet_fm.evaluation.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, TIME_COLUMNS, Results, Run
+from nnunet_fm.metrics.scores_table import METRICS, SIZE_GROUPS
+from nnunet_fm.records.training import Overlap, Speed, TrainingRecord, Validation
+from nnunet_fm.reporting.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, TIME_COLUMNS, Results, Run
 
 STEPS = ("reading", "preprocessing", "inference", "export")
 

@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 from nnunet_fm.cli.app import app
 from nnunet_fm.hook.short_form import ShortFormError, expand
 from nnunet_fm.models.names import Spec
-from nnunet_fm.models.plan_key import PlanError, PlanKey
+from nnunet_fm.planfile.schema import PlanError, PlanKey
+from nnunet_fm.planfile.trained_model import read_source
+from nnunet_fm.planfile.training_config import resolve
 from nnunet_fm.plans.adapt import AdaptOptions, check_domains, plan_adaptation
 from nnunet_fm.plans.planner import Options, planner_class
-from nnunet_fm.plans.preprocessor import data_identifier
-from nnunet_fm.plans.source import read_source
+from nnunet_fm.preprocessing.preprocessor import data_identifier
 from nnunet_fm.trainers.selftraining import fm_trainer_selftraining
-from nnunet_fm.trainers.setting import resolve
 from nnunet_fm.weights.cache import compute_sha256
 from tests.datasets import nnunet_folders, write_dataset, write_fingerprint
 from tests.results_maker import write_record

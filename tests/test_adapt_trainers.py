@@ -17,13 +17,13 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 import nnunet_fm.trainers
-from nnunet_fm.adaptation.losses import NOT_COUNTED
 from nnunet_fm.adaptation.pseudo_labels import predict
 from nnunet_fm.dataset_conversion.demo import unpack
-from nnunet_fm.models.plan_key import PlanError
+from nnunet_fm.losses.adaptation import NOT_COUNTED
+from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.adapt import AdaptOptions, plan_adaptation
 from nnunet_fm.plans.planner import Options, planner_class
-from nnunet_fm.plans.preprocessor import FMPreprocessor
+from nnunet_fm.preprocessing.preprocessor import FMPreprocessor
 from nnunet_fm.weights.slim import bases_of
 from tests.datasets import nnunet_folders, write_dataset, write_fingerprint
 from tests.official_files import write_official

@@ -15,18 +15,18 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnunet_fm.adaptation.hidden_labels import OUTSIDE, HiddenLabels, keep_hidden, outside_marker
-from nnunet_fm.adaptation.losses import (
+from nnunet_fm.adaptation.pseudo_labels import at_scales, pool, predict, pseudo_labels, read_target
+from nnunet_fm.adaptation.teacher import Teacher
+from nnunet_fm.adaptation.trained_part import train_only
+from nnunet_fm.adaptation.views import in_two_views, split_views
+from nnunet_fm.data.augmentation import initial_patch_size, with_preset
+from nnunet_fm.losses.adaptation import (
     NOT_COUNTED,
     EntropyLoss,
     PooledCrossEntropy,
     sigmoid_entropy,
     softmax_entropy,
 )
-from nnunet_fm.adaptation.pseudo_labels import at_scales, pool, predict, pseudo_labels, read_target
-from nnunet_fm.adaptation.teacher import Teacher
-from nnunet_fm.adaptation.trained_part import train_only
-from nnunet_fm.adaptation.views import in_two_views, split_views
-from nnunet_fm.data.augmentation import initial_patch_size, with_preset
 from nnunet_fm.models.build import build_network, official_architecture
 from nnunet_fm.models.registry import get_card
 from tests.small_networks import small

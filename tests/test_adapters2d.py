@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from nnunet_fm.adapters import ADAPTERS, apply_adapter
 from nnunet_fm.adapters.ladder import Ladder
 from nnunet_fm.adapters.rein import Rein
-from nnunet_fm.models.segmenter2d import FoundationSegmenter2D
+from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
 from nnunet_fm.weights.load import load_official
 from tests.small_networks import count, shapes
 

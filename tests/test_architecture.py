@@ -94,3 +94,12 @@ def test_no_paths_of_a_machine() -> None:
 
 def test_no_bare_imports_of_the_links() -> None:
     assert not {"trainers", "plans", "dataset_conversion"} & set(imported_modules())
+
+
+def test_former_class_paths_of_plans_lead_to_the_classes_of_today() -> None:
+    from nnunet_fm.models.build import MOVED, network_class
+
+    assert MOVED
+    for before, now in MOVED.items():
+        found = network_class(before)
+        assert f"{found.__module__}.{found.__name__}" == now

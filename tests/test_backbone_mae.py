@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from nnunet_fm.backbones import create_backbone, image_multiple
 from nnunet_fm.backbones.mae import MAE
 from nnunet_fm.models.registry import get_card
-from nnunet_fm.models.segmenter2d import FoundationSegmenter2D
+from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
 from nnunet_fm.weights.load import WeightsMismatchError, check_official
 from tests.official_files import manifest
 from tests.small_networks import count, shapes

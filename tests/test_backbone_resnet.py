@@ -18,7 +18,7 @@ from nnunet_fm.backbones.align import alignment
 from nnunet_fm.backbones.resnet import ResNet
 from nnunet_fm.models.official import check, get_official
 from nnunet_fm.models.registry import get_card
-from nnunet_fm.models.segmenter2d import FoundationSegmenter2D
+from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
 from nnunet_fm.weights.load import check_official
 from tests.small_networks import count, shapes
 

@@ -22,7 +22,7 @@ from nnunet_fm.backbones.sam import SAM, resize_positions, resize_table
 from nnunet_fm.heads.sam_base import sam_neck
 from nnunet_fm.models.official import find_official
 from nnunet_fm.models.registry import get_card
-from nnunet_fm.models.segmenter2d import FoundationSegmenter2D
+from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
 from nnunet_fm.weights.load import load_checkpoint, load_official
 
 MANIFESTS = Path(__file__).parent / "manifests"

@@ -16,10 +16,10 @@ from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_fm.data.class_locations import sample_locations
-from nnunet_fm.data.cropping import nonzero_region
 from nnunet_fm.hook import install
-from nnunet_fm.plans.case_preprocessor import CasePreprocessor
+from nnunet_fm.preprocessing.case_preprocessor import CasePreprocessor
+from nnunet_fm.preprocessing.class_locations import sample_locations
+from nnunet_fm.preprocessing.cropping import nonzero_region
 from tests.datasets import write_image
 
 DATA = Path(__file__).parent / "data"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nnunet_fm.layers.channels_last import (
+from nnunet_fm.cpu.channels_last import (
     Conv3d,
     ConvTranspose3d,
     InstanceNorm3d,
@@ -17,7 +17,7 @@ from nnunet_fm.layers.channels_last import (
     is_channels_last,
     use_fast_layers,
 )
-from nnunet_fm.layers.inference import lay_out_weights
+from nnunet_fm.cpu.prepacked_weights import lay_out_weights
 from nnunet_fm.models.build import build_network
 from nnunet_fm.models.registry import get_card
 from nnunet_fm.networks.base import FoundationNetwork
@@ -234,7 +234,7 @@ def test_laid_out_slices(backbone: str, head: str, adapter: str, monkeypatch: py
     monkeypatch.setenv("NNUNET_FM_BF16", "1")
     edge = 56 if backbone == "dinov2_s" else 64
     arguments = {"backbone": backbone, "head": head, "image_size": edge}
-    entry = {"network_class_name": "nnunet_fm.models.segmenter2d.FoundationSegmenter2D", "arch_kwargs": arguments}
+    entry = {"network_class_name": "nnunet_fm.networks.segmenter2d.FoundationSegmenter2D", "arch_kwargs": arguments}
     predicts_the_same(build_network(entry, 1, 3, adapter=adapter), edge, edge)
 
 

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from nnunet_fm.dataset_conversion import steps
 from nnunet_fm.dataset_conversion.problems import ConversionError
 from nnunet_fm.dataset_conversion.tree import open_tree
-from nnunet_fm.dataset_conversion.volume import Volume
+from nnunet_fm.io.volume import Volume
 from tests.brain_files import CLASSES, GROUPS, brain, write_flat
 from tests.convert_tester import ConverterTester, Fault, label_voxels, verify, voxels, write_volume
 

@@ -36,9 +36,9 @@ from nnunet_fm.dataset_conversion.run import Report, convert
 from nnunet_fm.dataset_conversion.splits import Split, by_position, make_folds, read_split
 from nnunet_fm.dataset_conversion.steps import Thesis
 from nnunet_fm.dataset_conversion.tree import Tree, open_tree
-from nnunet_fm.dataset_conversion.volume import Grid, Volume, outside_fraction, resample
 from nnunet_fm.dataset_conversion.writer import storable, write_image
-from nnunet_fm.plans.orientation import axis_codes
+from nnunet_fm.io.volume import Grid, Volume, outside_fraction, resample
+from nnunet_fm.preprocessing.orientation import axis_codes
 from tests.convert_tester import edit, scene, snapshot, verify, voxels, write_volume
 
 # Trees

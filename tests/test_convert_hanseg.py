@@ -15,7 +15,7 @@ from nnunet_fm.dataset_conversion.hanseg import IGNORE, ORGANS
 from nnunet_fm.dataset_conversion.problems import ConversionError, UsageError
 from nnunet_fm.dataset_conversion.registration import register_rigidly
 from nnunet_fm.dataset_conversion.tree import Tree, open_tree
-from nnunet_fm.dataset_conversion.volume import Grid, Volume, resample
+from nnunet_fm.io.volume import Grid, Volume, resample
 from tests.convert_tester import (
     ConverterTester,
     Fault,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_fm.dataset_json import canonical, channel_names, fault, named_channels
-from nnunet_fm.models.plan_key import PlanError
-from nnunet_fm.plans.raw import check_cases, read_dataset_json
+from nnunet_fm.io.dataset_json import canonical, channel_names, fault, named_channels
+from nnunet_fm.planfile.schema import PlanError
+from nnunet_fm.preprocessing.raw import check_cases, read_dataset_json
 from tests.datasets import write_dataset
 
 LABELS = {"background": 0, "a": 1, "b": 2}

@@ -10,13 +10,13 @@ import pytest
 from nnunet_fm.cli.checks.dataset import UnknownDatasetError, read
 from nnunet_fm.cli.checks.folders import datasets
 from nnunet_fm.cli.completion import complete_datasets
-from nnunet_fm.dataset_names import DatasetNameError, dataset_name, dataset_number
 from nnunet_fm.hook.short_form import ShortFormError, expand
 from nnunet_fm.inference.inputs import PredictionInputError, find_model_folder
-from nnunet_fm.models.plan_key import PlanError
+from nnunet_fm.io.dataset_names import DatasetNameError, dataset_name, dataset_number
+from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.adapt import _find
 from nnunet_fm.plans.planner import planner_class
-from nnunet_fm.plans.preprocessor import FMPreprocessor
+from nnunet_fm.preprocessing.preprocessor import FMPreprocessor
 from nnunet_fm.studies.datasets import find_dataset
 from nnunet_fm.studies.schema import StudyError
 from tests.datasets import nnunet_folders

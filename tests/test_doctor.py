@@ -19,11 +19,11 @@ from filelock import FileLock
 
 import nnunet_fm.cli.checks.gpu as gpu_checks
 import nnunet_fm.cli.checks.hook as hook_checks
-from nnunet_fm import limits
 from nnunet_fm.cli.checks import dataset as dataset_checks
 from nnunet_fm.cli.checks import folders, forecast, leftovers, machine, versions, weights
 from nnunet_fm.cli.checks.finding import OK, Check
-from nnunet_fm.replacing import SCRATCH, replacing
+from nnunet_fm.cpu import limits
+from nnunet_fm.io.atomic_write import SCRATCH, replacing
 from tests.datasets import nnunet_folders, write_dataset
 
 VARIABLES = (*folders.PATHS, hook_checks.EXTERNAL_TRAINERS, "NNUNET_FM_HOOK", "OMP_WAIT_POLICY")

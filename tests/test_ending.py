@@ -13,7 +13,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "nnunet_fm"
 WAITING = """
 import sys, time
-from nnunet_fm.evaluation.parallel import over_files
+from nnunet_fm.metrics.parallel import over_files
 
 def wait(done, of):
     if done == of:
@@ -56,5 +56,5 @@ def test_every_module_that_starts_workers_lets_them_watch() -> None:
 
 
 def test_a_process_that_multiprocessing_did_not_start_goes_on() -> None:
-    code = "from nnunet_fm.ending import end_with_parent; end_with_parent(); print('goes on')"
+    code = "from nnunet_fm.io.orphans import end_with_parent; end_with_parent(); print('goes on')"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "goes on\n"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_fm.layers.enlarging import enlarge
+from nnunet_fm.cpu.upsample import enlarge
 
 
 def maps(dtype: torch.dtype) -> Tensor:

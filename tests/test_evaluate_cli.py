@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_fm.cli.app import main
-from nnunet_fm.evaluation.frame import COLUMNS, METRICS, SLICE, read_scores
+from nnunet_fm.metrics.scores_table import COLUMNS, METRICS, SLICE, read_scores
 
 Command = Callable[..., tuple[int, str, str]]
 LABELS = {"background": 0, "liver": 1, "all": [1, 2], "ignore": 3}
@@ -205,7 +205,7 @@ def test_large_volumes_need_little_memory(tmp_path: Path) -> None:
     write(tmp_path / "p" / "a.nii.gz", prediction)
     (tmp_path / "d.json").write_text(json.dumps({"labels": {str(i): i for i in range(25)}, "file_ending": ".nii.gz"}))
     code = (
-        "from nnunet_fm.cli.app import app; from nnunet_fm.evaluation.machine import peak_memory;"
+        "from nnunet_fm.cli.app import app; from nnunet_fm.records.machine import peak_memory;"
         "app(standalone_mode=False); print(peak_memory() / 2**30)"
     )
     arguments = ["evaluate", tmp_path / "p", tmp_path / "r", "-djfile", tmp_path / "d.json", "-np", "1"]

@@ -21,15 +21,13 @@ from scipy import ndimage
 from skimage.io import imsave
 
 from nnunet_fm.dataset_conversion.demo import unpack
-from nnunet_fm.evaluation.case import default_slice_axis
-from nnunet_fm.evaluation.folder import evaluate_folder
-from nnunet_fm.evaluation.frame import COLUMNS, SLICE, read_scores, write_scores
-from nnunet_fm.evaluation.label_map import read_label_map
-from nnunet_fm.evaluation.labels import foreground, read_dataset_json
-from nnunet_fm.evaluation.overlay import overlay_figure
-from nnunet_fm.evaluation.page import learning_curve, write_page
-from nnunet_fm.evaluation.size_groups import size_group, size_shares
-from nnunet_fm.evaluation.summary import (
+from nnunet_fm.metrics.case import default_slice_axis
+from nnunet_fm.metrics.folder import evaluate_folder
+from nnunet_fm.metrics.label_map import read_label_map
+from nnunet_fm.metrics.labels import foreground, read_dataset_json
+from nnunet_fm.metrics.scores_table import COLUMNS, SLICE, read_scores, write_scores
+from nnunet_fm.metrics.size_groups import size_group, size_shares
+from nnunet_fm.metrics.summary import (
     class_groups,
     mean_foreground,
     mean_per_class,
@@ -37,7 +35,9 @@ from nnunet_fm.evaluation.summary import (
     summarise,
     volume_scores,
 )
-from nnunet_fm.evaluation.training_log import newest_log, parse_log
+from nnunet_fm.reporting.overlay import overlay_figure
+from nnunet_fm.reporting.page import learning_curve, write_page
+from nnunet_fm.reporting.training_log import newest_log, parse_log
 
 LOG = """
 2026-11-22 04:09:02.598007: Epoch {epoch}

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_fm.backbones import create_backbone
-from nnunet_fm.layers import attention
-from nnunet_fm.layers.attention import FastAttention, attend, use_fast_attention
+from nnunet_fm.cpu import attention
+from nnunet_fm.cpu.attention import FastAttention, attend, use_fast_attention
 
 AUTOCAST = {"device_type": "cpu", "dtype": torch.bfloat16}
 

@@ -19,13 +19,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 import nnunet_fm.inference.label_map as label_map_module
 import nnunet_fm.inference.predictor as predictor_module
 import nnunet_fm.inference.sliding_window as sliding_window
-from nnunet_fm.data.resampling import fm_resample_data_to_shape
-from nnunet_fm.foreign import read_object
 from nnunet_fm.inference.inputs import read_dataset_json
 from nnunet_fm.inference.label_map import label_map, linear_resampling
 from nnunet_fm.inference.predict import predict_folder
 from nnunet_fm.inference.predictor import FMPredictor
 from nnunet_fm.inference.sliding_window import mirrored_mean, predictions
+from nnunet_fm.io.untrusted import read_object
+from nnunet_fm.preprocessing.resampling import fm_resample_data_to_shape
 from tests.datasets import write_dataset
 from tests.tiny_models import LABELS, write_model
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from nnunet_fm.models.build import build_network
-from nnunet_fm.models.feature_cache import FeatureCache
 from nnunet_fm.models.names import Spec
-from nnunet_fm.models.plan_key import VERSION, PlanError
-from nnunet_fm.models.segmenter2d import FoundationSegmenter2D
-from nnunet_fm.trainers.setting import check_configuration, resolve
+from nnunet_fm.networks.feature_cache import FeatureCache
+from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
+from nnunet_fm.planfile.schema import VERSION, PlanError
+from nnunet_fm.planfile.training_config import check_configuration, resolve
 
 EDGE = 28
 SLICES = torch.randn(6, 1, EDGE, EDGE, generator=torch.Generator().manual_seed(0))
@@ -82,7 +82,7 @@ def test_maps_of_predictions_are_not_kept() -> None:
 def network(adapter: str, channels: int = 1, backbone: str = "dinov2_s") -> FoundationSegmenter2D:
     torch.manual_seed(0)
     arguments = {"backbone": backbone, "head": "linear", "image_size": EDGE if backbone[0] == "d" else 32}
-    entry = {"network_class_name": "nnunet_fm.models.segmenter2d.FoundationSegmenter2D", "arch_kwargs": arguments}
+    entry = {"network_class_name": "nnunet_fm.networks.segmenter2d.FoundationSegmenter2D", "arch_kwargs": arguments}
     built = build_network(entry, channels, 2, adapter=adapter).train()
     assert isinstance(built, FoundationSegmenter2D)
     return built

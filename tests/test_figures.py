@@ -17,18 +17,18 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from nnunet_fm.evaluation.figures.bars import grouped_bars_figure, stacked_bars_figure
-from nnunet_fm.evaluation.figures.class_shares import class_shares_figure, percent_text
-from nnunet_fm.evaluation.figures.critical_difference import critical_difference_figure
-from nnunet_fm.evaluation.figures.heatmap import heatmap_figure
-from nnunet_fm.evaluation.figures.learning_curves import learning_curves_figure, mean_curve
-from nnunet_fm.evaluation.figures.ranking import ranking_figure
-from nnunet_fm.evaluation.figures.scatter import scatter_figure
-from nnunet_fm.evaluation.figures.size_groups import size_groups_figure
-from nnunet_fm.evaluation.figures.slices import EDGE_PIXELS, CasePictures, array_png, fullest_slices
-from nnunet_fm.evaluation.figures.style import INK, SERIES, plain_names, shortened, svg, thousands
-from nnunet_fm.evaluation.figures.surface import foreground_box, surface_picture
-from nnunet_fm.evaluation.overlay import COLOURS, class_colour
+from nnunet_fm.reporting.figures.bars import grouped_bars_figure, stacked_bars_figure
+from nnunet_fm.reporting.figures.class_shares import class_shares_figure, percent_text
+from nnunet_fm.reporting.figures.critical_difference import critical_difference_figure
+from nnunet_fm.reporting.figures.heatmap import heatmap_figure
+from nnunet_fm.reporting.figures.learning_curves import learning_curves_figure, mean_curve
+from nnunet_fm.reporting.figures.ranking import ranking_figure
+from nnunet_fm.reporting.figures.scatter import scatter_figure
+from nnunet_fm.reporting.figures.size_groups import size_groups_figure
+from nnunet_fm.reporting.figures.slices import EDGE_PIXELS, CasePictures, array_png, fullest_slices
+from nnunet_fm.reporting.figures.style import INK, SERIES, plain_names, shortened, svg, thousands
+from nnunet_fm.reporting.figures.surface import foreground_box, surface_picture
+from nnunet_fm.reporting.overlay import COLOURS, class_colour
 
 RANKED = pd.DataFrame(
     {

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from nnunet_fm.models.plan_key import PlanError
-from nnunet_fm.plans.fingerprint import fingerprint
-from nnunet_fm.plans.raw import read_dataset_json
+from nnunet_fm.planfile.schema import PlanError
+from nnunet_fm.preprocessing.fingerprint import fingerprint
+from nnunet_fm.preprocessing.raw import read_dataset_json
 from tests.datasets import nnunet_folders, skew, write_dataset, write_image
 
 SHAPE = (4, 5, 6)

@@ -10,10 +10,10 @@ import pytest
 
 from nnunet_fm.models.card import Recipe, ScratchRecipe
 from nnunet_fm.models.names import Spec
-from nnunet_fm.models.plan_key import KEY, PlanError, PlanKey, changed_recipe
 from nnunet_fm.models.registry import cards
+from nnunet_fm.planfile.schema import KEY, PlanError, PlanKey, changed_recipe
+from nnunet_fm.planfile.training_config import resolve
 from nnunet_fm.plans.planner import FEW_CASES, Options, planner_class
-from nnunet_fm.trainers.setting import resolve
 from tests.datasets import nnunet_folders, write_dataset, write_fingerprint
 
 SCRATCH = Spec(scratch=True)

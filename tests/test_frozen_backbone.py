@@ -13,7 +13,7 @@ EDGE = 56
 def kept(adapter: str) -> int:
     """Bytes that a forward pass in training keeps for the backward pass, parameters left out."""
     arguments = {"backbone": "dinov2_s", "head": "linear", "image_size": EDGE}
-    entry = {"network_class_name": "nnunet_fm.models.segmenter2d.FoundationSegmenter2D", "arch_kwargs": arguments}
+    entry = {"network_class_name": "nnunet_fm.networks.segmenter2d.FoundationSegmenter2D", "arch_kwargs": arguments}
     network = build_network(entry, 1, 2, adapter=adapter).train()
     parameters = {p.data_ptr() for p in network.parameters()}
     found: list[int] = []

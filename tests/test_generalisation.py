@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nnunet_fm.evaluation.generalisation import (
+from nnunet_fm.reporting.generalisation import (
     CELL_COLUMNS,
     adaptation,
     cells,
@@ -18,8 +18,8 @@ from nnunet_fm.evaluation.generalisation import (
     missing_cells,
     summarise,
 )
-from nnunet_fm.evaluation.ranking import ranking
-from nnunet_fm.evaluation.results import RUN_COLUMNS, SCORE_COLUMNS, Results
+from nnunet_fm.reporting.ranking import ranking
+from nnunet_fm.reporting.results import RUN_COLUMNS, SCORE_COLUMNS, Results
 
 NAN = math.nan
 

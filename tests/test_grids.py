@@ -14,11 +14,11 @@ import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
 from nnunet_fm.cli.checks.dataset import training_data
-from nnunet_fm.dataset_conversion.volume import Grid
-from nnunet_fm.models.plan_key import PlanError
-from nnunet_fm.plans.grids import _grid, check_grids, misfit
+from nnunet_fm.io.volume import Grid
+from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import planner_class
-from nnunet_fm.plans.preprocessor import FMPreprocessor
+from nnunet_fm.preprocessing.grids import _grid, check_grids, misfit
+from nnunet_fm.preprocessing.preprocessor import FMPreprocessor
 from tests.datasets import nnunet_folders, write_dataset, write_fingerprint
 
 SIZE = (60, 50, 40)

@@ -19,7 +19,7 @@ from nnunet_fm.heads.hsam import TwoStageHead, with_noise
 from nnunet_fm.heads.hsam_decoder import RefiningDecoder, cross_first_transformer
 from nnunet_fm.heads.sam_base import SAMHead, sam_neck
 from nnunet_fm.heads.sam_decoder import BatchedMaskDecoder, Decoded, Embedded, TwoWay, dot
-from nnunet_fm.models.segmenter2d import FoundationSegmenter2D
+from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
 from nnunet_fm.weights.load import WeightsFileError, check_official
 from tests.head_tester import HeadTester
 from tests.small_networks import count, shapes

@@ -64,7 +64,8 @@ def imitation(tmp_path):
 
 FAKE_RESAMPLING = (
     "import sys, types\n"
-    "fake = sys.modules['nnunet_fm.data.resampling'] = types.ModuleType('nnunet_fm.data.resampling')\n"
+    "name = 'nnunet_fm.preprocessing.resampling'\n"
+    "fake = sys.modules[name] = types.ModuleType(name)\n"
     "fake.fm_resample_data = None\n"
 )
 INSTALL = "import nnunet_fm.hook as hook; hook.install()\n"
@@ -78,13 +79,13 @@ FIND = "from nnunetv2.utilities.find_class_by_name import recursive_find_python_
         ("fm_trainer_dinov2_b_hqhsam_rein_lora_scratch", "nnunet_fm.trainers"),
         ("FMPlanner", "nnunet_fm.plans.planner"),
         ("FMPlanner_stunet_b_official", "nnunet_fm.plans.planner"),
-        ("FMPreprocessor", "nnunet_fm.plans.preprocessor"),
-        ("FMPercentileNormalization", "nnunet_fm.data.normalization"),
-        ("FMSymmetricPercentileNormalization", "nnunet_fm.data.normalization"),
-        ("ScaleIntensity", "nnunet_fm.data.normalization"),
-        ("AdvancedNormalization", "nnunet_fm.data.normalization"),
+        ("FMPreprocessor", "nnunet_fm.preprocessing.preprocessor"),
+        ("FMPercentileNormalization", "nnunet_fm.preprocessing.normalization"),
+        ("FMSymmetricPercentileNormalization", "nnunet_fm.preprocessing.normalization"),
+        ("ScaleIntensity", "nnunet_fm.preprocessing.normalization"),
+        ("AdvancedNormalization", "nnunet_fm.preprocessing.normalization"),
         ("ScaleIntensityRange", None),
-        ("fm_resample_data_to_shape", "nnunet_fm.data.resampling"),
+        ("fm_resample_data_to_shape", "nnunet_fm.preprocessing.resampling"),
         ("nnUNetTrainer", None),
         ("ExperimentPlanner", None),
         ("ResEncUNetPlanner", None),
@@ -100,7 +101,7 @@ def test_names_and_their_homes(name: str, module: str | None) -> None:
 
 
 def test_our_normalisers_and_resamplers_are_found() -> None:
-    from nnunet_fm.data import normalization, resampling
+    from nnunet_fm.preprocessing import normalization, resampling
 
     assert {name for name in dir(normalization) if wrap.home(name)} == set(normalization.__all__)
     for module in (normalization, resampling):
@@ -167,14 +168,14 @@ def test_users_own_classes_win(tmp_path, search, name: str, definition: str) -> 
 
 
 def test_a_name_in_a_comment_is_no_class_of_a_user(tmp_path, search) -> None:
-    from nnunet_fm.data.normalization import ScaleIntensity
+    from nnunet_fm.preprocessing.normalization import ScaleIntensity
 
     (tmp_path / "notes.py").write_text("# ScaleIntensity is theirs\nclass ScaleIntensity_2: pass\n")
     assert search(str(tmp_path), "ScaleIntensity", None) is ScaleIntensity
 
 
 def test_no_module_of_a_user_is_imported_for_other_names_of_ours(tmp_path, search) -> None:
-    from nnunet_fm.data.normalization import ScaleIntensity
+    from nnunet_fm.preprocessing.normalization import ScaleIntensity
 
     (tmp_path / "broken_module_of_a_user.py").write_text(
         "raise RuntimeError('imported')\nclass ScaleIntensityRange: pass"
@@ -208,7 +209,7 @@ def test_users_own_trainers_in_external_folders_win(tmp_path, monkeypatch, searc
 
 FAKE_NORMALISERS = """
 import sys, types
-fake = sys.modules["nnunet_fm.data.normalization"] = types.ModuleType("nnunet_fm.data.normalization")
+fake = sys.modules["nnunet_fm.preprocessing.normalization"] = types.ModuleType("nnunet_fm.preprocessing.normalization")
 fake.ScaleIntensity, fake.AdvancedNormalization, fake.FMSymmetricPercentileNormalization = "one", "two", "three"
 """
 SPAWNING = """
@@ -231,7 +232,7 @@ def test_normalisers_are_found_in_spawned_workers(imitation, tmp_path) -> None:
 
 def test_unknown_name_of_ours_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="FMPercentileNormalization"):
-        wrap.resolve("FMPercentilNormalization", "nnunet_fm.data.normalization")
+        wrap.resolve("FMPercentilNormalization", "nnunet_fm.preprocessing.normalization")
 
 
 def test_unknown_names_travel_between_processes() -> None:
@@ -362,7 +363,7 @@ def test_threads_of_nnunet_sleep_on_a_crowded_machine_unless_the_user_says(
 ) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY")
     (tmp_path / "stat").write_text(f"cpu  1 2 3\nprocs_running {running}\nprocs_blocked 0\n")
-    here = f"import pathlib, nnunet_fm.limits as l\nl.STATISTICS = pathlib.Path({str(tmp_path / 'stat')!r})\n"
+    here = f"import pathlib, nnunet_fm.cpu.limits as l\nl.STATISTICS = pathlib.Path({str(tmp_path / 'stat')!r})\n"
     found = imitation()(f"{here}{INSTALL}{before}\n{POLICY}", **variables).stdout.strip()
     assert found == (policy if running > 1 or policy != "PASSIVE" else "None")
 
@@ -374,7 +375,7 @@ def test_nnunet_counts_the_cores_that_it_may_use(imitation) -> None:
         "    print(multiprocessing.cpu_count(), multiprocessing.get_context('spawn').get_start_method())\n"
     )
     code = INSTALL + (
-        "import multiprocessing as m, nnunet_fm.limits as l, nnunetv2.run.run_training as r\n"
+        "import multiprocessing as m, nnunet_fm.cpu.limits as l, nnunetv2.run.run_training as r\n"
         "m.cpu_count = lambda: 64; l.usable_cores = lambda: 4\nr.run_training_entry(); print(m.cpu_count())\n"
     )
     run = imitation(entry=entry)

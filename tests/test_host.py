@@ -76,7 +76,8 @@ def test_every_command_that_works_with_nnunet_says_so_first(installed, command: 
 def test_stock_commands_say_so_through_the_hook(tmp_path, version: str, code: int, lines: int) -> None:
     find = (
         "import sys, types\n"
-        "fake = sys.modules['nnunet_fm.data.resampling'] = types.ModuleType('nnunet_fm.data.resampling')\n"
+        "name = 'nnunet_fm.preprocessing.resampling'\n"
+        "fake = sys.modules[name] = types.ModuleType(name)\n"
         "fake.fm_resample_seg_to_shape = None\n"
         "import nnunet_fm.hook; nnunet_fm.hook.install()\n"
         "from nnunetv2.utilities.find_class_by_name import recursive_find_python_class as find\n"

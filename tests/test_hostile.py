@@ -30,12 +30,12 @@ from nnunet_fm.dataset_conversion.problems import ConversionError, Invalid
 from nnunet_fm.dataset_conversion.readers import hdf5_array, opened_hdf5, read_volume
 from nnunet_fm.dataset_conversion.splits import read_split
 from nnunet_fm.dataset_conversion.tree import MAX_DEPTH, open_tree
-from nnunet_fm.evaluation.label_map import read_label_map
-from nnunet_fm.foreign import DEPTH, ForeignFileError, plain_name, read_json, read_object, read_text, read_yaml
 from nnunet_fm.hook.short_form import Plan, ShortFormError
 from nnunet_fm.inference.predict import predict_folder
-from nnunet_fm.models.foreign_plans import check_plans, read_plans
-from nnunet_fm.models.plan_key import PlanError
+from nnunet_fm.io.untrusted import DEPTH, ForeignFileError, plain_name, read_json, read_object, read_text, read_yaml
+from nnunet_fm.metrics.label_map import read_label_map
+from nnunet_fm.planfile.schema import PlanError
+from nnunet_fm.planfile.untrusted import check_plans, read_plans
 from nnunet_fm.weights import pickled as pickled_module
 from nnunet_fm.weights.add import opened
 from nnunet_fm.weights.cache import CACHE_VARIABLE
@@ -524,7 +524,7 @@ def test_a_slim_checkpoint_leads_to_no_file_outside_the_weights_folder(
 
 
 def test_archives_out_of_proportion_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nnunet_fm.foreign.UNPACKED_FREE", 10_000)
+    monkeypatch.setattr("nnunet_fm.io.untrusted.UNPACKED_FREE", 10_000)
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "weights"))
     zeros = bytes(1_000_000)
     bomb = zipped(("model.pth", zeros))

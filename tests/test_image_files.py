@@ -16,11 +16,11 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReori
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from skimage import io
 
-from nnunet_fm.data.whole_images import whole_images
 from nnunet_fm.dataset_conversion.problems import Invalid
 from nnunet_fm.dataset_conversion.readers import read_volume
-from nnunet_fm.evaluation.label_map import read_label_map
-from nnunet_fm.image_files import DamagedImageError, check_whole, fault_of_result, read_image
+from nnunet_fm.io.image_files import DamagedImageError, check_whole, fault_of_result, read_image
+from nnunet_fm.metrics.label_map import read_label_map
+from nnunet_fm.preprocessing.whole_images import whole_images
 
 PACKED = ["a.nii.gz", "a.mha", "a.nrrd", "a.mhd", "a.nhdr", "a.img.gz", "a.gipl.gz"]
 """Formats with a checksum; where the voxels are in another file, its header is named."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from nnunet_fm.layers.initialisation import WithoutRandomWeights
+from nnunet_fm.cpu.skip_initialisation import WithoutRandomWeights
 
 
 def build() -> nn.Module:

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_fm.data.intensities import doubt_of_foreground, fault_of_foreground, is_constant, unlike_training
 from nnunet_fm.inference.predict import predict_folder
-from nnunet_fm.models.plan_key import KEY, PlanError
-from nnunet_fm.plans.case_preprocessor import CaseError
+from nnunet_fm.planfile.schema import KEY, PlanError
 from nnunet_fm.plans.geometry import enlargement
 from nnunet_fm.plans.planner import planner_class
-from nnunet_fm.plans.preprocessor import FMPreprocessor
+from nnunet_fm.preprocessing.case_preprocessor import CaseError
+from nnunet_fm.preprocessing.intensities import doubt_of_foreground, fault_of_foreground, is_constant, unlike_training
+from nnunet_fm.preprocessing.preprocessor import FMPreprocessor
 from tests.datasets import nnunet_folders, write_dataset, write_fingerprint, write_image
 from tests.tiny_models import write_model
 

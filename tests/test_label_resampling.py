@@ -12,8 +12,8 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.preprocessing.resampling import default_resampling
 
-from nnunet_fm.data.label_resampling import fm_resample_seg_to_shape
-from nnunet_fm.data.resampling import fm_resample_data_to_shape
+from nnunet_fm.preprocessing.label_resampling import fm_resample_seg_to_shape
+from nnunet_fm.preprocessing.resampling import fm_resample_data_to_shape
 
 DATA = Path(__file__).parent / "data"
 CUBE = (1.0, 1.0, 1.0)

@@ -8,7 +8,7 @@ import sys
 
 CODE = """
 import gc, json, sys
-from nnunet_fm.late_imports import HEAVY, importing_lightly
+from nnunet_fm.cpu.lazy_imports import HEAVY, importing_lightly
 with importing_lightly():
     import nnunetv2.inference.predict_from_raw_data, nnunetv2.training.nnUNetTrainer.nnUNetTrainer
     import nnunetv2.utilities.crossval_split, timm

@@ -12,7 +12,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss, SoftDiceLos
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_fm.trainers.loss import DiceCE, FewPassDiceCE, OutputSupervision, in_few_passes
+from nnunet_fm.losses.dice_ce import DiceCE, FewPassDiceCE, OutputSupervision, in_few_passes
 
 SHAPE = (2, 5, 6, 7)
 """Batch and voxels."""

@@ -11,7 +11,7 @@ import pytest
 SCRIPT = """
 import resource
 import numpy as np
-from nnunet_fm.layers.memory import give_back_freed_memory, keep_freed_memory
+from nnunet_fm.cpu.malloc import give_back_freed_memory, keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

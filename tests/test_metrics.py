@@ -11,8 +11,8 @@ import torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
-from nnunet_fm.evaluation import boundary
-from nnunet_fm.evaluation.case import Settings, score_arrays
+from nnunet_fm.metrics import boundary
+from nnunet_fm.metrics.case import Settings, score_arrays
 
 METRICS = ("Dice", "Jaccard", "HD95", "NSD", "volume_reference", "volume_prediction")
 SPACINGS = [(1.0, 1.0, 1.0), (3.0, 0.7, 0.9), (0.5, 2.0, 4.0)]

@@ -19,11 +19,11 @@ from nnunet_fm.data.sides import find_opposites, find_sides
 from nnunet_fm.dataset_conversion.aortaseg24 import AortaSeg24
 from nnunet_fm.dataset_conversion.hanseg import ORGANS
 from nnunet_fm.models.card import Recipe, read_mirror
-from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.models.registry import cards
+from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.mirroring import Data, Mirroring, choose_mirroring
-from nnunet_fm.plans.orientation import dataset_orientations, patient_axes
-from nnunet_fm.plans.raw import training_cases
+from nnunet_fm.preprocessing.orientation import dataset_orientations, patient_axes
+from nnunet_fm.preprocessing.raw import training_cases
 from nnunet_fm.studies.schema import check_settings
 from tests.datasets import write_dataset
 

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from nnunet_fm.adapters import apply_adapter
 from nnunet_fm.models.build import architecture, build_network
 from nnunet_fm.models.registry import cards
-from nnunet_fm.models.segmenter2d import FoundationSegmenter2D
 from nnunet_fm.networks import slices
 from nnunet_fm.networks.base import FoundationNetwork
+from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
 from nnunet_fm.networks.stunet import STUNet
 from nnunet_fm.networks.unet import VanillaUNet2D, VanillaUNet3D
 from tests.official_files import manifest

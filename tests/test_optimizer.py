@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_fm.models.card import Recipe
-from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.networks.base import FoundationNetwork
+from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.trainers.optimizer import build_optimizer
 from nnunet_fm.trainers.schedule import ProgressSchedule
 

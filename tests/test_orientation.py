@@ -13,8 +13,8 @@ import SimpleITK as sitk
 from nibabel.orientations import aff2axcodes
 
 from nnunet_fm.models.registry import cards
-from nnunet_fm.plans.orientation import axis_codes, dataset_orientations, orientation_warning
-from nnunet_fm.plans.raw import training_cases
+from nnunet_fm.preprocessing.orientation import axis_codes, dataset_orientations, orientation_warning
+from nnunet_fm.preprocessing.raw import training_cases
 from tests.datasets import write_dataset
 
 DATA = Path(__file__).parent / "data"

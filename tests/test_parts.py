@@ -11,8 +11,8 @@ from torch import Tensor
 
 from nnunet_fm.models.build import architecture, build_network
 from nnunet_fm.models.parts import Part, official_parts
-from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.models.registry import cards, get_card
+from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.weights.load import check_official
 from nnunet_fm.weights.report import Section

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from nnunet_fm.models.names import VARIANTS
-from nnunet_fm.models.plan_key import PlanError, PlanKey
 from nnunet_fm.models.registry import cards
+from nnunet_fm.planfile.schema import PlanError, PlanKey
 from nnunet_fm.plans.choice import choose_model
 from nnunet_fm.plans.geometry import orient_spacing
 from nnunet_fm.plans.planner import Options, planner_class
-from nnunet_fm.plans.preprocessor import data_identifier
+from nnunet_fm.preprocessing.preprocessor import data_identifier
 from tests.datasets import nnunet_folders, write_dataset, write_fingerprint
 
 Planner = Callable[..., dict[str, Any]]

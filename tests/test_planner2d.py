@@ -18,8 +18,8 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_fm.data.folds import first_cases
 from nnunet_fm.models.card import DatasetChoice
-from nnunet_fm.models.plan_key import PlanError, PlanKey
 from nnunet_fm.models.registry import get_card
+from nnunet_fm.planfile.schema import PlanError, PlanKey
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.plans.slices import dataset_choice, on_dataset, slice_axis
 from tests.datasets import blobs, nnunet_folders, write_dataset, write_fingerprint, write_image

@@ -23,11 +23,11 @@ from skimage import io
 import nnunet_fm.inference.predict as predict_module
 import nnunet_fm.inference.predictor as predictor_module
 import nnunet_fm.inference.workers as workers_module
-from nnunet_fm.data.whole_images import WholeSimpleITKIO
 from nnunet_fm.inference.inputs import PredictionInputError
 from nnunet_fm.inference.predict import PredictionError, default_processes, predict_folder
-from nnunet_fm.inference.times import FILE, CaseTimes, PredictionTimes
 from nnunet_fm.inference.workers import Failure
+from nnunet_fm.preprocessing.whole_images import WholeSimpleITKIO
+from nnunet_fm.records.prediction import FILE, CaseTimes, PredictionTimes
 from tests.datasets import write_dataset, write_image
 from tests.test_cli import command  # noqa: F401  (a fixture)
 from tests.test_end_to_end import Venv
@@ -498,7 +498,7 @@ def test_threads_are_all_cores_unless_the_user_says(
     model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr("nnunet_fm.limits.usable_cores", lambda: 3)
+    monkeypatch.setattr("nnunet_fm.cpu.limits.usable_cores", lambda: 3)
     used: list[int] = []
     predict_folder(
         model, images, tmp_path / "out", folds=[0], cases=["case_00"], **HERE,

@@ -16,11 +16,11 @@ import pytest
 from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import move_plans_between_datasets
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnunet_fm.data.sharing import FolderInUseError, is_current, lease, replace_folder, stamp_path
-from nnunet_fm.models.plan_key import PlanError
+from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
-from nnunet_fm.plans.preprocessor import FMPreprocessor, PreprocessingError
-from nnunet_fm.plans.raw import training_cases
+from nnunet_fm.preprocessing.preprocessor import FMPreprocessor, PreprocessingError
+from nnunet_fm.preprocessing.raw import training_cases
+from nnunet_fm.preprocessing.shared_cache import FolderInUseError, is_current, lease, replace_folder, stamp_path
 from tests.datasets import nnunet_folders, write_dataset, write_fingerprint, write_image
 
 SHAPE = (10, 12, 11)

@@ -31,7 +31,7 @@ def segmenter(
     **more: Any,
 ) -> FoundationNetwork:  # fmt: skip
     arguments = {"backbone": backbone, "head": head, "image_size": 56, **more}
-    entry = {"network_class_name": "nnunet_fm.models.segmenter2d.FoundationSegmenter2D", "arch_kwargs": arguments}
+    entry = {"network_class_name": "nnunet_fm.networks.segmenter2d.FoundationSegmenter2D", "arch_kwargs": arguments}
     return build_network(entry, channels, classes, adapter=adapter)
 
 

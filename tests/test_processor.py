@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from nnunet_fm.layers import processor
+from nnunet_fm.cpu import cpu_features as processor
 from nnunet_fm.networks.base import cpu_autocast
 
 Measure = Callable[..., list[float]]

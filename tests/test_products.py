@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_fm.adapters import apply_adapter
-from nnunet_fm.layers import processor, products
-from nnunet_fm.layers.products import fast_products
-from nnunet_fm.models.segmenter2d import FoundationSegmenter2D
+from nnunet_fm.cpu import cpu_features as processor
+from nnunet_fm.cpu import onednn_linear as products
+from nnunet_fm.cpu.onednn_linear import fast_products
+from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
 
 CPU = torch.device("cpu")
 ROWS, CHANNELS, COLUMNS = 50, 240, 200

@@ -7,8 +7,9 @@ import itertools
 import pandas as pd
 import pytest
 
-from nnunet_fm.evaluation.generalisation import MODEL, adaptation, cells, missing_cells, summarise
-from nnunet_fm.evaluation.published import (
+from nnunet_fm.models.registry import get_card
+from nnunet_fm.reporting.generalisation import MODEL, adaptation, cells, missing_cells, summarise
+from nnunet_fm.reporting.published import (
     STUDIES,
     beside,
     dataset_key,
@@ -17,9 +18,8 @@ from nnunet_fm.evaluation.published import (
     published_results,
     published_summary,
 )
-from nnunet_fm.evaluation.ranking import ranking
-from nnunet_fm.evaluation.results import RUN_COLUMNS, SCORE_COLUMNS, Results
-from nnunet_fm.models.registry import get_card
+from nnunet_fm.reporting.ranking import ranking
+from nnunet_fm.reporting.results import RUN_COLUMNS, SCORE_COLUMNS, Results
 
 PRINTED = 0.0101
 """Tests and their means are both printed with two digits: 0.005 each, and the last bit of a float."""

@@ -24,10 +24,10 @@ import nnunet_fm.trainers
 from nnunet_fm.data.rare_class import RareClassDataLoader, survey
 from nnunet_fm.data.slice_augmentation import GreyLevels
 from nnunet_fm.models.names import Spec
-from nnunet_fm.models.plan_key import PlanError
+from nnunet_fm.planfile.schema import PlanError
+from nnunet_fm.planfile.training_config import check_configuration, resolve
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.trainers.loading import ThisProcessLoader
-from nnunet_fm.trainers.setting import check_configuration, resolve
 from tests.datasets import nnunet_folders, write_dataset, write_fingerprint, write_image
 
 DRAWS = 2000

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_fm.models.plan_key import PlanError
-from nnunet_fm.plans.raw import check_cases, read_dataset_json, training_cases
+from nnunet_fm.planfile.schema import PlanError
+from nnunet_fm.preprocessing.raw import check_cases, read_dataset_json, training_cases
 from nnunet_fm.studies.cases import image_names, label_names
 from tests.datasets import write_dataset
 

@@ -20,10 +20,10 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 import nnunet_fm.trainers
-from nnunet_fm.evaluation.record import BURN_IN, TrainingRecord, convergence_iteration
-from nnunet_fm.models.plan_key import PlanError
-from nnunet_fm.plans.domains import preprocessed_cases
+from nnunet_fm.planfile.eval_datasets import preprocessed_cases
+from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
+from nnunet_fm.records.training import BURN_IN, TrainingRecord, convergence_iteration
 from nnunet_fm.trainers import recorder as recorder_module
 from nnunet_fm.trainers import tensorboard
 from nnunet_fm.trainers.recorder import Recorder

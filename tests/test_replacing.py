@@ -14,9 +14,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from nnunet_fm.evaluation.frame import write_scores
-from nnunet_fm.evaluation.tables import write_table
-from nnunet_fm.replacing import partial_folder, replacing, write_text
+from nnunet_fm.io.atomic_write import partial_folder, replacing, write_text
+from nnunet_fm.metrics.scores_table import write_scores
+from nnunet_fm.reporting.tables import write_table
 from nnunet_fm.weights.report import LoadReport
 
 SOURCE = Path(__file__).parents[1] / "nnunet_fm"
@@ -60,7 +60,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
 def test_two_processes_have_a_folder_each_and_take_over_what_a_third_left(tmp_path: Path) -> None:
     path = tmp_path / "case"
     code = (
-        "import os, signal, sys; from pathlib import Path; from nnunet_fm.replacing import partial_folder as p\n"
+        "import os, signal, sys; from pathlib import Path; from nnunet_fm.io.atomic_write import partial_folder as p\n"
         "with p(Path(sys.argv[1])) as folder:\n    (folder / 'half').touch(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -signal.SIGKILL

@@ -23,17 +23,17 @@ from typer.testing import CliRunner
 
 import nnunet_fm.studies.collect as collecting
 from nnunet_fm.cli.app import app
-from nnunet_fm.evaluation.frame import METRICS
-from nnunet_fm.evaluation.report import write_report
-from nnunet_fm.evaluation.report_page.cases import cases_section
-from nnunet_fm.evaluation.report_page.context import Context
-from nnunet_fm.evaluation.report_page.elements import Column, Picture, Section, Table, breakable, picture_grid
-from nnunet_fm.evaluation.report_page.generalisation import generalisation_section
-from nnunet_fm.evaluation.report_page.numbers import metric_style, millions, p_value, percent, plural, signed
-from nnunet_fm.evaluation.report_page.published import published_section
-from nnunet_fm.evaluation.report_page.ranking import ranking_table
-from nnunet_fm.evaluation.report_page.summary import claim, summary
-from nnunet_fm.evaluation.results import Results
+from nnunet_fm.metrics.scores_table import METRICS
+from nnunet_fm.reporting.report import write_report
+from nnunet_fm.reporting.results import Results
+from nnunet_fm.reporting.sections.cases import cases_section
+from nnunet_fm.reporting.sections.context import Context
+from nnunet_fm.reporting.sections.elements import Column, Picture, Section, Table, breakable, picture_grid
+from nnunet_fm.reporting.sections.generalisation import generalisation_section
+from nnunet_fm.reporting.sections.numbers import metric_style, millions, p_value, percent, plural, signed
+from nnunet_fm.reporting.sections.published import published_section
+from nnunet_fm.reporting.sections.ranking import ranking_table
+from nnunet_fm.reporting.sections.summary import claim, summary
 
 needs_browser = pytest.mark.skipif(browser() is None, reason="no Chromium or Chrome on this machine")
 

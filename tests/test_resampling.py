@@ -10,7 +10,7 @@ import pytest
 import torch
 from nnunetv2.preprocessing.resampling import default_resampling
 
-from nnunet_fm.data.resampling import fm_resample_data_to_shape
+from nnunet_fm.preprocessing.resampling import fm_resample_data_to_shape
 
 TOLERANCE = 1e-4  # of the data's standard deviation
 CUBE = (1.0, 1.0, 1.0)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nnunet_fm.losses.stages import StagesLoss
 from nnunet_fm.models import count
 from nnunet_fm.models.build import architecture, build_network
 from nnunet_fm.models.registry import cards, get_card
-from nnunet_fm.models.segmenter2d import FoundationSegmenter2D
-from nnunet_fm.models.stages import StagesLoss
+from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
 
 TWO_D = {name: card for name, card in cards().items() if card.heads}
 SMALL = ("dinov2_s", "sam_b", "resnet18")

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nnunet_fm.data.sharing import FolderInUseError, is_current, lease, lock, replace_folder
+from nnunet_fm.preprocessing.shared_cache import FolderInUseError, is_current, lease, lock, replace_folder
 from nnunet_fm.trainers import budget
 from nnunet_fm.trainers.budget import BudgetTrainer
 from nnunet_fm.trainers.fold_lock import FILE, FolderBusyError, check_free, training_in

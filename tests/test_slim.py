@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 import nnunet_fm.trainers
 from nnunet_fm.models.build import build_network
-from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.networks.base import FoundationNetwork
+from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.weights import cache, slim
 from nnunet_fm.weights.bundle import bundle

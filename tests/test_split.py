@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nnunet_fm.models.plan_key import PlanError
+from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.trainers.split import check_split
 
 

@@ -16,8 +16,10 @@ import scikit_posthocs
 from matplotlib.figure import Figure
 from scipy import stats
 
-from nnunet_fm.evaluation.results import RUN_COLUMNS, SCORE_COLUMNS, Results
-from nnunet_fm.evaluation.statistics import (
+from nnunet_fm.data.subjects import read_subjects
+from nnunet_fm.io.untrusted import ForeignFileError
+from nnunet_fm.reporting.results import RUN_COLUMNS, SCORE_COLUMNS, Results
+from nnunet_fm.reporting.statistics import (
     ROW,
     bootstrap_interval,
     can_claim,
@@ -28,8 +30,6 @@ from nnunet_fm.evaluation.statistics import (
     ranks,
     run_values,
 )
-from nnunet_fm.evaluation.subjects import read_subjects
-from nnunet_fm.foreign import ForeignFileError
 from nnunet_fm.studies.trained import _anatomies
 
 NAN = math.nan

@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 import nnunet_fm.trainers
 from nnunet_fm.cli.app import app
 from nnunet_fm.data.folds import first_cases
-from nnunet_fm.evaluation.record import TrainingRecord
-from nnunet_fm.models.plan_key import STOCK_KEY, PlanError
+from nnunet_fm.planfile.schema import STOCK_KEY, PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.plans.stock import write_stock_plans
+from nnunet_fm.records.training import TrainingRecord
 from nnunet_fm.trainers.budget import BudgetTrainer
 from tests.datasets import training_folders, write_dataset
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nnunet_fm.evaluation.published import dataset_key, published_cells
+from nnunet_fm.reporting.published import dataset_key, published_cells
 from nnunet_fm.studies.datasets import find_dataset
 from nnunet_fm.studies.expand import Expansion, expand
 from nnunet_fm.studies.jobs import make_jobs

@@ -17,10 +17,10 @@ import pytest
 from datasets import nnunet_folders, write_dataset, write_image
 from results_maker import write_record
 
-from nnunet_fm.evaluation import folder
-from nnunet_fm.evaluation.frame import COLUMNS, read_scores, write_scores
-from nnunet_fm.evaluation.results import Run
-from nnunet_fm.evaluation.surroundings import trained_on
+from nnunet_fm.metrics import folder
+from nnunet_fm.metrics.find_labels import trained_on
+from nnunet_fm.metrics.scores_table import COLUMNS, read_scores, write_scores
+from nnunet_fm.reporting.results import Run
 from nnunet_fm.studies import data, gpus, steps, testing, training
 from nnunet_fm.studies.cases import CaseSet, NoTestCasesError, choose_cases, without_seen
 from nnunet_fm.studies.collect import collect, collect_results

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nnunet_fm.evaluation.tables import csv, latex, markdown, plus_minus, write_table
+from nnunet_fm.reporting.tables import csv, latex, markdown, plus_minus, write_table
 
 FRAME = pd.DataFrame(
     {

@@ -25,12 +25,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 import nnunet_fm.trainers
 from nnunet_fm.data.augmentation import initial_patch_size
 from nnunet_fm.data.sampling import FMDataLoader
+from nnunet_fm.losses.dice_ce import DiceCE, OutputSupervision
 from nnunet_fm.models.names import UnknownNameError
-from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.models.registry import grammar
+from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.trainers import loading
-from nnunet_fm.trainers.loss import DiceCE, OutputSupervision
 from nnunet_fm.weights.cache import MissingWeightsError
 from nnunet_fm.weights.files import WeightsFileError
 from tests.datasets import empty, nnunet_folders, write_dataset, write_fingerprint

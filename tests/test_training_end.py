@@ -14,9 +14,9 @@ import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 
 import nnunet_fm.trainers
-from nnunet_fm.evaluation.record import TrainingRecord
-from nnunet_fm.models.plan_key import PlanError
+from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
+from nnunet_fm.records.training import TrainingRecord
 from nnunet_fm.trainers import budget as budget_module
 from nnunet_fm.trainers.loading import ProcessLoader, end_loaders
 from tests.datasets import empty, training_folders, write_dataset, write_fingerprint

@@ -15,8 +15,8 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_data
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 import nnunet_fm.trainers
-from nnunet_fm.evaluation.record import Overlap
 from nnunet_fm.plans.planner import Options, planner_class
+from nnunet_fm.records.training import Overlap
 from nnunet_fm.trainers.volume_dice import VolumeDice, volume_overlap
 from tests.datasets import empty, training_folders, write_dataset, write_fingerprint
 

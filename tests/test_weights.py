@@ -731,7 +731,7 @@ DINOV2_DROP = ["^mask_token$"]
 
 
 def segmenter(channels: int = 1) -> nn.Module:
-    from nnunet_fm.models.segmenter2d import FoundationSegmenter2D
+    from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
 
     return FoundationSegmenter2D(channels, 5, backbone="dinov2_s", image_size=224)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_fm.adaptation.hidden_labels import outside_marker
-from nnunet_fm.adaptation.losses import NOT_COUNTED
+from nnunet_fm.losses.adaptation import NOT_COUNTED
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnunet_fm.backbones.base import Norm
 from nnunet_fm.backbones.vit import ViTBackbone, resample_positions
-from nnunet_fm.layers.attention import use_fast_attention
+from nnunet_fm.cpu.attention import use_fast_attention
 
 PATCH_SIZE = 14
 UNUSED = frozenset({"mask_token"})

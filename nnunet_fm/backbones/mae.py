@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnunet_fm.backbones.base import Norm
 from nnunet_fm.backbones.vit import ViTBackbone, resample_positions
-from nnunet_fm.layers.attention import use_fast_attention
+from nnunet_fm.cpu.attention import use_fast_attention
 
 PATCH_SIZES = {"base": 16, "large": 16, "huge": 14}
 

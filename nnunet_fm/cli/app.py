@@ -15,7 +15,7 @@ import typer
 from nnunet_fm.cli import adapt, convert, demo, doctor, evaluate, plan, predict, report, study, weights
 from nnunet_fm.cli import list as listing
 from nnunet_fm.cli.variadic import VariadicCommand, normalise
-from nnunet_fm.limits import choose_waiting
+from nnunet_fm.cpu.limits import choose_waiting
 
 DEBUG_SWITCH = "NNUNET_FM_DEBUG"
 Command = TypeVar("Command", bound=Callable[..., None])

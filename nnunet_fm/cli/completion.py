@@ -11,8 +11,8 @@ from importlib import resources
 from pathlib import Path
 
 from nnunet_fm.adapters import ADAPTERS
-from nnunet_fm.dataset_names import find_datasets
 from nnunet_fm.heads import HEADS
+from nnunet_fm.io.dataset_names import find_datasets
 
 
 def complete_models(incomplete: str) -> list[str]:

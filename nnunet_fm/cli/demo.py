@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from nnunet_fm.cli.console import Quiet
-from nnunet_fm.limits import environment, usable_cores
-from nnunet_fm.replacing import replacing
+from nnunet_fm.cpu.limits import environment, usable_cores
+from nnunet_fm.io.atomic_write import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -190,7 +190,7 @@ class _Run:
 
     def watch_training(self, minutes: float) -> Callable[[], str]:
         """A function that says how far the training is: elapsed, left, epoch and Dice from its log."""
-        from nnunet_fm.evaluation.training_log import newest_log, parse_log
+        from nnunet_fm.reporting.training_log import newest_log, parse_log
 
         started = time.monotonic()
 
@@ -210,13 +210,13 @@ class _Run:
 
     def report(self, predictions: Path) -> dict[str, Any]:
         """Score the predictions, write the page, print the table; returns what --json prints."""
-        from nnunet_fm.evaluation.folder import evaluate_folder
-        from nnunet_fm.evaluation.frame import DICE
-        from nnunet_fm.evaluation.labels import foreground
-        from nnunet_fm.evaluation.overlay import overlay_figure
-        from nnunet_fm.evaluation.page import write_page
-        from nnunet_fm.evaluation.summary import mean_foreground, mean_per_class
-        from nnunet_fm.evaluation.training_log import newest_log, parse_log
+        from nnunet_fm.metrics.folder import evaluate_folder
+        from nnunet_fm.metrics.labels import foreground
+        from nnunet_fm.metrics.scores_table import DICE
+        from nnunet_fm.metrics.summary import mean_foreground, mean_per_class
+        from nnunet_fm.reporting.overlay import overlay_figure
+        from nnunet_fm.reporting.page import write_page
+        from nnunet_fm.reporting.training_log import newest_log, parse_log
 
         started = time.monotonic()
         labels = json.loads((self.dataset / "dataset.json").read_text(encoding="utf-8"))["labels"]
@@ -271,7 +271,7 @@ class _Run:
     def _print_table(self, scores: pd.DataFrame, result: dict[str, Any]) -> None:
         from rich.table import Table
 
-        from nnunet_fm.evaluation.summary import per_case
+        from nnunet_fm.metrics.summary import per_case
 
         table = Table(title="Dice on unseen cases")
         table.add_column("case")

@@ -16,13 +16,13 @@ import typer
 
 from nnunet_fm.cli.console import Quiet
 from nnunet_fm.cli.table import print_table
-from nnunet_fm.limits import usable_cores
-from nnunet_fm.replacing import write_text
+from nnunet_fm.cpu.limits import usable_cores
+from nnunet_fm.io.atomic_write import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnunet_fm.evaluation.labels import Labels
+    from nnunet_fm.metrics.labels import Labels
 
 EPILOG = """
 Examples:
@@ -112,7 +112,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Dice, Jaccard, HD95 (mm), normalised surface Dice (NSD) and volumes (ml), per case and class."""
-    from nnunet_fm.evaluation.frame import METRICS, write_scores
+    from nnunet_fm.metrics.scores_table import METRICS, write_scores
 
     chosen = _metrics(metrics, METRICS)
     if slice_axis is not None and slice_axis.lower() not in AXES:
@@ -124,11 +124,11 @@ def evaluate(
     if group_by is GroupBy.case and size_from is not None:
         raise typer.BadParameter("with --group-by case no training cases are looked at", param_hint="--size-from")
 
-    from nnunet_fm.evaluation import surroundings
-    from nnunet_fm.evaluation.folder import evaluate_folder, named
-    from nnunet_fm.evaluation.label_map import find_file_ending
-    from nnunet_fm.evaluation.labels import read_dataset_json
-    from nnunet_fm.evaluation.size_groups import size_shares
+    from nnunet_fm.metrics import find_labels as surroundings
+    from nnunet_fm.metrics.folder import evaluate_folder, named
+    from nnunet_fm.metrics.label_map import find_file_ending
+    from nnunet_fm.metrics.labels import read_dataset_json
+    from nnunet_fm.metrics.size_groups import size_shares
 
     for folder in (predictions, references):
         if not folder.is_dir():
@@ -209,8 +209,8 @@ def _cases(predictions: Path, references: Path, ending: str, chill: bool) -> lis
     Raises:
         FileNotFoundError: if a reference has no prediction, and not chill.
     """
-    from nnunet_fm.evaluation.folder import named
-    from nnunet_fm.evaluation.label_map import label_map_files
+    from nnunet_fm.metrics.folder import named
+    from nnunet_fm.metrics.label_map import label_map_files
 
     found, expected = (label_map_files(folder, ending) for folder in (predictions, references))
     extra = [f"{case}{ending}" for case in found if case not in expected]
@@ -229,7 +229,7 @@ def _cases(predictions: Path, references: Path, ending: str, chill: bool) -> lis
 
 def _content(scores: pd.DataFrame, settings: dict[str, Any]) -> dict[str, Any]:
     """What --json prints; numbers that are not defined are null."""
-    from nnunet_fm.evaluation.summary import class_groups, mean_foreground, summarise, volume_scores
+    from nnunet_fm.metrics.summary import class_groups, mean_foreground, summarise, volume_scores
 
     summary: dict[str, dict[str, Any]] = {}
     for row in summarise(scores).to_dict("records"):
@@ -254,9 +254,9 @@ def _number(value: Any) -> Any:
 
 def _print(scores: pd.DataFrame) -> None:
     """Classes down, metrics across; the number of cases where some of them define no score."""
-    from nnunet_fm.evaluation.frame import DICE, JACCARD, NSD
-    from nnunet_fm.evaluation.summary import class_groups, mean_foreground, summarise
-    from nnunet_fm.evaluation.tables import plus_minus
+    from nnunet_fm.metrics.scores_table import DICE, JACCARD, NSD
+    from nnunet_fm.metrics.summary import class_groups, mean_foreground, summarise
+    from nnunet_fm.reporting.tables import plus_minus
 
     summary, groups, cases = summarise(scores), class_groups(scores), scores["case"].nunique()
     units = {"HD95": "HD95 (mm)", "volume_reference": "reference (ml)", "volume_prediction": "prediction (ml)"}

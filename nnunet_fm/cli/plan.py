@@ -142,13 +142,13 @@ def plan(
 
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
-    from nnunet_fm.dataset_names import dataset_name
+    from nnunet_fm.io.dataset_names import dataset_name
     from nnunet_fm.models.card import read_mirror
     from nnunet_fm.models.names import PLANNER_PREFIX, VARIANTS
-    from nnunet_fm.plans.fingerprint import fingerprint
     from nnunet_fm.plans.planner import Options, planner_class
-    from nnunet_fm.plans.raw import check_cases, read_dataset_json
     from nnunet_fm.plans.slices import AXES, PLANES
+    from nnunet_fm.preprocessing.fingerprint import fingerprint
+    from nnunet_fm.preprocessing.raw import check_cases, read_dataset_json
 
     if variant not in ("mission", *VARIANTS):
         raise typer.BadParameter(f"'{variant}' is not one of mission, {', '.join(VARIANTS)}", param_hint="--variant")
@@ -215,7 +215,7 @@ def _control(
     quiet: bool,
 ) -> None:
     """Write the plans of a control row; what is not given is as in stock nnU-Net."""
-    from nnunet_fm.dataset_names import dataset_name
+    from nnunet_fm.io.dataset_names import dataset_name
     from nnunet_fm.plans.stock import BASES, base_plans, write_stock_plans
 
     if control not in BASES:

@@ -17,7 +17,7 @@ from nnunet_fm.cli.completion import (
     complete_trainers,
 )
 from nnunet_fm.cli.console import Quiet, results_only
-from nnunet_fm.late_imports import importing_lightly, without_collection
+from nnunet_fm.cpu.lazy_imports import importing_lightly, without_collection
 
 EPILOG = """
 Examples:

@@ -18,8 +18,8 @@ from nnunet_fm.cli.completion import (
 from nnunet_fm.cli.console import Quiet
 
 if TYPE_CHECKING:
-    from nnunet_fm.evaluation.report_page.elements import Picture
-    from nnunet_fm.evaluation.results import Results
+    from nnunet_fm.reporting.results import Results
+    from nnunet_fm.reporting.sections.elements import Picture
 
 EPILOG = """
 Examples:
@@ -96,13 +96,13 @@ def report(
 
     from rich.console import Console
 
-    from nnunet_fm.evaluation.frame import DICE, HD95, JACCARD, NSD
+    from nnunet_fm.metrics.scores_table import DICE, HD95, JACCARD, NSD
 
     if metric not in (DICE, JACCARD, HD95, NSD):
         raise typer.BadParameter(f"'{metric}' is not one of {DICE}, {JACCARD}, {HD95}, {NSD}", param_hint="--metric")
     console = Console(stderr=True, highlight=False, quiet=quiet)
     with console.status("gathering results") as status:
-        from nnunet_fm.evaluation.report import write_report
+        from nnunet_fm.reporting.report import write_report
         from nnunet_fm.studies.collect import collect, collect_results
 
         if folder is not None:
@@ -167,9 +167,9 @@ def _features(results: Results) -> tuple[dict[str, tuple[Picture, Picture]], lis
     files = files[files["configuration"].str.startswith("2d")] if len(files) else files
     if not len(files):
         return {}, []
-    from nnunet_fm.evaluation.figures.slices import array_png
-    from nnunet_fm.evaluation.report_page.elements import Picture
     from nnunet_fm.inference.features import feature_pca
+    from nnunet_fm.reporting.figures.slices import array_png
+    from nnunet_fm.reporting.sections.elements import Picture
 
     made: dict[str, tuple[Picture, Picture]] = {}
     problems = []

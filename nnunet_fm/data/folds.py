@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_fm.foreign import ForeignFileError, read_json
+from nnunet_fm.io.untrusted import ForeignFileError, read_json
 
 Fold = Mapping[str, Sequence[str]]
 

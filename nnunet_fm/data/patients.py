@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from nnunet_fm.evaluation.subjects import converted_subjects
+from nnunet_fm.data.subjects import converted_subjects
 
 
 def seen_cases(

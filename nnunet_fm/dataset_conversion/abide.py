@@ -12,7 +12,7 @@ from nnunet_fm.dataset_conversion.brain import FLAT, BrainConverter, Subjects
 from nnunet_fm.dataset_conversion.problems import Invalid, Problem
 from nnunet_fm.dataset_conversion.steps import Thesis
 from nnunet_fm.dataset_conversion.tree import Tree
-from nnunet_fm.dataset_conversion.volume import Grid, Volume
+from nnunet_fm.io.volume import Grid, Volume
 
 SITES = ("caltech", "stanford")
 

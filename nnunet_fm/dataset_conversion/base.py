@@ -47,7 +47,7 @@ from nnunet_fm.dataset_conversion.readers import read_dicom_series, read_hdf5, r
 from nnunet_fm.dataset_conversion.splits import Split
 from nnunet_fm.dataset_conversion.steps import Thesis, normalise, thesis_plane
 from nnunet_fm.dataset_conversion.tree import Tree
-from nnunet_fm.dataset_conversion.volume import Grid, Volume, outside_fraction, resample
+from nnunet_fm.io.volume import Grid, Volume, outside_fraction, resample
 
 REORIENTING_READER = "NibabelIOWithReorient"
 """nnU-Net's reader that turns every image to RAS, so that `Converter.slice_axis` holds for all of a dataset."""

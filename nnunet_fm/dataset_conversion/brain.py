@@ -18,7 +18,7 @@ from nnunet_fm.dataset_conversion.labels import LabelTable
 from nnunet_fm.dataset_conversion.problems import ConversionError, Invalid, Problem
 from nnunet_fm.dataset_conversion.steps import Thesis, normalise, plane_grid
 from nnunet_fm.dataset_conversion.tree import Tree
-from nnunet_fm.dataset_conversion.volume import Grid, Volume, outside_fraction, resample
+from nnunet_fm.io.volume import Grid, Volume, outside_fraction, resample
 
 CLASSES = LabelTable.of(*BRAIN.foreground.values())
 """Of files that have the 15 classes already."""

@@ -24,8 +24,8 @@ from nnunet_fm.dataset_conversion.base import (
 )
 from nnunet_fm.dataset_conversion.problems import Invalid, LeftOut, Problem
 from nnunet_fm.dataset_conversion.tree import Tree
-from nnunet_fm.dataset_conversion.volume import Volume
 from nnunet_fm.dataset_conversion.writer import FILE_ENDING, fingerprint, read_json, storable, write_image, write_json
+from nnunet_fm.io.volume import Volume
 
 RECORDS = ".records"
 """Folder beside the images in which finished cases are noted until the dataset is complete."""

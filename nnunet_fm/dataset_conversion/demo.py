@@ -8,7 +8,7 @@ import zipfile
 from importlib import resources
 from pathlib import Path
 
-from nnunet_fm.replacing import PARTIAL
+from nnunet_fm.io.atomic_write import PARTIAL
 
 NAME = "Hippocampus"
 CREDIT = "Medical Segmentation Decathlon, Task04_Hippocampus (Vanderbilt University Medical Center), CC BY-SA 4.0"

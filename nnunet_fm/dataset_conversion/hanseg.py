@@ -12,7 +12,7 @@ from nnunet_fm.dataset_conversion.labels import LabelTable, count_values
 from nnunet_fm.dataset_conversion.problems import Invalid, Problem, UsageError
 from nnunet_fm.dataset_conversion.registration import register_rigidly
 from nnunet_fm.dataset_conversion.tree import Tree
-from nnunet_fm.dataset_conversion.volume import Volume, resample
+from nnunet_fm.io.volume import Volume, resample
 
 ORGANS = LabelTable.of(
     "A_Carotid_L", "A_Carotid_R", "Arytenoid", "Bone_Mandible", "Brainstem", "BuccalMucosa", "Cavity_Oral",

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_fm.data.faults import exact
 from nnunet_fm.dataset_conversion.problems import Invalid
+from nnunet_fm.io.image_faults import exact
 
 MAX_RANGE = 1 << 20
 """More different numbers than any label file has."""

@@ -14,7 +14,7 @@ from nnunet_fm.dataset_conversion.labels import LabelTable
 from nnunet_fm.dataset_conversion.problems import ConversionError, Invalid, LeftOut
 from nnunet_fm.dataset_conversion.steps import Thesis, normalise, plane_grid
 from nnunet_fm.dataset_conversion.tree import Tree
-from nnunet_fm.dataset_conversion.volume import Grid, Volume, outside_fraction, resample
+from nnunet_fm.io.volume import Grid, Volume, outside_fraction, resample
 
 LUMBAR = LabelTable.of("L1", "L2", "L3", "L4", "L5")
 

@@ -13,9 +13,9 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from nnunet_fm.dataset_conversion.problems import Invalid
-from nnunet_fm.dataset_conversion.volume import Grid, Volume
-from nnunet_fm.foreign import DEFLATE, ForeignFileError, check_promise
-from nnunet_fm.image_files import read_image, read_nifti
+from nnunet_fm.io.image_files import read_image, read_nifti
+from nnunet_fm.io.untrusted import DEFLATE, ForeignFileError, check_promise
+from nnunet_fm.io.volume import Grid, Volume
 
 BY_NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh")
 """SimpleITK reads a NIfTI file that is cut off without a word and fills up with zeros; nibabel notices."""

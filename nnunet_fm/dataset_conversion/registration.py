@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_fm.dataset_conversion.volume import Grid, Volume
+from nnunet_fm.io.volume import Grid, Volume
 
 BINS = 50
 SAMPLES = 50_000

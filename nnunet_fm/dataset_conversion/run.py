@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from nnunet_fm.cpu.limits import startable
 from nnunet_fm.data.sides import find_sides
 from nnunet_fm.dataset_conversion import skull
 from nnunet_fm.dataset_conversion.base import REORIENTING_READER, Case, Converter, Listing, Options
@@ -26,9 +27,8 @@ from nnunet_fm.dataset_conversion.problems import ConversionError, Invalid, Prob
 from nnunet_fm.dataset_conversion.splits import Split, make_folds, read_split
 from nnunet_fm.dataset_conversion.tree import NOT_OPENED, Tree, open_tree
 from nnunet_fm.dataset_conversion.writer import FILE_ENDING, fingerprint, read_json, versions, write_json
-from nnunet_fm.ending import end_with_parent
-from nnunet_fm.limits import startable
-from nnunet_fm.replacing import OLD, PARTIAL, scratch_folder
+from nnunet_fm.io.atomic_write import OLD, PARTIAL, scratch_folder
+from nnunet_fm.io.orphans import end_with_parent
 
 FORMAT = 1
 """Of ``conversion.json``."""

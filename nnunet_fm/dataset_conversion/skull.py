@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from nnunet_fm.dataset_conversion.problems import Invalid
 from nnunet_fm.dataset_conversion.readers import read_volume
-from nnunet_fm.dataset_conversion.volume import Grid, Volume, resample
-from nnunet_fm.foreign import read_json, read_text
+from nnunet_fm.io.untrusted import read_json, read_text
+from nnunet_fm.io.volume import Grid, Volume, resample
 
 ENDINGS = (".nii.gz", ".nii", ".mgz", ".nrrd", ".mha")
 

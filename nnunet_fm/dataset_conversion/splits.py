@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_fm.dataset_conversion.problems import ConversionError
-from nnunet_fm.foreign import read_json, read_text
+from nnunet_fm.io.untrusted import read_json, read_text
 
 FOLDS = 5
 SEED = 12345

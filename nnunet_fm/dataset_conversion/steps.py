@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from nnunet_fm.dataset_conversion.volume import Grid, Volume, resample
+from nnunet_fm.io.volume import Grid, Volume, resample
 
 N4_SHRINK = 4
 N4_ITERATIONS = (50, 50, 50, 50)

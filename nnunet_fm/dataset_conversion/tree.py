@@ -23,7 +23,7 @@ from typing import IO
 from zlib import error as ZlibError
 
 from nnunet_fm.dataset_conversion.problems import ConversionError, Invalid, Problem
-from nnunet_fm.foreign import ForeignFileError, check_unpacking, other_kind
+from nnunet_fm.io.untrusted import ForeignFileError, check_unpacking, other_kind
 
 ZIPS = (".zip",)
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

@@ -9,7 +9,7 @@ from nnunet_fm.dataset_conversion.base import Case, Converter, Listing, Options,
 from nnunet_fm.dataset_conversion.problems import Invalid, Problem
 from nnunet_fm.dataset_conversion.prostate import PROSTATE, THESIS, Part, hdf5_listing
 from nnunet_fm.dataset_conversion.tree import Tree
-from nnunet_fm.dataset_conversion.volume import Grid, Volume
+from nnunet_fm.io.volume import Grid, Volume
 
 LABELLER = "ek"
 """Whose labels the thesis used; those of another (kc) exist as well."""

@@ -12,9 +12,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_fm import foreign
-from nnunet_fm.dataset_conversion.volume import Grid
-from nnunet_fm.replacing import write_text
+from nnunet_fm.io import untrusted as foreign
+from nnunet_fm.io.atomic_write import write_text
+from nnunet_fm.io.volume import Grid
 
 FILE_ENDING = ".nii.gz"
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nnunet_fm.cpu.upsample import enlarge
 from nnunet_fm.heads.base import FeatureMaps
 from nnunet_fm.heads.hsam_decoder import RefiningDecoder, cross_first_transformer
 from nnunet_fm.heads.sam_base import SAMHead
 from nnunet_fm.heads.sam_decoder import BatchedMaskDecoder, Decoded, Embedded, dot
-from nnunet_fm.layers.enlarging import enlarge
 
 NOISE = 0.2
 """Standard deviation of the noise on the second stage's image in training, as a share of the image's range."""

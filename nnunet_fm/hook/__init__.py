@@ -49,7 +49,7 @@ def _wrap(module: ModuleType) -> None:
 def _before_pytorch() -> None:
     """When nnU-Net is imported: choose how the threads that PyTorch will start wait."""
     if "torch" not in sys.modules:
-        from nnunet_fm.limits import choose_waiting
+        from nnunet_fm.cpu.limits import choose_waiting
 
         choose_waiting()
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nnunet_fm.dataset_names import DatasetNameError, dataset_name, dataset_number
-from nnunet_fm.foreign import ForeignFileError, read_json
 from nnunet_fm.hook.wrap import resembles_ours
+from nnunet_fm.io.dataset_names import DatasetNameError, dataset_name, dataset_number
+from nnunet_fm.io.untrusted import ForeignFileError, read_json
 from nnunet_fm.models.names import (
     PLANNER_PREFIX,
     PLANS_PREFIX,
@@ -26,8 +26,8 @@ from nnunet_fm.models.names import (
     plans_name,
     trainer_name,
 )
-from nnunet_fm.models.plan_key import KEY, STOCK_KEY
 from nnunet_fm.models.registry import get_card, grammar
+from nnunet_fm.planfile.schema import KEY, STOCK_KEY
 
 COMMAND = "nnUNetv2_train"
 NOT_PLANS = frozenset({"dataset.json", "dataset_fingerprint.json", "splits_final.json"})

@@ -36,11 +36,11 @@ def home(name: str) -> str | None:
     if name.startswith("FMPlanner"):
         return "nnunet_fm.plans.planner"
     if name == "FMPreprocessor":
-        return "nnunet_fm.plans.preprocessor"
+        return "nnunet_fm.preprocessing.preprocessor"
     if (name.startswith("FM") and name.endswith("Normalization")) or name in _NORMALISERS:
-        return "nnunet_fm.data.normalization"
+        return "nnunet_fm.preprocessing.normalization"
     if name.startswith("fm_resample_"):
-        return "nnunet_fm.data.resampling"
+        return "nnunet_fm.preprocessing.resampling"
     return None
 
 
@@ -180,7 +180,7 @@ class _Multiprocessing(ModuleType):
         return getattr(multiprocessing, name)
 
     def cpu_count(self) -> int:
-        from nnunet_fm.limits import threads, usable_cores
+        from nnunet_fm.cpu.limits import threads, usable_cores
 
         count, usable = threads(), usable_cores()
         if count < usable:

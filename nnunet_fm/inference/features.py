@@ -12,7 +12,7 @@ from torch import nn
 
 from nnunet_fm.inference.inputs import PredictionInputError
 from nnunet_fm.inference.predictor import load_predictor
-from nnunet_fm.models.segmenter2d import FoundationSegmenter2D
+from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
 from nnunet_fm.networks.slices import to_rgb, to_square
 
 CPU = torch.device("cpu")

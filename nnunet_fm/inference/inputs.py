@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from nnunet_fm.data.image_folders import ImageFiles, case_name, find_images, left_out_words, shown
-from nnunet_fm.dataset_json import canonical, channel_names, fault_of_channels, named_channels
-from nnunet_fm.dataset_names import DatasetNameError, dataset_name
-from nnunet_fm.foreign import read_object
-from nnunet_fm.layers.devices import device_fault
-from nnunet_fm.models.foreign_plans import read_plans
+from nnunet_fm.cpu.devices import device_fault
+from nnunet_fm.io.dataset_json import canonical, channel_names, fault_of_channels, named_channels
+from nnunet_fm.io.dataset_names import DatasetNameError, dataset_name
+from nnunet_fm.io.image_folders import ImageFiles, case_name, find_images, left_out_words, shown
+from nnunet_fm.io.messages import SHOWN, listed
+from nnunet_fm.io.untrusted import read_object
+from nnunet_fm.planfile.untrusted import read_plans
 from nnunet_fm.weights.files import read_trained
-from nnunet_fm.wording import SHOWN, listed
 
 Files = Mapping[str, Sequence[Path]]
 """Name of a case -> its channel files."""

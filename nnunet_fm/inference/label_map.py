@@ -27,7 +27,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_fm.data.resampling import fm_resample_data_to_shape
+from nnunet_fm.preprocessing.resampling import fm_resample_data_to_shape
 
 BLOCK = 2**20
 """Values of a block, in rows of one plane of all classes: 4 MB, which stay in the processor's cache."""

@@ -12,15 +12,15 @@ import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_fm.data.image_folders import left_out_words
-from nnunet_fm.dataset_json import channel_names
-from nnunet_fm.evaluation.machine import processor_name
+from nnunet_fm.cpu.limits import startable, threads, usable_cores
 from nnunet_fm.inference import inputs
 from nnunet_fm.inference.inputs import PredictionInputError
 from nnunet_fm.inference.predictor import CUDA, OnCase, OnProgress, load_predictor, only_predict
-from nnunet_fm.inference.times import CaseTimes, PredictionTimes, device_name
 from nnunet_fm.inference.workers import Failure
-from nnunet_fm.limits import startable, threads, usable_cores
+from nnunet_fm.io.dataset_json import channel_names
+from nnunet_fm.io.image_folders import left_out_words
+from nnunet_fm.records.machine import processor_name
+from nnunet_fm.records.prediction import CaseTimes, PredictionTimes, device_name
 
 ALL_FOLDS = (0, 1, 2, 3, 4)
 COLOUR_READERS = ("NaturalImage2DIO",)

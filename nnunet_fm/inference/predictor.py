@@ -19,10 +19,11 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.utilities.helpers import empty_cache
 
-from nnunet_fm.dataset_json import canonical
+from nnunet_fm.cpu.malloc import give_back_freed_memory, keep_freed_memory
+from nnunet_fm.cpu.prepacked_weights import lay_out_weights
+from nnunet_fm.cpu.skip_initialisation import WithoutRandomWeights
 from nnunet_fm.inference import inputs
 from nnunet_fm.inference.sliding_window import Sums, Window, mirrored_mean, predictions
-from nnunet_fm.inference.times import CaseTimes
 from nnunet_fm.inference.workers import (
     Case,
     Failure,
@@ -35,11 +36,10 @@ from nnunet_fm.inference.workers import (
     has_result,
     workers,
 )
-from nnunet_fm.layers.inference import lay_out_weights
-from nnunet_fm.layers.initialisation import WithoutRandomWeights
-from nnunet_fm.layers.memory import give_back_freed_memory, keep_freed_memory
-from nnunet_fm.models.plan_key import PlanKey, unseen_mirroring
+from nnunet_fm.io.dataset_json import canonical
 from nnunet_fm.networks.base import FoundationNetwork
+from nnunet_fm.planfile.schema import PlanKey, unseen_mirroring
+from nnunet_fm.records.prediction import CaseTimes
 from nnunet_fm.weights.files import data_only, misfit
 
 CUDA = torch.device("cuda")

@@ -28,15 +28,15 @@ from nnunetv2.inference.data_iterators import PreprocessAdapter
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_fm.data.faults import why
-from nnunet_fm.data.intensities import unlike_training
-from nnunet_fm.data.whole_images import WholeImagesPlans
-from nnunet_fm.dataset_json import channel_names
-from nnunet_fm.ending import end_with_parent
-from nnunet_fm.image_files import check_whole, fault_of_result
+from nnunet_fm.cpu.limits import threads
 from nnunet_fm.inference.label_map import label_map
-from nnunet_fm.limits import threads
-from nnunet_fm.replacing import partial_folder
+from nnunet_fm.io.atomic_write import partial_folder
+from nnunet_fm.io.dataset_json import channel_names
+from nnunet_fm.io.image_faults import why
+from nnunet_fm.io.image_files import check_whole, fault_of_result
+from nnunet_fm.io.orphans import end_with_parent
+from nnunet_fm.preprocessing.intensities import unlike_training
+from nnunet_fm.preprocessing.whole_images import WholeImagesPlans
 
 T = TypeVar("T")
 

@@ -16,8 +16,11 @@ from nnunet_fm.weights import slim
 
 Architecture = dict[str, Any]
 
-OURS = ("nnunet_fm.networks.", "nnunet_fm.models.")
+OURS = "nnunet_fm.networks."
 """Where the networks of this package are; a plan may come from anybody, and to import a module is to run it."""
+
+MOVED = {"nnunet_fm.models.segmenter2d.FoundationSegmenter2D": "nnunet_fm.networks.segmenter2d.FoundationSegmenter2D"}
+"""Former paths of classes, in plans and checkpoints of older versions -> where they are now."""
 
 MIN_BOTTLENECK_EDGE = 4
 """An axis is halved only while at least this many voxels remain, as in nnU-Net's own planner."""
@@ -110,12 +113,13 @@ def official_architecture(
 
 
 def network_class(class_path: str) -> type[FoundationNetwork]:
-    """The network class of a dotted path.
+    """The network class of a dotted path, which may be a former one.
 
     Raises:
         ImportError: if it does not exist.
         TypeError: if it is neither one of ours nor one that a model card names; no module is imported then.
     """
+    class_path = MOVED.get(class_path, class_path) if isinstance(class_path, str) else class_path
     if not isinstance(class_path, str) or not (class_path.startswith(OURS) or class_path in _of_cards()):
         raise TypeError(f"'{class_path}' is not a network of nnunet-fm")
     found = locate(class_path)

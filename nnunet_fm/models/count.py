@@ -12,8 +12,8 @@ from nnunet_fm.backbones import create_backbone, native_size
 from nnunet_fm.models.build import build_network, official_architecture
 from nnunet_fm.models.card import ModelCard
 from nnunet_fm.models.parts import LADDER
-from nnunet_fm.models.segmenter2d import FoundationSegmenter2D
 from nnunet_fm.networks.base import FoundationNetwork
+from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
 
 
 def parameters(card: ModelCard, classes: int) -> int:

@@ -12,9 +12,9 @@ from dynamic_network_architectures.architectures.abstract_arch import AbstractDy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_fm.layers.channels_last import channels_last, use_fast_layers
-from nnunet_fm.layers.processor import computes_in_bf16, gains_from_channels_last
-from nnunet_fm.layers.products import fast_products
+from nnunet_fm.cpu.channels_last import channels_last, use_fast_layers
+from nnunet_fm.cpu.cpu_features import computes_in_bf16, gains_from_channels_last
+from nnunet_fm.cpu.onednn_linear import fast_products
 
 if TYPE_CHECKING:
     from typing_extensions import Self

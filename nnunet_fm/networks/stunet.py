@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_fm.layers.channels_last import Conv3d
+from nnunet_fm.cpu.channels_last import Conv3d
 from nnunet_fm.networks.base import FoundationNetwork
 
 SLOPE = 0.01

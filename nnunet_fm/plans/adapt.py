@@ -23,21 +23,21 @@ from pydantic import ValidationError
 from nnunet_fm.adaptation.trained_part import train_only
 from nnunet_fm.data.folds import read_folds
 from nnunet_fm.data.patients import seen_cases
-from nnunet_fm.dataset_json import channel_names
-from nnunet_fm.dataset_names import DatasetNameError, dataset_name, dataset_number
+from nnunet_fm.io.dataset_json import channel_names
+from nnunet_fm.io.dataset_names import DatasetNameError, dataset_name, dataset_number
 from nnunet_fm.models.build import build_network
 from nnunet_fm.models.card import Recipe
 from nnunet_fm.models.names import PLANS_PREFIX, TRAINER_PREFIX
-from nnunet_fm.models.plan_key import KEY, Adaptation, PlanError, PlanKey, changed_recipe
-from nnunet_fm.plans.domains import differences
-from nnunet_fm.plans.files import save_plans, write_json
-from nnunet_fm.plans.fingerprint import fingerprint
+from nnunet_fm.planfile.eval_datasets import differences
+from nnunet_fm.planfile.schema import KEY, Adaptation, PlanError, PlanKey, changed_recipe
+from nnunet_fm.planfile.trained_model import Source, read_source
+from nnunet_fm.planfile.write import save_plans, write_json
 from nnunet_fm.plans.mirroring import Data, choose_mirroring
-from nnunet_fm.plans.orientation import dataset_orientations
-from nnunet_fm.plans.preprocessor import data_identifier
-from nnunet_fm.plans.raw import check_channels, read_dataset_json, training_cases
 from nnunet_fm.plans.slices import converter_slice_axis, count_iterations, on_dataset, samples_by_fold
-from nnunet_fm.plans.source import Source, read_source
+from nnunet_fm.preprocessing.fingerprint import fingerprint
+from nnunet_fm.preprocessing.orientation import dataset_orientations
+from nnunet_fm.preprocessing.preprocessor import data_identifier
+from nnunet_fm.preprocessing.raw import check_channels, read_dataset_json, training_cases
 
 Method = Literal["selftraining", "entropymin"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_fm.dataset_json import channel_names
+from nnunet_fm.io.dataset_json import channel_names
 from nnunet_fm.models.parts import official_parts
 from nnunet_fm.models.registry import get_card
 from nnunet_fm.weights.cache import find

@@ -24,7 +24,7 @@ ENLARGED = 2.0
 
 @dataclass(frozen=True)
 class Choice:
-    """A planned value, where it comes from (see `nnunet_fm.models.plan_key.PlanKey`), and why."""
+    """A planned value, where it comes from (see `nnunet_fm.planfile.schema.PlanKey`), and why."""
 
     value: list[float]
     origin: str

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +11,10 @@ from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization impo
     get_normalization_scheme,
 )
 
-from nnunet_fm.data.intensities import doubt_of_foreground, fault_of_foreground
-from nnunet_fm.dataset_json import channel_names
-from nnunet_fm.models.build import UNIT_RANGE
+from nnunet_fm.io.dataset_json import channel_names
 from nnunet_fm.models.card import Intensity
-from nnunet_fm.models.plan_key import PlanError
+from nnunet_fm.planfile.schema import PlanError
+from nnunet_fm.preprocessing.intensities import doubt_of_foreground, fault_of_foreground
 
 SCHEMES = {
     "zscore": "ZScoreNormalization",
@@ -66,37 +64,6 @@ def window_properties(
     low, high = window
     std = (high - low) / (scaled[1] - scaled[0])
     return {**properties, "percentile_00_5": low, "percentile_99_5": high, "mean": low - scaled[0] * std, "std": std}
-
-
-def symmetric_channels(schemes: Sequence[str], properties: Mapping[str, Mapping[str, float]]) -> list[int]:
-    """The channels of a plan whose values lie in [-1, 1], by their normalisation."""
-    return _in_range(schemes, properties, (-1, 1), frozenset({"FMSymmetricPercentileNormalization"}))
-
-
-def unit_channels(schemes: Sequence[str], properties: Mapping[str, Mapping[str, float]]) -> list[int]:
-    """The channels of a plan whose values lie in [0, 1], by their normalisation."""
-    return _in_range(schemes, properties, (0, 1), UNIT_RANGE)
-
-
-def _in_range(
-    schemes: Sequence[str],
-    properties: Mapping[str, Mapping[str, float]],
-    wanted: tuple[float, float],
-    known: frozenset[str],
-) -> list[int]:
-    """Channels of a scheme that is known to scale to a range, or whose window is scaled to it."""
-    return [
-        index
-        for index, scheme in enumerate(schemes)
-        if scheme in known or (scheme == "CTNormalization" and _scales_to(properties[str(index)], wanted))
-    ]
-
-
-def _scales_to(numbers: Mapping[str, float], wanted: tuple[float, float]) -> bool:
-    if numbers["std"] <= 0:
-        return False
-    scaled = ((numbers[bound] - numbers["mean"]) / numbers["std"] for bound in ("percentile_00_5", "percentile_99_5"))
-    return all(math.isclose(value, edge, abs_tol=1e-6) for value, edge in zip(scaled, wanted, strict=True))
 
 
 def check_foreground(dataset_json: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str | None:

@@ -10,11 +10,11 @@ from typing import Any
 
 from nnunet_fm.data.presets import MIRRORING_PRESETS
 from nnunet_fm.data.sides import find_opposites, find_sides
+from nnunet_fm.io.messages import listed
 from nnunet_fm.models.card import Recipe, read_mirror
-from nnunet_fm.models.plan_key import PlanError
-from nnunet_fm.plans.orientation import patient_axes
+from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.slices import AXES, read_conversion
-from nnunet_fm.wording import listed
+from nnunet_fm.preprocessing.orientation import patient_axes
 
 NAMES = ("z", "y", "x")
 PUBLISHED = ("official", "thesis")

@@ -16,21 +16,21 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nnunet_fm.cpu.limits import shared_memory_fault
 from nnunet_fm.data.folds import read_folds
-from nnunet_fm.dataset_json import channel_names
-from nnunet_fm.dataset_names import dataset_name
 from nnunet_fm.heads import needs_official
-from nnunet_fm.limits import shared_memory_fault
+from nnunet_fm.io.dataset_json import channel_names
+from nnunet_fm.io.dataset_names import dataset_name
 from nnunet_fm.models.build import Architecture, architecture, build_network, legal_patch
 from nnunet_fm.models.card import ModelCard, Recipe, Variant
 from nnunet_fm.models.names import PLANNER_PREFIX, Spec, plans_name
 from nnunet_fm.models.parts import BACKBONE, HEAD, official_parts
-from nnunet_fm.models.plan_key import KEY, PlanError, PlanKey, WeightsEntry, changed_recipe
 from nnunet_fm.models.registry import get_card, grammar
+from nnunet_fm.planfile.eval_datasets import check_domains, write_plans_for
+from nnunet_fm.planfile.schema import KEY, PlanError, PlanKey, WeightsEntry, changed_recipe
+from nnunet_fm.planfile.write import save_plans, write_json
 from nnunet_fm.plans import memory
 from nnunet_fm.plans.choice import choose_model
-from nnunet_fm.plans.domains import check_domains, write_plans_for
-from nnunet_fm.plans.files import save_plans, write_json
 from nnunet_fm.plans.geometry import (
     Choice,
     choose_spacing,
@@ -40,13 +40,14 @@ from nnunet_fm.plans.geometry import (
     shrink_patch,
     wanted_patch,
 )
-from nnunet_fm.plans.grids import check_grids
-from nnunet_fm.plans.intensity import Normalization, check_foreground, normalization, unit_channels
+from nnunet_fm.plans.intensity import Normalization, check_foreground, normalization
 from nnunet_fm.plans.mirroring import NAMES, Data, choose_mirroring
-from nnunet_fm.plans.orientation import dataset_orientations, orientation_warning
-from nnunet_fm.plans.preprocessor import data_identifier
-from nnunet_fm.plans.raw import check_cases, read_dataset_json, training_cases
 from nnunet_fm.plans.slices import converter_slice_axis, count_iterations, on_dataset, samples_by_fold, slice_axis
+from nnunet_fm.preprocessing.grids import check_grids
+from nnunet_fm.preprocessing.orientation import dataset_orientations, orientation_warning
+from nnunet_fm.preprocessing.preprocessor import data_identifier
+from nnunet_fm.preprocessing.raw import check_cases, read_dataset_json, training_cases
+from nnunet_fm.preprocessing.value_ranges import unit_channels
 from nnunet_fm.weights.cache import find, sha256
 
 STOCK_RESAMPLING = "resample_data_or_seg_to_shape"

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunet_fm.data.folds import Fold, first_cases, training_cases_of
-from nnunet_fm.foreign import RECORD_ENTRIES, ForeignFileError, read_json
+from nnunet_fm.data.samples import count_samples
+from nnunet_fm.io.untrusted import RECORD_ENTRIES, ForeignFileError, read_json
 from nnunet_fm.models.card import DatasetChoice, Variant
-from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.models.registry import merge
+from nnunet_fm.planfile.schema import PlanError
 
 AXES = {"z": 0, "y": 1, "x": 2, "0": 0, "1": 1, "2": 2}
 """Name of an image axis -> index into (z, y, x)."""
@@ -60,18 +60,6 @@ def on_dataset(variant: Variant, dataset_name: str, adapter: str | None) -> Vari
             "recipe": recipe.model_copy(update={"learning_rate": rate}),
         }
     )
-
-
-def count_samples(shapes: Sequence[Sequence[int]], patch: Sequence[int]) -> int:
-    """Samples of one pass over images: their slices, or as many patches as hold their voxels, one for each at least.
-
-    Args:
-        shapes: of the images in the network's grid, voxels; the first axis is the one across the slices.
-        patch: two edges for slices, three for patches, voxels.
-    """
-    if len(patch) == 2:
-        return sum(int(shape[0]) for shape in shapes)
-    return math.ceil(sum(max(1.0, math.prod(map(int, shape)) / math.prod(patch)) for shape in shapes))
 
 
 def samples_by_fold(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed
 
-from nnunet_fm.dataset_names import dataset_number
-from nnunet_fm.foreign import read_object
-from nnunet_fm.models.plan_key import KEY, STOCK_KEY, PlanError, StockKey
-from nnunet_fm.plans.files import save_plans
+from nnunet_fm.io.dataset_names import dataset_number
+from nnunet_fm.io.untrusted import read_object
+from nnunet_fm.planfile.schema import KEY, STOCK_KEY, PlanError, StockKey
+from nnunet_fm.planfile.write import save_plans
 
 ITERATIONS = 250_000
 """Budget of stock nnU-Net: 1000 epochs of 250 iterations."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from nnunet_fm.data.folds import FOLDS, Fold, read_folds
 from nnunet_fm.data.patients import seen_cases
-from nnunet_fm.evaluation.record import TrainingRecord
-from nnunet_fm.foreign import read_object
+from nnunet_fm.io.untrusted import read_object
+from nnunet_fm.records.training import TrainingRecord
 
 
 class NoTestCasesError(ValueError):

@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from nnunet_fm.evaluation.frame import read_scores
-from nnunet_fm.evaluation.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, TIME_COLUMNS, Results, Run
-from nnunet_fm.evaluation.subjects import read_subjects
-from nnunet_fm.foreign import read_yaml
+from nnunet_fm.data.subjects import read_subjects
+from nnunet_fm.io.untrusted import read_yaml
+from nnunet_fm.metrics.scores_table import read_scores
+from nnunet_fm.reporting.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, TIME_COLUMNS, Results, Run
 from nnunet_fm.studies.cases import CaseSet, label_names, without_seen
 from nnunet_fm.studies.marks import read_json
 from nnunet_fm.studies.testing import LEFT_OUT, TESTED

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_fm.data.folds import read_folds
-from nnunet_fm.dataset_names import dataset_number
+from nnunet_fm.io.dataset_names import dataset_number
 from nnunet_fm.studies.cases import image_names, label_names
 from nnunet_fm.studies.marks import read_json, write_json
 from nnunet_fm.studies.process import StepError

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_fm.dataset_json import canonical
-from nnunet_fm.dataset_names import find_datasets, several
-from nnunet_fm.foreign import read_object
+from nnunet_fm.io.dataset_json import canonical
+from nnunet_fm.io.dataset_names import find_datasets, several
+from nnunet_fm.io.untrusted import read_object
 from nnunet_fm.studies.schema import StudyError
 
 NUMBERED = re.compile(r"Dataset(\d{3})_(.+)", re.DOTALL)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_fm.evaluation.record import FILE, TrainingRecord
 from nnunet_fm.models.card import ModelCard, Variant
 from nnunet_fm.plans.slices import on_dataset
+from nnunet_fm.records.training import FILE, TrainingRecord
 from nnunet_fm.studies.expand import Expansion, Training
 from nnunet_fm.studies.images import USUAL_CASES, USUAL_SHAPE, Images, look_at
 from nnunet_fm.studies.jobs import Job
@@ -223,8 +223,8 @@ def samples_per_second(card: ModelCard) -> float:
     parameters = float(min(card.parameters.values()))
     if card.dim == 2:
         return SAMPLES_2D * PARAMETERS_2D / max(parameters, PARAMETERS_2D / 4)
-    from nnunet_fm.evaluation.published import published_architectures
     from nnunet_fm.models.registry import get_card
+    from nnunet_fm.reporting.published import published_architectures
 
     published = published_architectures().set_index("model")["samples_per_s"]
     published = published[published > WAITING]

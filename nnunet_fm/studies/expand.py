@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_fm.evaluation.results import Run
 from nnunet_fm.models.card import ModelCard
+from nnunet_fm.reporting.results import Run
 from nnunet_fm.studies.datasets import Dataset, find_dataset
 from nnunet_fm.studies.naming import digest, join, plain, with_cases
 from nnunet_fm.studies.plans import Plan, adapted_plan, model_plan, stock_plan
@@ -122,7 +122,7 @@ class _Expander:
         return frozenset(found)
 
     def _check_domains(self) -> None:
-        from nnunet_fm.evaluation.generalisation import check_label_sets
+        from nnunet_fm.reporting.generalisation import check_label_sets
 
         for group in self.groups.values():
             try:

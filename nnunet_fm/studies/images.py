@@ -88,7 +88,7 @@ def _fingerprint(file: Path) -> list[tuple[list[int], list[float]]]:
 
 def _headers(files: list[Path]) -> list[tuple[list[int], list[float]]]:
     """Shape and spacing of the files that can be read and have three axes."""
-    from nnunet_fm.plans.orientation import read_header
+    from nnunet_fm.preprocessing.orientation import read_header
 
     there = [str(file) for file in files if file.is_file() and file.stat().st_size > 0]
     headers = [header for file in there if (header := read_header(file)) is not None]

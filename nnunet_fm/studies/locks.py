@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
-from nnunet_fm.replacing import write_text
+from nnunet_fm.io.atomic_write import write_text
 
 BEAT = 20.0
 """Seconds between two touches of a held lock's file."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_fm.replacing import write_text
+from nnunet_fm.io.atomic_write import write_text
 
 if TYPE_CHECKING:
     from nnunet_fm.studies.jobs import Job

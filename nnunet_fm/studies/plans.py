@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_fm.evaluation.results import Run
 from nnunet_fm.plans.slices import on_dataset
 from nnunet_fm.plans.stock import BASES, PLANNERS, base_plans
+from nnunet_fm.reporting.results import Run
 from nnunet_fm.studies.datasets import Dataset
 from nnunet_fm.studies.naming import digest, join
 from nnunet_fm.studies.rows import Row

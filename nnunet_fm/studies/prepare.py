@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from nnunet_fm.limits import usable_cores
+from nnunet_fm.cpu.limits import usable_cores
+from nnunet_fm.io.atomic_write import write_text
 from nnunet_fm.models.registry import get_card
-from nnunet_fm.replacing import write_text
 from nnunet_fm.studies.datasets import how_to_convert
 from nnunet_fm.studies.estimate import Estimate, Estimator
 from nnunet_fm.studies.expand import Expansion, expand

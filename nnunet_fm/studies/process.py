@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import NoReturn
 
-from nnunet_fm.limits import environment
+from nnunet_fm.cpu.limits import environment
 from nnunet_fm.studies.locks import Lock
 
 GRACE = 20.0

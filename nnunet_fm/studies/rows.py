@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from nnunet_fm.evaluation.results import Control
 from nnunet_fm.models.card import ModelCard
 from nnunet_fm.models.names import Spec, trainer_name
 from nnunet_fm.models.registry import get_card
+from nnunet_fm.reporting.results import Control
 from nnunet_fm.studies.naming import join
 from nnunet_fm.studies.schema import Model, Study, StudyError
 

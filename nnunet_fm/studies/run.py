@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import psutil
 
-from nnunet_fm.replacing import scratch_folder
+from nnunet_fm.io.atomic_write import scratch_folder
 from nnunet_fm.studies.jobs import Job
 from nnunet_fm.studies.locks import Lock
 from nnunet_fm.studies.marks import INTERRUPTED_BY, Marks, read_json

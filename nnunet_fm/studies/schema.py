@@ -21,8 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from nnunet_fm.evaluation.frame import METRICS
-from nnunet_fm.foreign import ForeignFileError, read_yaml
+from nnunet_fm.io.untrusted import ForeignFileError, read_yaml
+from nnunet_fm.metrics.scores_table import METRICS
 from nnunet_fm.models.card import Recipe, ScratchRecipe, read_mirror
 from nnunet_fm.models.names import PLANS_PREFIX, TRAINER_PREFIX, Spec, UnknownNameError
 from nnunet_fm.models.registry import get_card, grammar

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from nnunet_fm.dataset_json import canonical
-from nnunet_fm.foreign import read_object
-from nnunet_fm.replacing import PARTIAL
+from nnunet_fm.io.atomic_write import PARTIAL
+from nnunet_fm.io.dataset_json import canonical
+from nnunet_fm.io.untrusted import read_object
 from nnunet_fm.studies.cases import CaseSet, choose_cases, label_names, without_seen
 from nnunet_fm.studies.marks import read_json, write_json
 from nnunet_fm.studies.process import StepError
@@ -47,7 +47,7 @@ def predict(place: Workplace) -> None:
     stamp = {**chosen.as_json(), **left_out, "checkpoint": [what["checkpoint"], *_version(checkpoint)]}
     predictions, ending = folder / PREDICTIONS, _dataset_json(raw)["file_ending"]
     if read_json(folder / TESTED) == stamp and set(chosen.cases) <= label_names(predictions, ending):
-        from nnunet_fm.image_files import fault_of_result
+        from nnunet_fm.io.image_files import fault_of_result
 
         found = (
             fault_of_result(predictions / f"{case}{ending}", raw / chosen.images / f"{case}_0000{ending}")
@@ -77,8 +77,8 @@ def evaluate(place: Workplace) -> None:
     Raises:
         StepError: if there are no predictions.
     """
-    from nnunet_fm.evaluation.folder import evaluate_folder
-    from nnunet_fm.evaluation.frame import write_scores
+    from nnunet_fm.metrics.folder import evaluate_folder
+    from nnunet_fm.metrics.scores_table import write_scores
 
     what, raw = place.what, place.raw(place.what["target"])
     folder = place.folder / what["folder"]
@@ -109,7 +109,7 @@ def class_shares(folder: Path, raw: Path, processes: int) -> dict[str, float] | 
 
     None where the dataset has no training cases.
     """
-    from nnunet_fm.evaluation.size_groups import size_shares
+    from nnunet_fm.metrics.size_groups import size_shares
 
     file = folder / "size_shares" / f"{raw.name}.json"
     known = read_json(file)

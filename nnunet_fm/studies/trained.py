@@ -10,14 +10,14 @@ from typing import Any
 
 import pandas as pd
 
-from nnunet_fm.dataset_json import canonical
-from nnunet_fm.evaluation.record import TrainingRecord
-from nnunet_fm.evaluation.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, Results, Run
-from nnunet_fm.evaluation.subjects import Subjects, read_subjects
-from nnunet_fm.foreign import read_object
+from nnunet_fm.data.subjects import Subjects, read_subjects
+from nnunet_fm.io.dataset_json import canonical
+from nnunet_fm.io.untrusted import read_object
 from nnunet_fm.models.names import PLANS_PREFIX, Spec, UnknownNameError
-from nnunet_fm.models.plan_key import STOCK_KEY, PlanKey, StockKey
 from nnunet_fm.models.registry import get_card, grammar
+from nnunet_fm.planfile.schema import STOCK_KEY, PlanKey, StockKey
+from nnunet_fm.records.training import TrainingRecord
+from nnunet_fm.reporting.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, Results, Run
 from nnunet_fm.studies.cases import label_names
 from nnunet_fm.studies.datasets import find_dataset
 from nnunet_fm.studies.naming import digest, join, plain, with_cases
@@ -51,8 +51,8 @@ def collect_results(
         FileNotFoundError: if nothing is found; the message names the folders that were looked through.
         ValueError: if a name is ambiguous, or a file is damaged.
     """
-    from nnunet_fm.evaluation.folder import evaluate_folder
-    from nnunet_fm.evaluation.size_groups import size_shares
+    from nnunet_fm.metrics.folder import evaluate_folder
+    from nnunet_fm.metrics.size_groups import size_shares
 
     wanted = (trainers, plans, configurations, [str(fold) for fold in folds] if folds is not None else None)
     folders = [_trained(str(dataset)) for dataset in datasets]

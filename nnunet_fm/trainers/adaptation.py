@@ -20,14 +20,14 @@ from nnunet_fm.adaptation.trained_part import train_only
 from nnunet_fm.adaptation.views import in_two_views
 from nnunet_fm.data.folds import first_cases
 from nnunet_fm.data.patients import seen_cases
-from nnunet_fm.evaluation.record import TrainingRecord
-from nnunet_fm.models.plan_key import Adaptation, PlanError
+from nnunet_fm.io.messages import listed
 from nnunet_fm.networks.base import FoundationNetwork
+from nnunet_fm.planfile.schema import Adaptation, PlanError
+from nnunet_fm.planfile.training_config import resolve
+from nnunet_fm.records.training import TrainingRecord
 from nnunet_fm.trainers.base import fm_trainer
-from nnunet_fm.trainers.setting import resolve
 from nnunet_fm.weights.cache import compute_sha256
 from nnunet_fm.weights.files import read_trained
-from nnunet_fm.wording import listed
 
 
 class AdaptingTrainer(fm_trainer):

@@ -23,25 +23,25 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, autocast, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_fm.cpu.malloc import keep_freed_memory
 from nnunet_fm.data.augmentation import accelerated, initial_patch_size, with_preset
 from nnunet_fm.data.rare_class import RareClassDataLoader
+from nnunet_fm.data.samples import count_samples
 from nnunet_fm.data.sampling import FMDataLoader
-from nnunet_fm.evaluation.record import Overlap
-from nnunet_fm.layers.memory import keep_freed_memory
+from nnunet_fm.losses.dice_ce import DiceCE, OutputSupervision, in_few_passes
 from nnunet_fm.models.build import build_network
 from nnunet_fm.models.names import Spec
 from nnunet_fm.models.parts import Part, load_part
-from nnunet_fm.models.plan_key import unseen_mirroring
 from nnunet_fm.networks.base import FoundationNetwork
-from nnunet_fm.plans.domains import preprocessed_cases
-from nnunet_fm.plans.intensity import symmetric_channels
-from nnunet_fm.plans.slices import count_samples
+from nnunet_fm.planfile.eval_datasets import preprocessed_cases
+from nnunet_fm.planfile.schema import unseen_mirroring
+from nnunet_fm.planfile.training_config import check_configuration, check_sides, network_architecture, resolve
+from nnunet_fm.preprocessing.value_ranges import symmetric_channels
+from nnunet_fm.records.training import Overlap
 from nnunet_fm.trainers.budget import Budget, BudgetTrainer
 from nnunet_fm.trainers.loading import ProcessLoader, ThisProcessLoader, loading_processes, shape_of
-from nnunet_fm.trainers.loss import DiceCE, OutputSupervision, in_few_passes
 from nnunet_fm.trainers.optimizer import build_optimizer
 from nnunet_fm.trainers.schedule import ProgressSchedule
-from nnunet_fm.trainers.setting import check_configuration, check_sides, network_architecture, resolve
 from nnunet_fm.trainers.volume_dice import VolumeDice
 from nnunet_fm.weights.cache import MissingWeightsError, check_hash, locate
 from nnunet_fm.weights.files import WeightsFileError, read_trained
@@ -50,8 +50,8 @@ from nnunet_fm.weights.report import LoadReport
 from nnunet_fm.weights.slim import slim_state_dict
 
 if TYPE_CHECKING:
-    from nnunet_fm.models.feature_cache import FeatureCache
-    from nnunet_fm.models.segmenter2d import FoundationSegmenter2D
+    from nnunet_fm.networks.feature_cache import FeatureCache
+    from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
 
 
 class fm_trainer(BudgetTrainer):

@@ -21,15 +21,16 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_fm.cpu.devices import DeviceError, device_fault
+from nnunet_fm.cpu.limits import shared_memory_fault, threads
 from nnunet_fm.data.folds import first_cases
-from nnunet_fm.data.sharing import NOT_WRITABLE, label_settings, lease, read_stamp
-from nnunet_fm.dataset_json import canonical, fault_of_numbers
-from nnunet_fm.dataset_names import dataset_number
-from nnunet_fm.evaluation.record import End, Overlap
-from nnunet_fm.layers.devices import DeviceError, device_fault
-from nnunet_fm.limits import shared_memory_fault, threads
-from nnunet_fm.models.plan_key import PlanError
-from nnunet_fm.plans.pairs import check_count, check_images
+from nnunet_fm.io.dataset_json import canonical, fault_of_numbers
+from nnunet_fm.io.dataset_names import dataset_number
+from nnunet_fm.io.messages import listed
+from nnunet_fm.planfile.schema import PlanError
+from nnunet_fm.preprocessing.pairs import check_count, check_images
+from nnunet_fm.preprocessing.shared_cache import NOT_WRITABLE, label_settings, lease, read_stamp
+from nnunet_fm.records.training import End, Overlap
 from nnunet_fm.trainers.finite import LEFT_OUT, check_weights, stop
 from nnunet_fm.trainers.fold_lock import check_free, training_in
 from nnunet_fm.trainers.loading import ProcessLoader, ThisProcessLoader, end_loaders, loading_processes
@@ -38,7 +39,6 @@ from nnunet_fm.trainers.recorder import Recorder
 from nnunet_fm.trainers.split import check_split
 from nnunet_fm.trainers.tensorboard import TensorBoardLogger, tensorboard_enabled
 from nnunet_fm.weights.files import data_only, misfit, read_trained, write_checkpoint
-from nnunet_fm.wording import listed
 
 CHECKPOINT_KEY = "nnunet_fm"
 

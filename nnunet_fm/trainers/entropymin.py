@@ -6,8 +6,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from nnunet_fm.adaptation.losses import EntropyLoss
 from nnunet_fm.adaptation.pseudo_labels import at_scales
+from nnunet_fm.losses.adaptation import EntropyLoss
 from nnunet_fm.models.names import Spec
 from nnunet_fm.trainers.adaptation import AdaptingTrainer
 

@@ -20,9 +20,9 @@ from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMu
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from nnunet_fm.ending import end_with_parent
-from nnunet_fm.limits import SHARED, usable_cores
-from nnunet_fm.models.plan_key import PlanError
+from nnunet_fm.cpu.limits import SHARED, usable_cores
+from nnunet_fm.io.orphans import end_with_parent
+from nnunet_fm.planfile.schema import PlanError
 
 NAME_BYTES = 256
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from nnunet_fm.models.card import Recipe
-from nnunet_fm.models.plan_key import PlanError
 from nnunet_fm.networks.base import FoundationNetwork
+from nnunet_fm.planfile.schema import PlanError
 
 
 def build_optimizer(network: FoundationNetwork, recipe: Recipe) -> torch.optim.Optimizer:

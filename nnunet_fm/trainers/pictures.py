@@ -16,8 +16,8 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnunet_fm.evaluation.overlay import COLOURS
-from nnunet_fm.replacing import replacing
+from nnunet_fm.io.atomic_write import replacing
+from nnunet_fm.reporting.overlay import COLOURS
 
 FOLDER = "samples"
 SLICES = 4

@@ -14,8 +14,8 @@ from nnunetv2.utilities.helpers import dummy_context
 from numpy.typing import NDArray
 from torch import Tensor, autocast
 
-from nnunet_fm.evaluation.machine import peak_memory, processor_name, versions
-from nnunet_fm.evaluation.record import BURN_IN, Overlap, Speed, TrainingRecord, Validation, convergence_iteration
+from nnunet_fm.records.machine import peak_memory, processor_name, versions
+from nnunet_fm.records.training import BURN_IN, Overlap, Speed, TrainingRecord, Validation, convergence_iteration
 from nnunet_fm.trainers.pictures import SamplePictures, remove_pictures
 from nnunet_fm.trainers.slice_overlap import SliceOverlap
 from nnunet_fm.trainers.volume_dice import label_map

@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nnunet_fm.adaptation.losses import NOT_COUNTED, PooledCrossEntropy
 from nnunet_fm.adaptation.pseudo_labels import at_scales, pool, predict, pseudo_labels
 from nnunet_fm.adaptation.teacher import Teacher
 from nnunet_fm.adaptation.views import split_views
+from nnunet_fm.losses.adaptation import NOT_COUNTED, PooledCrossEntropy
 from nnunet_fm.models.names import Spec
 from nnunet_fm.trainers.adaptation import AdaptingTrainer
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_fm.data.folds import FOLDS, read_split_file
-from nnunet_fm.foreign import ForeignFileError
-from nnunet_fm.models.plan_key import PlanError
-from nnunet_fm.wording import listed
+from nnunet_fm.io.messages import listed
+from nnunet_fm.io.untrusted import ForeignFileError
+from nnunet_fm.planfile.schema import PlanError
 
 
 def check_split(file: Path, cases: Sequence[str], folder: Path, again: str, fold: int | str) -> None:

@@ -9,7 +9,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_fm.data.augmentation import without_timing
-from nnunet_fm.models.plan_key import StockKey
+from nnunet_fm.planfile.schema import StockKey
 from nnunet_fm.trainers.budget import Budget, BudgetTrainer
 
 

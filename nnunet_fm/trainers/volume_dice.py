@@ -15,8 +15,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
-from nnunet_fm.evaluation.record import Overlap
 from nnunet_fm.networks.base import FoundationNetwork
+from nnunet_fm.records.training import Overlap
 
 Classes = Sequence[int | Sequence[int]]
 """Foreground labels, or the labels of each region."""

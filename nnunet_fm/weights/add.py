@@ -12,8 +12,8 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from zlib import error as ZlibError
 
-from nnunet_fm.foreign import check_unpacking, is_zip
-from nnunet_fm.replacing import PARTIAL, replacing
+from nnunet_fm.io.atomic_write import PARTIAL, replacing
+from nnunet_fm.io.untrusted import check_unpacking, is_zip
 from nnunet_fm.weights.cache import cache_folder, compute_sha256, pin, sha256
 from nnunet_fm.weights.files import WeightsFileError
 

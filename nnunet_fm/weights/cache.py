@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nnunet_fm.replacing import write_text
+from nnunet_fm.io.atomic_write import write_text
 
 CACHE_VARIABLE = "NNUNET_FM_WEIGHTS"
 HASH_FILE = ".sha256.json"

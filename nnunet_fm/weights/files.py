@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_fm.foreign import is_zip, other_kind
-from nnunet_fm.replacing import PARTIAL, sync_folder
+from nnunet_fm.io.atomic_write import PARTIAL, sync_folder
+from nnunet_fm.io.untrusted import is_zip, other_kind
 from nnunet_fm.weights.pickled import UNNEEDED, RefusedError, check_pickles
 
 CONTAINERS = ("state_dict", "network_weights", "model_state_dict", "model", "net")

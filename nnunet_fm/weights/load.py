@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nnunet_fm.io.messages import listed
 from nnunet_fm.weights.cache import sha256
 from nnunet_fm.weights.files import WeightsFileError, check_finite, read_state_dict, unwrapped
 from nnunet_fm.weights.report import LoadReport, Section
 from nnunet_fm.weights.slim import Base, bases_of, full_state_dict, remember
-from nnunet_fm.wording import listed
 
 WRAPPED_LAYER = ".base_layer."
 """What peft puts into the names of a layer that it wraps."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from nnunet_fm.replacing import write_text
+from nnunet_fm.io.atomic_write import write_text
 
 REPORT_NAME = "weights_report"
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_fm.foreign import plain_name
+from nnunet_fm.io.untrusted import plain_name
 from nnunet_fm.weights.cache import cache_folder, sha256
 from nnunet_fm.weights.files import WeightsFileError, read_state_dict
 

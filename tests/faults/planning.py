@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from nnunet_fm.models.names import UnknownNameError
-from nnunet_fm.models.plan_key import KEY, PlanError
+from nnunet_fm.planfile.schema import KEY, PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from tests.datasets import write_fingerprint
 from tests.faults.registry import SHAPE, Bench, Outcome, change_json, cut_in_half, fault

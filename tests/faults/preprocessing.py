@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_fm.data.sharing import FolderInUseError, lease
-from nnunet_fm.models.plan_key import PlanError
-from nnunet_fm.plans.preprocessor import FMPreprocessor, PreprocessingError
+from nnunet_fm.planfile.schema import PlanError
+from nnunet_fm.preprocessing.preprocessor import FMPreprocessor, PreprocessingError
+from nnunet_fm.preprocessing.shared_cache import FolderInUseError, lease
 from tests.convert_tester import edit, snapshot
 from tests.datasets import skew, write_image
 from tests.faults.planning import planned

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-from nnunet_fm.models.plan_key import STOCK_KEY, PlanError
-from nnunet_fm.plans.preprocessor import FMPreprocessor
+from nnunet_fm.planfile.schema import STOCK_KEY, PlanError
+from nnunet_fm.preprocessing.preprocessor import FMPreprocessor
 from nnunet_fm.trainers.finite import BATCH_FILE, NotFiniteError
 from nnunet_fm.trainers.fold_lock import FILE, FolderBusyError, training_in
 from nnunet_fm.trainers.loading import LoadingError

@@ -18,22 +18,22 @@ from nnunet_fm.dataset_conversion.skull import mask_file
 from nnunet_fm.dataset_conversion.splits import read_split
 from nnunet_fm.dataset_conversion.tree import Entry, Tree, open_tree
 from nnunet_fm.dataset_conversion.writer import read_json as read_conversion
-from nnunet_fm.evaluation.frame import read_scores
-from nnunet_fm.evaluation.label_map import read_label_map
-from nnunet_fm.evaluation.labels import read_dataset_json, scored_classes
-from nnunet_fm.evaluation.record import FILE as RECORD
-from nnunet_fm.evaluation.record import TrainingRecord
-from nnunet_fm.foreign import read_yaml
 from nnunet_fm.hook.short_form import Plan, ShortFormError
 from nnunet_fm.inference import inputs
-from nnunet_fm.inference.times import FILE as TIMES
-from nnunet_fm.inference.times import PredictionTimes
+from nnunet_fm.io.untrusted import read_yaml
+from nnunet_fm.metrics.label_map import read_label_map
+from nnunet_fm.metrics.labels import read_dataset_json, scored_classes
+from nnunet_fm.metrics.scores_table import read_scores
 from nnunet_fm.models.card import ModelCard
-from nnunet_fm.models.foreign_plans import read_plans
 from nnunet_fm.models.names import UnknownNameError
-from nnunet_fm.models.plan_key import KEY, STOCK_KEY, PlanError, PlanKey, StockKey
 from nnunet_fm.models.registry import grammar
+from nnunet_fm.planfile.schema import KEY, STOCK_KEY, PlanError, PlanKey, StockKey
+from nnunet_fm.planfile.untrusted import read_plans
 from nnunet_fm.plans.slices import converter_slice_axis
+from nnunet_fm.records.prediction import FILE as TIMES
+from nnunet_fm.records.prediction import PredictionTimes
+from nnunet_fm.records.training import FILE as RECORD
+from nnunet_fm.records.training import TrainingRecord
 from nnunet_fm.studies.schema import StudyError, read_study
 from nnunet_fm.weights.add import opened
 from nnunet_fm.weights.files import WeightsFileError, read_state_dict, read_trained

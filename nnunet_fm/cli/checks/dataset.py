@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_fm.cli.checks.finding import NOTE, OK, PROBLEM, Check
-from nnunet_fm.dataset_json import canonical, channel_names
-from nnunet_fm.dataset_names import DatasetNameError, dataset_name
-from nnunet_fm.foreign import read_json
+from nnunet_fm.io.dataset_json import canonical, channel_names
+from nnunet_fm.io.dataset_names import DatasetNameError, dataset_name
+from nnunet_fm.io.untrusted import read_json
 
 Grid = tuple[tuple[int, ...], tuple[float, ...]]
 """Shape in voxels and spacing in mm of an image, (z, y, x)."""
@@ -117,9 +117,9 @@ def training_data(name: str, tell: Callable[[str], None] = lambda text: None) ->
     """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-    from nnunet_fm.models.plan_key import PlanError
-    from nnunet_fm.plans.grids import check_grids
-    from nnunet_fm.plans.raw import check_cases, read_dataset_json, training_cases
+    from nnunet_fm.planfile.schema import PlanError
+    from nnunet_fm.preprocessing.grids import check_grids
+    from nnunet_fm.preprocessing.raw import check_cases, read_dataset_json, training_cases
 
     raw = _folder("nnUNet_raw", name)
     if raw is None:
@@ -156,7 +156,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _headers(raw: Path, ending: str, tell: Callable[[str], None]) -> dict[str, Grid]:
     """Grids of all images whose header SimpleITK reads, by their first channel; none of images without a third axis."""
-    from nnunet_fm.plans.orientation import read_header
+    from nnunet_fm.preprocessing.orientation import read_header
 
     files = sorted(file for part in ("imagesTr", "imagesTs") for file in (raw / part).glob(f"[!.]*_0000{ending}"))
     found: dict[str, Grid] = {}

@@ -17,7 +17,7 @@ from math import prod
 from nnunet_fm.cli.checks.dataset import Dataset, Grid
 from nnunet_fm.cli.checks.finding import NOTE, OK, PROBLEM, Check, size
 from nnunet_fm.cli.checks.machine import batch_bytes
-from nnunet_fm.limits import memory
+from nnunet_fm.cpu.limits import memory
 
 PROGRAM = 700 * 10**6
 """Resident bytes of a process with PyTorch and nnU-Net, before it has read anything."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_fm.cli.checks.finding import NOTE, OK, PROBLEM, Check
-from nnunet_fm.foreign import read_json
 from nnunet_fm.hook.own_classes import EXTERNAL_TRAINERS
 from nnunet_fm.host import cure as install_host
-from nnunet_fm.replacing import scratch_folder
+from nnunet_fm.io.atomic_write import scratch_folder
+from nnunet_fm.io.untrusted import read_json
 
 PROBE = """
 import json, os, sys

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from nnunet_fm.cli.checks.finding import NOTE, Check, size
 from nnunet_fm.cli.checks.folders import missing
-from nnunet_fm.replacing import OLD, PARTIAL, SCRATCH
+from nnunet_fm.io.atomic_write import OLD, PARTIAL, SCRATCH
+from nnunet_fm.io.messages import listed
 from nnunet_fm.weights.cache import cache_folder
-from nnunet_fm.wording import listed
 
 STALE = 24 * 3600
 """Seconds without a change after which something temporary belongs to no process any more."""

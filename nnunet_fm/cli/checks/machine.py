@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 
 from nnunet_fm.cli.checks.finding import GB, NOTE, OK, PROBLEM, Check, size
+from nnunet_fm.cpu.limits import SHARED, WAITING, core_limit, cores, memory, shared_memory_fault, usable_cores
 from nnunet_fm.hook import SWITCH
-from nnunet_fm.limits import SHARED, WAITING, core_limit, cores, memory, shared_memory_fault, usable_cores
 
 LOADERS, WORKERS = "nnUNet_n_proc_DA", "nnUNet_def_n_proc"
 MOST_LOADERS = 12

@@ -1,0 +1,75 @@
+"""Datasets by number or name in nnU-Net's three folders."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from nnunet_fm.io.messages import listed
+
+VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+_NAME = re.compile(r"Dataset(\d{3,})(?:_.*)?", re.DOTALL)
+SHOWN = 5
+"""Datasets that a message lists; it counts the others."""
+
+
+class DatasetNameError(ValueError):
+    """No dataset, or several, have this number; or the name is no dataset's. The message lists what is there."""
+
+
+def dataset_number(name: str) -> int:
+    """Number of a dataset's name, ``Dataset501_AortaSeg24``.
+
+    Raises:
+        DatasetNameError: for a name without a number.
+    """
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise DatasetNameError(f"'{name}' is no name of a dataset: these are Dataset, three digits, _ and a word")
+    return int(found[1])
+
+
+def find_datasets() -> dict[int, dict[str, list[str]]]:
+    """Number -> name -> variables of the folders that have a dataset of this name."""
+    found: dict[int, dict[str, list[str]]] = {}
+    for variable in VARIABLES:
+        folder = Path(os.environ.get(variable) or os.devnull)
+        for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+            if (match := _NAME.fullmatch(name)) and (folder / name).is_dir():
+                found.setdefault(int(match[1]), {}).setdefault(name, []).append(variable)
+    return dict(sorted(found.items()))
+
+
+def dataset_name(given: str | int) -> str:
+    """The name of the dataset of a number; a name is returned as it is.
+
+    Raises:
+        DatasetNameError: if there is no dataset of this number, or several, and for a word that is neither.
+    """
+    if isinstance(given, str) and given.startswith("Dataset"):
+        dataset_number(given)
+        return given
+    if not str(given).strip().isdecimal():
+        raise DatasetNameError(f"'{given}' is neither the number of a dataset nor its name, such as Dataset501_Liver")
+    there, number = find_datasets(), int(given)
+    names = there.get(number, {})
+    if len(names) == 1:
+        return next(iter(names))
+    if names:
+        raise DatasetNameError(f"{several(number, names)}: rename one of them in all folders")
+    unset = [variable for variable in VARIABLES if not os.environ.get(variable)]
+    places = ", ".join(f"{name} ({os.environ[name]})" for name in VARIABLES if name not in unset)
+    known = [name for names in there.values() for name in names]
+    raise DatasetNameError(
+        f"there is no dataset {number} in {places or 'any folder'}"
+        + (f"; {' and '.join(unset)} {'is' if len(unset) == 1 else 'are'} not set" if unset else "")
+        + f". Datasets there: {listed(known, most=SHOWN) or 'none'}"
+    )
+
+
+def several(number: int, names: Mapping[str, list[str]]) -> str:
+    """That a number has several datasets, and where they are."""
+    both = " and ".join(f"{name} (in {', '.join(variables)})" for name, variables in names.items())
+    return f"dataset number {number} is that of {both}"

@@ -1,0 +1,1 @@
+"""Losses of supervised training, deep supervision and adaptation."""

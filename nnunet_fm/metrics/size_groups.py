@@ -1,0 +1,80 @@
+"""Groups of classes by size: a class's share of the labelled volume, and the group that it falls into."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_fm.metrics.label_codes import Coding
+from nnunet_fm.metrics.label_map import label_map_files, read_label_map
+from nnunet_fm.metrics.labels import Labels, foreground
+from nnunet_fm.metrics.overlap import Counts
+from nnunet_fm.metrics.parallel import Progress, over_files
+from nnunet_fm.metrics.scores_table import SIZE_GROUPS
+
+_EDGES = (0.01, 0.05, 0.15)
+
+
+def size_group(share: float) -> str:
+    """The group of `SIZE_GROUPS` of a share from 0 to 1; an edge belongs to the group above it."""
+    return SIZE_GROUPS[bisect_right(_EDGES, share)]
+
+
+def case_shares(voxels: Counts, coding: Coding) -> dict[str, float] | None:
+    """Each class's share of the labelled volume of one map; None where nothing is labelled.
+
+    The labelled volume is the union of all classes. The background has no part in it, and no share.
+
+    Args:
+        voxels: of each code, (codes,).
+        coding: what the codes mean.
+    """
+    classes = {name: [code for code in codes if code != 0] for name, codes in coding.members.items()}
+    labelled = voxels[sorted({code for codes in classes.values() for code in codes})].sum()
+    if labelled == 0:
+        return None
+    return {name: float(voxels[codes].sum() / labelled) for name, codes in classes.items() if codes}
+
+
+def mean_shares(cases: Iterable[Mapping[str, float] | None]) -> dict[str, float]:
+    """Mean of the cases' shares; a case without any label is left out, one without this class counts as 0."""
+    labelled = [shares for shares in cases if shares is not None]
+    names = dict.fromkeys(name for shares in labelled for name in shares)
+    return {name: float(np.mean([shares[name] for shares in labelled])) for name in names}
+
+
+def size_shares(
+    labels_folder: Path,
+    labels: Labels,
+    file_ending: str = ".nii.gz",
+    *,
+    processes: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Class -> its share of the labelled volume, from 0 to 1, as mean over the label maps of a folder.
+
+    Args:
+        labels_folder: of training cases, such as ``labelsTr``.
+        labels: of ``dataset.json``; the share of a region is that of the union of its labels.
+        file_ending: as in ``dataset.json``.
+        processes: that read at the same time.
+        progress: called with the number of files done and of all.
+
+    Raises:
+        FileNotFoundError: if there are no label maps.
+        ValueError: if one is damaged.
+    """
+    files = label_map_files(labels_folder, file_ending)
+    if not files:
+        raise FileNotFoundError(f"no label maps (*{file_ending}) in {labels_folder}")
+    tasks = [(file, Coding.of(*foreground(labels))) for file in files.values()]
+    return mean_shares(over_files(_shares_of_file, tasks, processes, progress))
+
+
+def _shares_of_file(file: Path, coding: Coding) -> dict[str, float] | None:
+    codes, _ = coding.encode(read_label_map(file).array)
+    voxels = sum(np.bincount(plane.ravel(), minlength=coding.size) for plane in codes)
+    return case_shares(np.asarray(voxels), coding)

@@ -1,0 +1,242 @@
+"""What a training is: the plan's extra key, overridden by parts of the trainer's name; the card on stock plans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+from nnunet_fm.data.sides import find_sides
+from nnunet_fm.models.build import Architecture, architecture
+from nnunet_fm.models.card import ModelCard, Recipe
+from nnunet_fm.models.names import Spec, trainer_name
+from nnunet_fm.models.parts import HEAD, Part, official_parts
+from nnunet_fm.models.registry import get_card
+from nnunet_fm.planfile.schema import Adaptation, PlanError, PlanKey
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything a training needs to know beyond nnU-Net's own plan.
+
+    ``parts`` start from official files, none in a training from random weights or from a trained model (`adaptation`);
+    ``sha256`` is the hash of a part's file if the plan holds one. ``epochs`` is set where the iterations are counted
+    for each fold, as so many passes over its training cases.
+    """
+
+    card: ModelCard
+    head: str | None
+    adapter: str | None
+    scratch: bool
+    recipe: Recipe
+    iterations: int
+    from_our_plan: bool
+    parts: tuple[Part, ...] = ()
+    sha256: Mapping[str, str | None] = field(default_factory=dict)
+    epochs: int | None = None
+    train_cases: int | None = None
+    eval_datasets: tuple[str, ...] = ()
+    adaptation: Adaptation | None = None
+
+    @property
+    def deep_supervision(self) -> bool:
+        """True if the network has several outputs and the recipe uses them."""
+        return self.recipe.deep_supervision and self.card.network.deep_supervision
+
+    @property
+    def scratch_name(self) -> str:
+        """Trainer name that starts the same network from random weights."""
+        model = None if self.from_our_plan else self.card.name
+        return trainer_name(Spec(model=model, scratch=True))
+
+
+def resolve(plans: Mapping[str, Any], spec: Spec) -> Setting:
+    """Setting of a trainer name on a plan.
+
+    Raises:
+        PlanError: if name and plan do not fit; the message names what would.
+    """
+    key = PlanKey.read(plans)
+    name, plans_name = trainer_name(spec), plans.get("plans_name", "?")
+    if key is None and spec.model is None:
+        raise PlanError(
+            f"'{name}' trains plans of nnunet-fm, but '{plans_name}' is a plan of stock nnU-Net: plan with "
+            f"`nnUNetv2_plan_and_preprocess -d ID -pl FMPlanner_<model>` and pass -p FMPlans_<model>, or use a pinned "
+            f"trainer such as fm_trainer_stunet_b"
+        )
+    if key is not None and spec.model is not None and spec.model != key.model:
+        raise PlanError(
+            f"'{name}' is pinned to {spec.model}, but '{plans_name}' plans {key.model}: use fm_trainer, or other plans"
+        )
+    adaptation = key.adaptation if key else None
+    _check_method(spec.method, adaptation, plans_name)
+    card = get_card(spec.model or key.model)  # type: ignore[union-attr]
+    head = spec.head or (key.head if key else None) or card.default_head
+    adapter = spec.adapter or (key.adapter if key and not spec.scratch else None)
+    if adapter is None and card.adapters:
+        adapter = "full" if spec.scratch else card.default_adapter
+    for what, part, legal in (("head", head, card.heads), ("adapter", adapter, card.adapters)):
+        if part is not None and part not in legal:
+            raise PlanError(f"'{card.name}' has no {what} '{part}'; legal: {', '.join(legal) or 'none'}")
+    planned = key.weights if key else {}
+    stock = card.variants["nnunet"]
+    recipe = key.recipe if key else stock.recipe
+    return Setting(
+        card=card,
+        head=head,
+        adapter=adapter,
+        scratch=spec.scratch,
+        recipe=recipe.from_scratch() if spec.scratch else recipe,
+        iterations=key.iterations if key else stock.iterations or card.iterations["default"],
+        from_our_plan=key is not None,
+        parts=() if spec.scratch or adaptation else _parts(card, head, adapter, plans, key),
+        sha256={part: entry.sha256 for part, entry in planned.items()},
+        epochs=key.epochs if key and key.fold_samples else None,
+        train_cases=key.train_cases if key else None,
+        eval_datasets=tuple(key.eval_datasets) if key else (),
+        adaptation=adaptation,
+    )
+
+
+def _check_method(method: str | None, adaptation: Adaptation | None, plans_name: str) -> None:
+    """Plans of an adaptation belong to the trainer of its method, all others to the trainers without one."""
+    planned = adaptation.method if adaptation else None
+    if method == planned:
+        return
+    if planned is None:
+        raise PlanError(
+            f"'{trainer_name(Spec(method=method))}' adapts a trained model, but '{plans_name}' name none: make plans "
+            f"with `nnunet-fm adapt --source MODEL_FOLDER --target ID --method {method}`"
+        )
+    raise PlanError(
+        f"'{plans_name}' adapt a trained model by {planned}: train them with -tr {trainer_name(Spec(method=planned))}"
+    )
+
+
+def _parts(
+    card: ModelCard, head: str | None, adapter: str | None, plans: Mapping[str, Any], key: PlanKey | None
+) -> tuple[Part, ...]:
+    """What starts from official files: those that the plan names, the card's own where there is no such entry."""
+    planned = key.weights if key else {}
+    arguments = card.network.arguments
+    if key is not None:
+        arguments = plans["configurations"][card.configuration]["architecture"]["arch_kwargs"]
+    decoder = HEAD in planned and planned[HEAD].decoder
+    chosen = {part: entry.name for part, entry in planned.items()}
+    try:
+        return tuple(official_parts(card, head, adapter, arguments, chosen=chosen, decoder=decoder))
+    except LookupError as error:
+        raise PlanError(f"plans '{plans.get('plans_name')}': {error}") from None
+
+
+def check_configuration(setting: Setting, plans: Mapping[str, Any], configuration: str) -> str | None:
+    """Check that the network can train a configuration; returns a warning or None.
+
+    Raises:
+        PlanError: for a configuration of the wrong dimension, a recipe for the other one, or a cascade.
+    """
+    known = plans["configurations"]
+    if configuration not in known:
+        raise PlanError(
+            f"plans '{plans.get('plans_name')}' have no configuration '{configuration}', only {', '.join(known)}"
+        )
+    entry: dict[str, Any] = {}
+    chain, visited = configuration, []
+    while chain is not None:  # nnU-Net lets a configuration inherit from another
+        visited.append(chain)
+        entry = {**known[chain], **entry}
+        chain = known[chain].get("inherits_from")
+        if chain in visited:
+            raise PlanError(f"configuration '{configuration}' inherits from itself")
+    where = f"plans '{plans.get('plans_name')}', configuration '{configuration}'"
+    _check_numbers(entry, where)
+    dim = len(entry["patch_size"])
+    if dim != setting.card.dim:
+        raise PlanError(
+            f"'{setting.card.name}' is a {setting.card.dim}D model, but configuration '{configuration}' has "
+            f"{dim}D patches: train configuration {setting.card.configuration}"
+        )
+    if not set(setting.recipe.flipped_axes(dim)) <= set(range(dim)):
+        raise PlanError(f"{where}: recipe.mirror is {setting.recipe.mirror}, but patches have {dim} axes, from 0")
+    if entry.get("previous_stage"):
+        raise PlanError(f"'{setting.card.name}' does not take the second stage of a cascade ('{configuration}')")
+    for name, value in (("augmentation", "slices"), ("sampling", "rare_class")):
+        if setting.card.dim == 3 and getattr(setting.recipe, name) == value:
+            raise PlanError(f"recipe.{name} '{value}' is for 2D models, '{setting.card.name}' is a 3D one")
+    if setting.recipe.feature_cache:
+        _check_feature_cache(setting)
+    if setting.card.dim == 3 and list(plans["transpose_forward"]) != [0, 1, 2] and setting.card.checkpoint is not None:
+        return (
+            f"these plans transpose the axes to {plans['transpose_forward']}, while the weights of "
+            f"'{setting.card.name}' know the order (z, y, x): plan with FMPlanner_{setting.card.name} to keep it"
+        )
+    return None
+
+
+def check_sides(setting: Setting, plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> str | None:
+    """A warning where labels tell left from right and a plan that nobody looked at for that flips every axis.
+
+    Such are plans of stock nnU-Net, of older versions of this package, and of another dataset.
+    """
+    key, dim = PlanKey.read(plans), setting.card.dim
+    decided = key is not None and ("mirror" in key.reasons or key.origin.get("mirror") == "user")
+    if decided or len(setting.recipe.flipped_axes(dim)) < dim:
+        return None
+    pairs = find_sides(dataset_json["labels"]).pairs
+    if not pairs:
+        return None
+    left, right = pairs[0]
+    return (
+        f"labels {left} and {right} differ by side, and plans '{plans.get('plans_name')}' flip every axis, which may "
+        f"exchange them: plan with FMPlanner_{setting.card.name}, which leaves the left-right axis out"
+    )
+
+
+def _check_feature_cache(setting: Setting) -> None:
+    """Raise a PlanError where feature maps are to be kept that change, or that nothing would ask for again."""
+    if setting.card.dim == 3:
+        raise PlanError(f"recipe.feature_cache is for 2D models, '{setting.card.name}' is a 3D one")
+    if setting.adapter not in ("freeze", "ladder"):
+        raise PlanError(
+            f"recipe.feature_cache keeps the maps of a frozen backbone, but the adapter is '{setting.adapter}': train "
+            "with freeze or ladder, or plan with --set recipe.feature_cache=0"
+        )
+    if setting.recipe.augmentation not in ("none", "flips"):
+        raise PlanError(
+            f"recipe.feature_cache helps where slices come again as they were, and augmentation "
+            f"'{setting.recipe.augmentation}' changes them each time: plan with --set recipe.augmentation=none, or "
+            "with --set recipe.feature_cache=0"
+        )
+
+
+def _check_numbers(entry: Mapping[str, Any], where: str) -> None:
+    """Raise a PlanError for a patch, batch or spacing that is missing or impossible: the plan was edited by hand."""
+    batch, patch, spacing = (entry.get(name) for name in ("batch_size", "patch_size", "spacing"))
+    cure = "plan again with --patch, --batch or --spacing instead of editing"
+    if type(batch) is not int or batch < 1:
+        raise PlanError(f"{where}: batch_size is {batch!r}, not a whole number from 1: {cure}")
+    if not isinstance(patch, list) or not all(type(edge) is int and edge > 0 for edge in patch):
+        raise PlanError(f"{where}: patch_size is {patch!r}, not a list of whole numbers from 1: {cure}")
+    numbers = isinstance(spacing, list) and all(type(size) in (int, float) and size > 0 for size in spacing)
+    if not numbers or len(spacing) != len(patch):  # type: ignore[arg-type]
+        raise PlanError(f"{where}: spacing is {spacing!r}, not {len(patch)} positive numbers in mm: {cure}")
+
+
+def network_architecture(setting: Setting, configuration: ConfigurationManager) -> Architecture:
+    """The ``architecture`` entry of the network: the plan's own, or the card's on stock plans."""
+    if setting.from_our_plan:
+        entry = {**configuration.configuration["architecture"]}
+        entry["arch_kwargs"] = dict(entry["arch_kwargs"])
+        if setting.head is not None:
+            entry["arch_kwargs"]["head"] = setting.head
+        return entry
+    return architecture(
+        setting.card,
+        patch_size=configuration.patch_size,
+        spacing=configuration.spacing,
+        strides=configuration.configuration["architecture"]["arch_kwargs"].get("strides", []),
+        head=setting.head,
+        normalization_schemes=configuration.normalization_schemes,
+    )

@@ -1,0 +1,135 @@
+"""Plans that somebody else wrote: every name in them that would be imported, called or made a path is checked first.
+
+nnU-Net imports a plan's network by its dotted path, whatever it is, and calls it with arguments of the plan: a plan is
+a program. Everything else it looks up by name in folders of its own, where any identifier is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from pydoc import ErrorDuringImport, locate
+from typing import Any
+
+from torch import nn
+
+from nnunet_fm.io.untrusted import plain_name, read_object
+from nnunet_fm.models.build import network_class
+from nnunet_fm.planfile.schema import PlanError, PlanKey
+
+NETWORKS = "dynamic_network_architectures."
+"""nnU-Net's own networks."""
+
+LAYERS = ("torch.nn.", NETWORKS)
+"""Where a network's arguments that are classes may come from: convolutions, norms, activations, blocks."""
+
+PATHS = ("data_identifier", "previous_stage", "next_stage")
+"""Entries of a configuration that name a folder or a file."""
+
+LOOKED_UP = ("preprocessor_name", "resampling_fn_data", "resampling_fn_seg", "resampling_fn_probabilities")
+"""Entries of a configuration that nnU-Net looks up in folders of its own."""
+
+
+def read_plans(file: Path) -> dict[str, Any]:
+    """Plans of a file that may come from anybody.
+
+    Raises:
+        ForeignFileError: if it is no JSON object of a sane size.
+        PlanError: naming the entry that is missing, of another type, or names what a plan may not name.
+    """
+    plans = read_object(file)
+    try:
+        check_plans(plans)
+    except (PlanError, ValueError, TypeError, ImportError) as error:
+        raise PlanError(f"{file}: {error}") from None
+    return plans
+
+
+def check_plans(plans: Mapping[str, Any]) -> None:
+    """Raise a ValueError, TypeError, ImportError or PlanError for plans whose names lead anywhere but to their own."""
+    for entry in ("dataset_name", "plans_name"):
+        plain_name(_word(plans, entry))
+    for entry in ("image_reader_writer", "label_manager", "experiment_planner_used"):
+        if plans.get(entry) is not None:
+            _identifier(plans, entry)
+    configurations = plans.get("configurations")
+    if not isinstance(configurations, dict) or not all(isinstance(c, dict) for c in configurations.values()):
+        raise ValueError("'configurations' must map names to objects")
+    for name, configuration in configurations.items():
+        try:
+            plain_name(name)
+            _check_configuration(configuration)
+        except (ValueError, TypeError, ImportError) as error:
+            raise type(error)(f"configuration '{name}': {error}") from None
+    PlanKey.read(plans)
+
+
+def _check_configuration(configuration: Mapping[str, Any]) -> None:
+    for entry in PATHS:
+        if configuration.get(entry) is not None:
+            names = configuration[entry]
+            for name in names if isinstance(names, list) else [names]:
+                plain_name(_text(name, entry))
+    for entry in LOOKED_UP:
+        if configuration.get(entry) is not None:
+            _identifier(configuration, entry)
+    schemes = configuration.get("normalization_schemes", [])
+    if not isinstance(schemes, list) or not all(isinstance(s, str) and s.isidentifier() for s in schemes):
+        raise ValueError("'normalization_schemes' must be a list of names of classes")
+    architecture = configuration.get("architecture")
+    if architecture is not None:
+        _check_architecture(architecture)
+
+
+def _check_architecture(architecture: Any) -> None:
+    """The network is a network, and what is imported for it are layers."""
+    if not isinstance(architecture, dict) or not isinstance(architecture.get("arch_kwargs", {}), dict):
+        raise ValueError("'architecture' and its 'arch_kwargs' must be objects")
+    path = _word(architecture, "network_class_name")
+    if path.startswith(NETWORKS):
+        _module(path, (NETWORKS,), "network_class_name")
+    else:
+        try:
+            network_class(path)
+        except TypeError as error:
+            raise TypeError(
+                f"{error}, nor one of {NETWORKS.rstrip('.')}. nnU-Net would import and call it: if you trust whoever "
+                "made this plan, use nnU-Net's own command"
+            ) from None
+    names = architecture.get("_kw_requires_import", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("'_kw_requires_import' must be a list of names")
+    arguments = architecture.get("arch_kwargs", {})
+    for name in names:
+        if arguments.get(name) is not None:
+            _module(_word(arguments, name), LAYERS, name)
+
+
+def _module(path: str, packages: tuple[str, ...], entry: str) -> None:
+    """A class of `torch.nn.Module` that was made in one of these packages, not only imported there by its code."""
+    found = None
+    if path.startswith(packages) and all(part.isidentifier() and not part.startswith("_") for part in path.split(".")):
+        try:
+            found = locate(path)
+        except ErrorDuringImport:
+            found = None
+    made_here = isinstance(found, type) and issubclass(found, nn.Module) and f"{found.__module__}.".startswith(packages)
+    if not made_here:
+        raise TypeError(f"{entry} '{path}' is no network or layer of {' or '.join(p.rstrip('.') for p in packages)}")
+
+
+def _identifier(mapping: Mapping[str, Any], entry: str) -> None:
+    if not _word(mapping, entry).isidentifier():
+        raise ValueError(f"{entry} '{mapping[entry]}' is not the name of a class or function")
+
+
+def _word(mapping: Mapping[str, Any], entry: str) -> str:
+    if entry not in mapping:
+        raise ValueError(f"'{entry}' is missing")
+    return _text(mapping[entry], entry)
+
+
+def _text(value: Any, entry: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"'{entry}' must be a name")
+    return value

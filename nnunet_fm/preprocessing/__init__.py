@@ -1,0 +1,1 @@
+"""Preprocessing: from a raw dataset to the arrays that a network is trained on and predicts from."""

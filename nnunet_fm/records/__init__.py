@@ -1,0 +1,1 @@
+"""Records that a training or a prediction leaves beside its results."""

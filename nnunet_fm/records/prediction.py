@@ -1,0 +1,93 @@
+"""Seconds that each predicted case took, step by step: ``prediction_times.json``, its schema and its file."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict
+
+from nnunet_fm.io.atomic_write import write_text
+from nnunet_fm.io.untrusted import read_model
+
+FILE = "prediction_times.json"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class CaseTimes(_Strict):
+    """Seconds of one case: from its files to the array, to the network's input, to logits, to the written label map."""
+
+    reading: float
+    preprocessing: float
+    inference: float
+    export: float
+
+
+STEPS = tuple(CaseTimes.model_fields)
+
+
+class PredictionTimes(_Strict):
+    """Seconds of every case of a folder of predictions, and the machine they were taken on.
+
+    Args:
+        processor: name of the CPU.
+        device: what ran the network: ``cpu``, ``mps``, or ``cuda`` with the name of the GPU.
+        threads: of the CPU, while the network ran.
+        cases: name of a case -> its seconds.
+    """
+
+    processor: str
+    device: str
+    threads: int
+    cases: dict[str, CaseTimes] = {}
+
+    @classmethod
+    def read(cls, folder: Path) -> PredictionTimes | None:
+        """The times of a folder of predictions, None where there are none.
+
+        Raises:
+            ValueError: if the file holds something else.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            return None
+        return read_model(path, cls, "times", ": remove it")
+
+    def add_to(self, folder: Path) -> PredictionTimes:
+        """Add these cases to the times of a folder, in one step; what it holds now is returned.
+
+        Times of another machine, device or number of threads cannot stand in the same file: they are dropped.
+        Several processes may add to one folder at a time.
+        """
+        path = folder / FILE
+        with FileLock(folder / f".{FILE}.lock"):
+            before = self.read(folder)
+            kept = before.cases if before is not None and before.same_machine(self) else {}
+            together = self.model_copy(update={"cases": dict(sorted({**kept, **self.cases}.items()))})
+            write_text(path, together.model_dump_json(indent=1))
+        return together
+
+    def same_machine(self, other: PredictionTimes) -> bool:
+        """Whether the seconds of both can be compared."""
+        return self.model_dump(exclude={"cases"}) == other.model_dump(exclude={"cases"})
+
+    def summary(self) -> str:
+        """One line: number of cases, median seconds of each step, machine."""
+        machine = f"{self.processor}, {self.device}, {self.threads} threads"
+        if not self.cases:
+            return f"No case was timed ({machine})"
+        medians = (
+            f"{step} {statistics.median(getattr(case, step) for case in self.cases.values()):.2f}" for step in STEPS
+        )
+        cases = "1 case" if len(self.cases) == 1 else f"{len(self.cases)} cases"
+        return f"{cases}, median seconds: {', '.join(medians)} ({machine})"
+
+
+def device_name(device: torch.device) -> str:
+    """``cpu``, ``mps``, or ``cuda`` with the name of the GPU."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type

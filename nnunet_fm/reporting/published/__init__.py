@@ -1,0 +1,23 @@
+"""Published numbers of the two comparisons behind this project, as tables, to set beside one's own."""
+
+from nnunet_fm.reporting.published.published import (
+    STUDIES,
+    Study,
+    beside,
+    dataset_key,
+    published_architectures,
+    published_cells,
+    published_results,
+    published_summary,
+)
+
+__all__ = [
+    "STUDIES",
+    "Study",
+    "beside",
+    "dataset_key",
+    "published_architectures",
+    "published_cells",
+    "published_results",
+    "published_summary",
+]

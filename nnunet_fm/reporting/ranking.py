@@ -1,0 +1,38 @@
+"""Ranking tables: models from best to worst, each value with its difference to the best in per cent."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from nnunet_fm.reporting.generalisation import DG, DS, OV
+
+DIFFERENCE = " diff %"
+"""Ending of the column that stands after a value's."""
+
+
+def ranking(summary: pd.DataFrame, by: str = OV, lower_is_better: bool = False) -> pd.DataFrame:
+    """Rank the rows of a summary.
+
+    Args:
+        summary: of `nnunet_fm.reporting.generalisation.summarise`; columns DS, DG and OV, others name the rows.
+        by: the value to rank by. Rows of equal value share a rank; rows without a value come last and have none.
+        lower_is_better: for distances.
+
+    Returns:
+        Columns ``rank``, those that name the rows, then ``by`` and the other two values, each followed by its
+        difference to the best of that column, 100 · (value - best) / best (NaN where the best is 0).
+
+    Raises:
+        ValueError: if ``by`` is none of DS, DG and OV.
+    """
+    values = [OV, DS, DG]
+    if by not in values:
+        raise ValueError(f"there is nothing to rank by in '{by}'; it is one of {', '.join(values)}")
+    values.sort(key=lambda column: column != by)
+    table = summary[[column for column in summary.columns if column not in values]].copy()
+    table.insert(0, "rank", summary[by].rank(method="min", ascending=lower_is_better).astype("Int64"))
+    for column in values:
+        best = summary[column].min() if lower_is_better else summary[column].max()
+        table[column] = summary[column]
+        table[column + DIFFERENCE] = 100 * (summary[column] - best) / best if best else float("nan")
+    return table.sort_values("rank", kind="stable", na_position="last").reset_index(drop=True)

@@ -1,0 +1,144 @@
+"""Tables for people: a frame as CSV, Markdown or LaTeX, with formatted numbers and the best of a column in bold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from nnunet_fm.io.atomic_write import write_text
+
+Best = Literal["max", "min"]
+
+MISSING = "–"
+FLOAT = ".3f"
+"""Format of numbers with a fraction where no other is given."""
+
+# What pandas leaves as it is and old LaTeX does not know.
+_LATEX = {"–": "--", "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "≥": r"$\geq$", "≤": r"$\leq$", "∞": r"$\infty$"}
+_LATEX |= {"−": "$-$", "σ": r"$\sigma$", "α": r"$\alpha$", "μ": r"$\mu$"}
+
+
+def plus_minus(mean: float, sd: float, spec: str = ".3f") -> str:
+    """``mean ± sd``; the mean alone without a spread, a dash without a mean."""
+    if math.isnan(mean):
+        return MISSING
+    return f"{mean:{spec}}" if math.isnan(sd) else f"{mean:{spec}} ± {sd:{spec}}"
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """All rows with every digit, as comma-separated values."""
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+def markdown(
+    frame: pd.DataFrame,
+    formats: Mapping[str, str] | None = None,
+    best: Mapping[str, Best] | None = None,
+    caption: str = "",
+) -> str:
+    """A table in Markdown: numbers to the right, the caption above.
+
+    Args:
+        frame: its index is left out.
+        formats: column -> format of its numbers, such as ``.2f`` (default `FLOAT`); NaN is a dash.
+        best: columns whose largest or smallest value is bold, with all that read the same.
+        caption: one line of text.
+    """
+    texts, bold = _texts(frame, formats or {}), _best(frame, formats or {}, best or {})
+    texts = texts.apply(lambda column: column.str.replace("\\", "\\\\").str.replace("|", "\\|").str.replace("\n", " "))
+    texts = texts.where(~bold, "**" + texts + "**")
+    rules = ["---:" if pd.api.types.is_numeric_dtype(frame[column]) else "---" for column in frame]
+    header = [str(column).replace("|", "\\|") for column in frame]
+    lines = ["| " + " | ".join(row) + " |" for row in [header, rules, *texts.itertuples(index=False, name=None)]]
+    return "\n".join([caption, ""] * bool(caption) + lines) + "\n"
+
+
+def latex(
+    frame: pd.DataFrame,
+    formats: Mapping[str, str] | None = None,
+    best: Mapping[str, Best] | None = None,
+    caption: str = "",
+    label: str = "",
+) -> str:
+    """A ``table`` for LaTeX with the rules of the package ``booktabs``; all text is escaped.
+
+    Args:
+        frame: its index is left out.
+        formats: column -> format of its numbers, such as ``.2f`` (default `FLOAT`); NaN is a dash.
+        best: columns whose largest or smallest value is bold, with all that read the same.
+        caption: escaped, too.
+        label: for ``\\ref``, taken as it is.
+    """
+    texts, bold = _texts(frame, formats or {}), _best(frame, formats or {}, best or {})
+    styles = bold.map(lambda yes: "textbf:--rwrap" if yes else "")
+    # Styler needs unique names of rows and columns.
+    columns = range(len(frame.columns))
+    texts = texts.set_axis(columns, axis=1)
+    styler = texts.style.format(escape="latex").apply(lambda _: styles.set_axis(columns, axis=1), axis=None)
+    styler = styler.relabel_index([_escape(str(column)) for column in frame], axis=1).hide(axis="index")
+    alignment = "".join("r" if pd.api.types.is_numeric_dtype(frame[column]) else "l" for column in frame)
+    text = styler.to_latex(
+        column_format=alignment,
+        hrules=True,
+        position="tb",
+        position_float="centering",
+        caption=_escape(caption) or None,
+        label=label or None,
+    )
+    for character, command in _LATEX.items():
+        text = text.replace(character, command)
+    return text
+
+
+def write_table(
+    frame: pd.DataFrame,
+    stem: Path,
+    formats: Mapping[str, str] | None = None,
+    best: Mapping[str, Best] | None = None,
+    caption: str = "",
+    label: str = "",
+) -> None:
+    """Write ``stem`` with the endings ``.csv``, ``.md`` and ``.tex``; see `markdown` and `latex`."""
+    texts = {".csv": csv(frame), ".md": markdown(frame, formats, best, caption)}
+    texts[".tex"] = latex(frame, formats, best, caption, label)
+    for ending, text in texts.items():
+        write_text(stem.with_name(stem.name + ending), text)
+
+
+def _texts(frame: pd.DataFrame, formats: Mapping[str, str]) -> pd.DataFrame:
+    """Every entry as text."""
+
+    def text(value: Any, spec: str) -> str:
+        if pd.isna(value):
+            return MISSING
+        return (
+            str(value) if isinstance(value, str) else format(value, spec or (FLOAT if isinstance(value, float) else ""))
+        )
+
+    columns = {
+        number: [text(value, formats.get(str(column), "")) for value in frame.iloc[:, number]]
+        for number, column in enumerate(frame.columns)
+    }
+    return pd.DataFrame(columns, dtype=object).set_axis(frame.columns, axis=1)
+
+
+def _best(frame: pd.DataFrame, formats: Mapping[str, str], best: Mapping[str, Best]) -> pd.DataFrame:
+    """True where the best value of its column stands, or one that reads the same."""
+    bold = pd.DataFrame(False, index=range(len(frame)), columns=frame.columns)
+    texts = _texts(frame, formats)
+    for column, direction in best.items():
+        values = frame[column].reset_index(drop=True)
+        if values.notna().any():
+            position = values.argmax() if direction == "max" else values.argmin()
+            bold[column] = texts[column] == texts[column].iloc[position]
+    return bold
+
+
+def _escape(text: str) -> str:
+    """Text with LaTeX's special characters escaped, as pandas does it in the entries."""
+    marks = {"\\": r"\textbackslash ", "~": r"\textasciitilde ", "^": r"\textasciicircum "}
+    return "".join(marks.get(c, "\\" + c if c in "&%$#_{}" else c) for c in text)
