@@ -21,10 +21,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "nnunet_fm"
 STEPS = (
     # title, what a user types (first line) and what is read or made, folders of the package that do it
     ("Convert", "nnunet-fm convert", "raw folder", ("dataset_conversion",)),
-    ("Plan", "nnunet-fm plan, nnUNetv2_preprocess", "plans, data", ("plans", "models", "data")),
-    ("Train", "nnUNetv2_train", "slim checkpoint", ("trainers", "adaptation")),
-    ("Predict", "nnUNetv2_predict", "label maps", ("inference",)),
-    ("Compare", "nnunet-fm evaluate, report, study", "scores, one page", ("evaluation", "studies")),
+    ("Plan", "nnunet-fm plan, nnUNetv2_preprocess", "plans, data", ("plans", "planfile", "preprocessing")),
+    ("Train", "nnUNetv2_train", "slim checkpoint", ("trainers", "losses", "adaptation")),
+    ("Predict", "nnUNetv2_predict", "label maps", ("inference", "records")),
+    ("Compare", "nnunet-fm evaluate, report, study", "scores, one page", ("metrics", "reporting", "studies")),
 )
 PARTS = (
     ("models", "card, names, registry, building"),
@@ -34,7 +34,13 @@ PARTS = (
     ("adapters", "what is trained"),
     ("weights", "official files, slim checkpoints"),
 )
-SIDE = (("hook", "nnU-Net finds our classes by name"), ("cli", "thin: one file per sub-command"))
+SIDE = (
+    ("hook", "nnU-Net finds our classes"),
+    ("cli", "one file per sub-command"),
+    ("data", "patches, folds, augmentation"),
+    ("cpu", "what makes processors fast"),
+    ("io", "files, read without trust"),
+)
 
 WIDTH, HEIGHT, MARGIN = 1080, 470, 20
 STYLE = """
@@ -93,11 +99,11 @@ def architecture() -> str:
         drawn.append(f'<path class="arrow" d="M{x:.0f} {top} V{178}"/>')
 
     low = 366
-    half = (WIDTH - 2 * MARGIN - gap) / 2
+    side = (WIDTH - 2 * MARGIN - gap * (len(SIDE) - 1)) / len(SIDE)
     for number, (folder, what) in enumerate(SIDE):
-        x = MARGIN + number * (half + gap)
+        x = MARGIN + number * (side + gap)
         drawn += [
-            _box("part", x, low, half, 64),
+            _box("part", x, low, side, 64),
             _text("code", x + 14, low + 26, folder),
             _text("small", x + 14, low + 48, what),
         ]
@@ -139,7 +145,7 @@ def _text(kind: str, x: float, y: float, text: str) -> str:
 def missing() -> list[str]:
     """Folders of the package that the picture leaves out, or names in it that are none."""
     shown = {folder for *_, folders in STEPS for folder in folders} | {folder for folder, _ in (*PARTS, *SIDE)}
-    there = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()} - {"layers"}
+    there = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
     return sorted(shown ^ there)
 
 
