@@ -37,7 +37,7 @@ PARTS = (
 SIDE = (
     ("hook", "nnU-Net finds our classes"),
     ("cli", "one file per sub-command"),
-    ("data", "patches, folds, augmentation"),
+    ("data", "patches, folds, presets"),
     ("cpu", "what makes processors fast"),
     ("io", "files, read without trust"),
 )
