@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import ValidationError
 
+from nnunet_fm.io.messages import validation_faults
 from nnunet_fm.models.card import ModelCard
 from nnunet_fm.models.names import Grammar, UnknownNameError
 
@@ -99,8 +100,7 @@ def _card(stem: str, folders: list[Traversable]) -> ModelCard:
     try:
         card = ModelCard(**_variants_complete(_read(stem, folders)))
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise CardError(f"card file {stem}.yaml: {faults}") from None
+        raise CardError(f"card file {stem}.yaml: {validation_faults(error)}") from None
     if card.name != stem:
         raise CardError(f"card file {stem}.yaml describes a model called '{card.name}'")
     return card

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from nnunet_fm.data.presets import MIRRORING_PRESETS
+from nnunet_fm.io.messages import validation_faults
 from nnunet_fm.io.untrusted import plain_name
 from nnunet_fm.models.card import Recipe
 from nnunet_fm.models.registry import merge
@@ -16,6 +17,10 @@ KEY = "nnunet_fm"
 STOCK_KEY = "nnunet_fm_stock"
 VERSION = 1
 
+ADAPTATION_EPOCHS = {"selftraining": 20, "entropymin": 2}
+"""Passes over the target's training cases by method, as published; longer entropy minimisation over-fits."""
+STOCK_ITERATIONS = 250_000
+"""Optimiser steps of a stock nnU-Net training: 1000 epochs of 250."""
 
 Name = Annotated[str, AfterValidator(plain_name)]
 """What becomes part of a path."""
@@ -47,7 +52,7 @@ def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe(**merge(unchanged, nested))
     except ValidationError as error:
-        faults = "; ".join(f"recipe.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        faults = validation_faults(error, "recipe.")
         raise PlanError(f"{faults}. Recipe fields are: {', '.join(Recipe.model_fields)}") from None
 
 
@@ -165,7 +170,7 @@ class PlanKey(BaseModel):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise PlanError(f"plans '{name}', entry '{KEY}': {_faults(error)}") from None
+            raise PlanError(f"plans '{name}', entry '{KEY}': {validation_faults(error)}") from None
 
 
 def unseen_mirroring(plans: Mapping[str, Any]) -> str | None:
@@ -222,8 +227,4 @@ class StockKey(BaseModel):
         try:
             return cls.model_validate(plans[STOCK_KEY])
         except ValidationError as error:
-            raise PlanError(f"plans '{name}', entry '{STOCK_KEY}': {_faults(error)}") from None
-
-
-def _faults(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise PlanError(f"plans '{name}', entry '{STOCK_KEY}': {validation_faults(error)}") from None

@@ -25,11 +25,12 @@ from nnunet_fm.data.folds import read_folds
 from nnunet_fm.data.patients import seen_cases
 from nnunet_fm.io.dataset_json import channel_names
 from nnunet_fm.io.dataset_names import DatasetNameError, dataset_name, dataset_number
+from nnunet_fm.io.messages import validation_faults
 from nnunet_fm.models.build import build_network
 from nnunet_fm.models.card import Recipe
 from nnunet_fm.models.names import PLANS_PREFIX, TRAINER_PREFIX
 from nnunet_fm.planfile.eval_datasets import differences
-from nnunet_fm.planfile.schema import KEY, Adaptation, PlanError, PlanKey, changed_recipe
+from nnunet_fm.planfile.schema import ADAPTATION_EPOCHS, KEY, Adaptation, PlanError, PlanKey, changed_recipe
 from nnunet_fm.planfile.trained_model import Source, read_source
 from nnunet_fm.planfile.write import save_plans, write_json
 from nnunet_fm.plans.mirroring import Data, choose_mirroring
@@ -43,8 +44,6 @@ Method = Literal["selftraining", "entropymin"]
 
 LABELLED = 3
 """Volumes with labels in self-training, as published."""
-EPOCHS: dict[str, int] = {"selftraining": 20, "entropymin": 2}
-"""As published; longer entropy minimisation over-fits."""
 RATE_3D = 0.1
 """Of the source's learning rate, for 3D models, which nobody has published adaptations of: ours."""
 
@@ -242,7 +241,7 @@ def _adaptation(source: Source, options: AdaptOptions) -> Adaptation:
             faithful=options.faithful,
         )
     except ValidationError as error:
-        raise PlanError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from None
+        raise PlanError(validation_faults(error)) from None
 
 
 def _check_trained(
@@ -334,7 +333,7 @@ def _plans(
         reasons["intensities"] = f"as for {', '.join(names[0])}, while the target's channels are {', '.join(names[1])}"
 
     samples = _samples(target, shapes, spacings, entry)
-    epochs = None if options.iterations is not None else options.epochs or EPOCHS[adaptation.method]
+    epochs = None if options.iterations is not None else options.epochs or ADAPTATION_EPOCHS[adaptation.method]
     counted, one_pass, reason = count_iterations(epochs or 1, samples, entry["batch_size"], setting.card.dim)
     if epochs is not None:
         reasons["iterations"] = reason

@@ -8,11 +8,8 @@ from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunet_fm.io.dataset_names import dataset_number
 from nnunet_fm.io.untrusted import read_object
-from nnunet_fm.planfile.schema import KEY, STOCK_KEY, PlanError, StockKey
+from nnunet_fm.planfile.schema import KEY, STOCK_ITERATIONS, STOCK_KEY, PlanError, StockKey
 from nnunet_fm.planfile.write import save_plans
-
-ITERATIONS = 250_000
-"""Budget of stock nnU-Net: 1000 epochs of 250 iterations."""
 
 ITERATIONS_PER_EPOCH = 250
 VALIDATION_ITERATIONS = 50
@@ -44,7 +41,7 @@ def write_stock_plans(
     base: str = "nnUNetPlans",
     name: str | None = None,
     *,
-    iterations: int = ITERATIONS,
+    iterations: int = STOCK_ITERATIONS,
     seed: int = 42,
     train_cases: int | None = None,
     iterations_per_epoch: int | None = None,

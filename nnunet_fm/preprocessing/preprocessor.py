@@ -21,7 +21,7 @@ from rich.progress import track
 from nnunet_fm.cpu.limits import startable
 from nnunet_fm.io.atomic_write import PARTIAL
 from nnunet_fm.io.dataset_json import canonical
-from nnunet_fm.io.dataset_names import dataset_name
+from nnunet_fm.io.dataset_names import dataset_name, dataset_number
 from nnunet_fm.io.image_files import DamagedImageError
 from nnunet_fm.io.orphans import end_with_parent
 from nnunet_fm.io.untrusted import ForeignFileError, read_object
@@ -254,7 +254,7 @@ class FMPreprocessor(CasePreprocessor):
         except CaseError as error:
             if not isinstance(error.__cause__, DamagedImageError):
                 raise
-            number = target.parent.parent.name.removeprefix("Dataset").split("_")[0]
+            number = dataset_number(target.parent.parent.name)
             raise CaseError(
                 f"{error}. If the dataset's fingerprint was taken of that file, take it again: "
                 f"nnUNetv2_extract_fingerprint -d {number} --clean"

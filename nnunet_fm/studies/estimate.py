@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_fm.models.card import ModelCard, Variant
+from nnunet_fm.planfile.schema import ADAPTATION_EPOCHS
 from nnunet_fm.plans.slices import on_dataset
 from nnunet_fm.records.training import FILE, TrainingRecord
 from nnunet_fm.studies.expand import Expansion, Training
@@ -25,7 +26,6 @@ WAITING, FASTEST = 0.5, 6.0
 STOCK_SECONDS = {"2d": 0.15, "3d_fullres": 0.36}
 """Of one iteration of stock nnU-Net on a GPU."""
 RESENC_SLOWER = {"m": 1.0, "l": 2.0, "xl": 4.0}
-ADAPT_EPOCHS = {"selftraining": 20, "entropymin": 2}
 PLAN_MINUTES, REPORT_MINUTES = 1.0, 2.0
 PREPROCESS_SECONDS, PREDICT_SECONDS, EVALUATE_SECONDS = 20.0, {"2d": 10.0, "3d_fullres": 30.0}, 4.0
 """Of one case of usual size."""
@@ -90,7 +90,7 @@ class Estimator:
         batch = variant.geometry.batch
         if run.method is not None:
             adapt = next(a for a in study.adapt if a.method == run.method)
-            epochs = adapt.epochs or ADAPT_EPOCHS[run.method]
+            epochs = adapt.epochs or ADAPTATION_EPOCHS[run.method]
             samples = slices if card.dim == 2 else cases
             return epochs * -(-samples // batch)
         epochs = study.budget.epochs or variant.epochs or 0

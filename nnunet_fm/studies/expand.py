@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_fm.models.card import ModelCard
+from nnunet_fm.planfile.schema import STOCK_ITERATIONS
 from nnunet_fm.reporting.results import Run
 from nnunet_fm.studies.datasets import Dataset, find_dataset
 from nnunet_fm.studies.naming import digest, join, plain, with_cases
 from nnunet_fm.studies.plans import Plan, adapted_plan, model_plan, stock_plan
 from nnunet_fm.studies.rows import METHODS, rows
-from nnunet_fm.studies.schema import DEFAULT_SEED, FULL_STOCK, Study, StudyError
+from nnunet_fm.studies.schema import DEFAULT_SEED, Study, StudyError
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class _Expander:
                         for fold in study.folds:
                             run = self._run(slug, label, trainer, plan, anatomy, fold, seed, cases, about)
                             targets = self._targets(anatomy, source, frozenset())
-                            yield Training(run, plan, targets, iterations=limit or FULL_STOCK)
+                            yield Training(run, plan, targets, iterations=limit or STOCK_ITERATIONS)
 
     def _adapted(self, training: Training) -> Iterator[Training]:
         """The model of a training, adapted to every other domain that it does not skip."""

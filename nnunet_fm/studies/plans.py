@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.planfile.schema import STOCK_ITERATIONS
 from nnunet_fm.plans.slices import on_dataset
 from nnunet_fm.plans.stock import BASES, PLANNERS, base_plans
 from nnunet_fm.reporting.results import Run
 from nnunet_fm.studies.datasets import Dataset
 from nnunet_fm.studies.naming import digest, join
 from nnunet_fm.studies.rows import Row
-from nnunet_fm.studies.schema import FULL_STOCK, Adapt, Study
+from nnunet_fm.studies.schema import Adapt, Study
 
 PLANS = "StudyPlans"
 """Beginning of the names: not that of other plans of ours, which the short form of training looks through."""
@@ -87,7 +88,7 @@ def stock_plan(
     options = _given(
         {
             "--control": control,
-            "--iterations": study.controls.iterations or study.budget.iterations or FULL_STOCK,
+            "--iterations": study.controls.iterations or study.budget.iterations or STOCK_ITERATIONS,
             "--seed": seed,
             "--train-cases": cases,
             "--gpu-memory-target": target,

@@ -33,8 +33,6 @@ ResEnc = Annotated[
     BeforeValidator(lambda size: {True: "M", False: None}.get(size, size) if isinstance(size, bool) else size),
 ]
 Cases = Annotated[PositiveInt | None, BeforeValidator(lambda number: None if number == "all" else number)]
-FULL_STOCK = 250_000
-"""Iterations of stock nnU-Net: 1,000 epochs of 250."""
 DEFAULT_SEED = 42
 _ELSEWHERE = {
     "recipe.seed": "seeds",
