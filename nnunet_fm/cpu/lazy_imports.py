@@ -13,7 +13,8 @@ from functools import partial, wraps
 from importlib import import_module
 from types import ModuleType
 from typing import Any
-from unittest import mock
+
+from nnunet_fm.insides import replaced
 
 HEAVY = ("torch._dynamo", "torch._dynamo.utils", "seaborn", "sklearn.model_selection")
 
@@ -32,7 +33,7 @@ def importing_lightly() -> Iterator[None]:
     disable = _disable_late(compiler.disable) if "torch._dynamo" in missing else compiler.disable
     sys.modules.update(missing)
     try:
-        with mock.patch.object(compiler, "disable", disable), without_collection():
+        with replaced(compiler, "disable", disable), without_collection():
             yield
     finally:
         for module in missing.values():
