@@ -187,7 +187,7 @@ def test_users_own_trainers_in_external_folders_win(tmp_path, monkeypatch, searc
     from nnunetv2.utilities import find_objects
 
     from nnunet_fm.trainers import trainer_class
-    from nnunet_fm.trainers.base import fm_trainer
+    from nnunet_fm.trainers.foundation import fm_trainer
 
     trainer = "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
     trainer += "class {0}(nnUNetTrainer): where = '{1}'"

@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import pytest
 
 from nnunet_fm.preprocessing.shared_cache import FolderInUseError, is_current, lease, lock, replace_folder
-from nnunet_fm.trainers import budget
-from nnunet_fm.trainers.budget import BudgetTrainer
+from nnunet_fm.trainers import loop
 from nnunet_fm.trainers.fold_lock import FILE, FolderBusyError, check_free, training_in
+from nnunet_fm.trainers.loop import BudgetTrainer
 
 NOBODY = 65534
 
@@ -104,7 +104,7 @@ def test_a_split_that_cannot_be_saved_is_drawn_anew(tmp_path: Path, monkeypatch:
         def refuse(content: object, file: str, number: int = number) -> None:
             raise OSError(number, os.strerror(number), file)
 
-        monkeypatch.setattr(budget, "save_json", refuse)
+        monkeypatch.setattr(loop, "save_json", refuse)
         if kept:
             save(trainer, [], "splits.json")  # type: ignore[arg-type]
         else:

@@ -205,7 +205,7 @@ def test_data_are_loaded_and_computed_within_limits(monkeypatch: pytest.MonkeyPa
     assert loading.loading_processes() == 12, "as the user says"
     monkeypatch.delenv("nnUNet_n_proc_DA")
     assert loading.loading_processes() == 3
-    monkeypatch.setattr("nnunet_fm.trainers.budget.threads", lambda: 2)
+    monkeypatch.setattr("nnunet_fm.trainers.loop.threads", lambda: 2)
     counts: list[int] = []
     monkeypatch.setattr("torch.get_num_threads", lambda: 16)
     monkeypatch.setattr("torch.set_num_threads", counts.append)

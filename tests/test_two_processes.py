@@ -14,7 +14,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_data
 from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.records.training import TrainingRecord
-from nnunet_fm.trainers.budget import BudgetTrainer
+from nnunet_fm.trainers.loop import BudgetTrainer
 from tests.datasets import empty, nnunet_folders, write_dataset, write_fingerprint
 from tests.two_processes import in_two_processes, interrupted_training, make_trainer, steps
 

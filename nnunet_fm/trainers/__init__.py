@@ -40,7 +40,7 @@ def trainer_class(name: str) -> type[nnUNetTrainer]:
     spec = grammar().trainer(name)
     if spec.method is not None:
         return getattr(import_module(f"{__name__}.{spec.method}"), trainer_name(Spec(method=spec.method)))
-    from nnunet_fm.trainers.base import fm_trainer
+    from nnunet_fm.trainers.foundation import fm_trainer
 
     if name == TRAINER_PREFIX:
         return fm_trainer

@@ -25,7 +25,7 @@ from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.planfile.schema import Adaptation, PlanError
 from nnunet_fm.planfile.training_config import resolve
 from nnunet_fm.records.training import TrainingRecord
-from nnunet_fm.trainers.base import fm_trainer
+from nnunet_fm.trainers.foundation import fm_trainer
 from nnunet_fm.weights.cache import compute_sha256
 from nnunet_fm.weights.files import read_trained
 

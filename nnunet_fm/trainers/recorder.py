@@ -21,7 +21,7 @@ from nnunet_fm.trainers.slice_overlap import SliceOverlap
 from nnunet_fm.trainers.volume_dice import label_map
 
 if TYPE_CHECKING:
-    from nnunet_fm.trainers.budget import BudgetTrainer
+    from nnunet_fm.trainers.loop import BudgetTrainer
 
 MAX_PICTURED = 50
 """Validations whose pictures are kept; beyond that every second one goes."""

@@ -10,7 +10,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_fm.data.augmentation import without_timing
 from nnunet_fm.planfile.schema import StockKey
-from nnunet_fm.trainers.budget import Budget, BudgetTrainer
+from nnunet_fm.trainers.budget import Budget
+from nnunet_fm.trainers.loop import BudgetTrainer
 
 
 class fm_trainer_stock(BudgetTrainer):

@@ -38,8 +38,9 @@ from nnunet_fm.planfile.schema import unseen_mirroring
 from nnunet_fm.planfile.training_config import check_configuration, check_sides, network_architecture, resolve
 from nnunet_fm.preprocessing.value_ranges import symmetric_channels
 from nnunet_fm.records.training import Overlap
-from nnunet_fm.trainers.budget import Budget, BudgetTrainer
+from nnunet_fm.trainers.budget import Budget
 from nnunet_fm.trainers.loading import ProcessLoader, ThisProcessLoader, loading_processes, shape_of
+from nnunet_fm.trainers.loop import BudgetTrainer
 from nnunet_fm.trainers.optimizer import build_optimizer
 from nnunet_fm.trainers.schedule import ProgressSchedule
 from nnunet_fm.trainers.volume_dice import VolumeDice
