@@ -6,11 +6,13 @@ import argparse
 import json
 import os
 import pickle
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -205,6 +207,28 @@ def test_users_own_trainers_in_external_folders_win(tmp_path, monkeypatch, searc
     assert find("fm_trainer_scratch") is trainer_class("fm_trainer_scratch")
     with pytest.raises(UnknownNameError, match="fm_trainer_owm"):
         find("fm_trainer_owm")
+
+
+def test_the_shim_lets_our_trainers_read_pretrained_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnU-Net's transfer by name would leave the note of a slim checkpoint behind."""
+    module: Any = ModuleType("nnunetv2.run.run_training")
+    exec(
+        "def maybe_load_checkpoint(nnunet_trainer, continue_training, validation_only, pretrained_weights_file=None):\n"
+        "    return 'stock'",
+        module.__dict__,
+    )
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    runpy.run_path(str(REPOSITORY / "nnunet_fm" / "trainers" / "ext" / "nnunet_fm_trainers.py"))
+
+    class Ours:
+        __module__ = "nnunet_fm.trainers"
+
+        def start_from(self, file: Path) -> str:
+            return f"started from {file}"
+
+    assert module.maybe_load_checkpoint(Ours(), False, False, "a.pth") == "started from a.pth"
+    assert module.maybe_load_checkpoint(Ours(), True, False) == "stock"
+    assert module.maybe_load_checkpoint(object(), False, False, "a.pth") == "stock"
 
 
 FAKE_NORMALISERS = """

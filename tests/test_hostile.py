@@ -40,7 +40,7 @@ from nnunet_fm.weights import pickled as pickled_module
 from nnunet_fm.weights.add import opened
 from nnunet_fm.weights.cache import CACHE_VARIABLE
 from nnunet_fm.weights.files import FORBID, FORCE, WeightsFileError, data_only, read_state_dict, read_trained
-from nnunet_fm.weights.slim import ENTRY, HEAD, MARK, full_state_dict
+from nnunet_fm.weights.slim import HEAD, MARK, NOTE, full_state_dict
 from tests.datasets import write_image
 from tests.fuzz.readers import READERS
 from tests.fuzz.seeds import PLAN_KEY, PLANS, UNET, seeds, tarred, zipped
@@ -514,9 +514,10 @@ def test_a_slim_checkpoint_leads_to_no_file_outside_the_weights_folder(
     (tmp_path / "x.pth").write_bytes(b"x")
     base = {"files": [name], "sha256": "0", "containers": [], "page": "", "tensors": {"a": "b"}}
     for note in ([base], [{**base, "files": []}], [{"files": 1}], [1], {"a": 1}, "x"):
-        stored = b"\0" * HEAD + MARK + json.dumps(note).encode()
-        with pytest.raises(WeightsFileError, match="note on left-out weights is damaged"):
-            full_state_dict({ENTRY: torch.frombuffer(bytearray(stored), dtype=torch.uint8)})
+        for head in (b"", b"\0" * HEAD + MARK):  # as now, and as in older versions
+            stored = bytearray(head + json.dumps(note).encode())
+            with pytest.raises(WeightsFileError, match="note on left-out weights is damaged"):
+                full_state_dict({NOTE: torch.frombuffer(stored, dtype=torch.uint8)})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pth"]
 
 

@@ -8,7 +8,8 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.weights import cache, slim
 from nnunet_fm.weights.bundle import bundle
 from nnunet_fm.weights.cache import ChangedFileError
+from nnunet_fm.weights.files import WeightsFileError
 from nnunet_fm.weights.load import load_checkpoint
-from nnunet_fm.weights.slim import ENTRY, BaseFileError, bases_of, full_state_dict, slim_state_dict
+from nnunet_fm.weights.slim import NOTE, BaseFileError, bases_of, expand_slim, full_state_dict, slim_state_dict
 from tests.datasets import nnunet_folders, write_dataset, write_fingerprint
 
 ENTRY_OF_PLAN = {
@@ -41,6 +43,9 @@ ENTRY_OF_PLAN = {
 FILE = "tiny.model"
 ENCODER = "conv_blocks_context."
 DROP = [r"seg_outputs\."]
+
+
+Form = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def build(adapter: str = "freeze", channels: int = 1, seed: int = 0) -> FoundationNetwork:
@@ -86,6 +91,22 @@ def same(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
 
 
+def of_older_version(content: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A slim state dict in the form of older versions: the note stood in the storage of every stand-in."""
+    bases = bases_of(content)
+    note = b"nnunet-fm slim checkpoint 1\n" + json.dumps([asdict(base) for base in bases]).encode()
+
+    def stand_in(dtype: torch.dtype) -> Tensor:
+        first = torch.full((1,), float("nan") if dtype.is_floating_point else 0).to(dtype)
+        start = bytes(first.view(torch.uint8).tolist()).ljust(16, b"\0")
+        content = bytearray(start + note + b" " * (-len(note) % 16))
+        return torch.frombuffer(content, dtype=torch.uint8).clone().view(dtype)
+
+    names = left_out(content)
+    older = {n: stand_in(t.dtype).as_strided(t.shape, [0] * t.ndim) if n in names else t for n, t in content.items()}
+    return {**older, NOTE: stand_in(torch.uint8)}
+
+
 # What is left out
 
 
@@ -94,8 +115,8 @@ def test_only_what_is_frozen_and_the_files_is_left_out(base: Path, tmp_path: Pat
     expected = trained(network)
     content = slim_state_dict(network)
     assert left_out(content) == {n for n in expected if n.startswith(ENCODER)}
-    assert content.keys() == {*expected, ENTRY}
-    assert all(t.shape == expected[n].shape and t.dtype == expected[n].dtype for n, t in content.items() if n != ENTRY)
+    assert content.keys() == {*expected, NOTE}
+    assert all(t.shape == expected[n].shape and t.dtype == expected[n].dtype for n, t in content.items() if n != NOTE)
     torch.save(expected, tmp_path / "full.pth")
     loaded = through_file(content, tmp_path / "slim.pth")
     trained_share = sum(t.numel() for n, t in expected.items() if not n.startswith(ENCODER)) * 4
@@ -173,8 +194,9 @@ def test_buffers_of_frozen_modules_are_left_out(base: Path) -> None:
     slim.register(network)
     load_checkpoint(network, base)
     expected = {n: t.clone() for n, t in network.state_dict().items()}
-    content = slim_state_dict(network)
-    assert left_out(content) == {n for n in expected if n.startswith("norm.")}  # an integer of no dimensions among them
+    content = through_file(slim_state_dict(network), base.with_name("a.pth"))
+    scalar = "norm.num_batches_tracked"  # a single number takes less room than its name
+    assert left_out(content) == {n for n in expected if n.startswith("norm.")} - {scalar}
     network.norm.reset_running_stats()
     network.norm.num_batches_tracked.fill_(7)
     network.load_state_dict(content)
@@ -265,21 +287,45 @@ def test_another_kind_of_network_refuses_a_slim_checkpoint(base: Path) -> None:
     from nnunet_fm.networks.stunet import STUNet
 
     foreign = STUNet(1, 3, **ENTRY_OF_PLAN["arch_kwargs"])  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError, match=ENTRY):
+    with pytest.raises(RuntimeError, match=NOTE):
         foreign.load_state_dict(slim_state_dict(pretrained(base)))
 
 
-@pytest.mark.parametrize("source", ["slim", "full"])
 @pytest.mark.parametrize("target", ["freeze", "full"])
-def test_stock_pretrained_weights(base: Path, tmp_path: Path, source: str, target: str) -> None:
+def test_stock_transfer_takes_full_weights(base: Path, tmp_path: Path, target: str) -> None:
     """nnU-Net checks names and shapes against the network's own before it loads."""
     network = pretrained(base)
     expected = trained(network)
-    content = slim_state_dict(network) if source == "slim" else expected
-    torch.save({"network_weights": content}, tmp_path / "checkpoint_final.pth")
+    torch.save({"network_weights": expected}, tmp_path / "checkpoint_final.pth")
     other = pretrained(base, target) if target == "freeze" else build("full")
     load_pretrained_weights(other, str(tmp_path / "checkpoint_final.pth"))
     assert same(other.state_dict(), expected)
+
+
+@pytest.mark.parametrize("form", [dict, of_older_version])
+def test_stock_transfer_refuses_slim_weights(base: Path, tmp_path: Path, form: Form) -> None:
+    """It leaves the note behind, and nothing must be taken for a weight that is none."""
+    torch.save({"network_weights": form(slim_state_dict(pretrained(base)))}, tmp_path / "checkpoint_final.pth")
+    other = build()
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with pytest.raises(WeightsFileError, match=f"{ENCODER}0.0.conv1.weight.*{NOTE}.*nnunet-fm weights bundle FOLDER"):
+        load_pretrained_weights(other, str(tmp_path / "checkpoint_final.pth"))
+    assert same(other.state_dict(), before)
+
+
+@pytest.mark.parametrize("form", [dict, of_older_version])
+def test_a_slim_file_is_expanded(base: Path, tmp_path: Path, form: Form) -> None:
+    network = pretrained(base)
+    expected = trained(network)
+    file = tmp_path / "checkpoint_final.pth"
+    torch.save({"network_weights": form(slim_state_dict(network)), "current_epoch": 7}, file)
+    content, bases = expand_slim(file)
+    assert content["current_epoch"] == 7 and same(content["network_weights"], expected)
+    assert [entry.files for entry in bases] == [(FILE, "other.model")]
+    network.load_state_dict(torch.load(file, weights_only=True)["network_weights"])
+    assert same(network.state_dict(), expected)
+    torch.save(content, tmp_path / "full.pth")
+    assert expand_slim(tmp_path / "full.pth")[1] == ()
 
 
 # What goes wrong
@@ -414,6 +460,12 @@ def test_prediction_over_folds_equals_that_of_full_checkpoints(
     shutil.copytree(model, full)
     assert all(done.bases for done in bundle(full))
     expected = predict(model)
+    older = tmp_path / "older"
+    shutil.copytree(model, older)
+    for file in older.glob("fold_*/checkpoint_final.pth"):
+        content = torch.load(file, weights_only=False)
+        torch.save({**content, "network_weights": of_older_version(content["network_weights"])}, file)
+    assert np.array_equal(predict(older), expected)
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "empty"))
     assert np.array_equal(predict(full), expected)
     with pytest.raises(BaseFileError, match="small_ep4k.model"):

@@ -8,10 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nnunet_fm.weights.files import WeightsFileError, read_trained, write_checkpoint
-from nnunet_fm.weights.slim import bases_of, full_state_dict
-
-WEIGHTS = "network_weights"
+from nnunet_fm.weights.files import WEIGHTS, WeightsFileError, write_checkpoint
+from nnunet_fm.weights.slim import expand_slim
 
 
 @dataclass(frozen=True)
@@ -47,11 +45,10 @@ def bundle(folder: Path) -> Iterator[Bundled]:
     """
     for path in checkpoints_of(folder):
         before = path.stat().st_size
-        content = read_trained(path)
-        bases = bases_of(content[WEIGHTS])
+        content, bases = expand_slim(path)
         if bases:
-            weights = full_state_dict(content[WEIGHTS])
-            write_checkpoint({**content, WEIGHTS: {name: _alone(name, t, path) for name, t in weights.items()}}, path)
+            content[WEIGHTS] = {name: _alone(name, tensor, path) for name, tensor in content[WEIGHTS].items()}
+            write_checkpoint(content, path)
         yield Bundled(path, tuple(base.files[0] for base in bases), before, path.stat().st_size)
 
 

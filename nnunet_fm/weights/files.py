@@ -29,6 +29,12 @@ CONTAINERS = ("state_dict", "network_weights", "model_state_dict", "model", "net
 WRAPPERS = ("module.", "_orig_mod.")
 """What `DistributedDataParallel` and `torch.compile` put before every name."""
 
+WEIGHTS = "network_weights"
+"""Key of the state dict in a checkpoint of nnU-Net."""
+
+NOTE = "nnunet_fm_base"
+"""Name in a slim state dict of the note on what is left out (see `nnunet_fm.weights.slim`)."""
+
 NUMPY_SCALARS: list[Any] = [
     *((np.float64().__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     (np.dtype, "numpy.dtype"),
@@ -125,9 +131,9 @@ def read_trained(path: Path) -> dict[str, Any]:
         WeightsFileError: as `read_state_dict`, and for a file without the weights of a network.
     """
     content = _read(path, [*NUMPY_SCALARS, *NUMPY_ARRAYS])
-    weights = content.get("network_weights") if isinstance(content, Mapping) else None
+    weights = content.get(WEIGHTS) if isinstance(content, Mapping) else None
     if not _is_state_dict(weights):
-        raise WeightsFileError(f"{path} is no checkpoint of nnU-Net: it has no network_weights")
+        raise WeightsFileError(f"{path} is no checkpoint of nnU-Net: it has no {WEIGHTS}")
     _check_tensors(path, weights)
     check_finite(weights, path)
     return dict(content)
@@ -136,14 +142,14 @@ def read_trained(path: Path) -> dict[str, Any]:
 def check_finite(tensors: Mapping[str, Tensor], file: Path | str) -> None:
     """Refuse weights that are no numbers: an overflow of half precision, or a damaged copy.
 
-    What stands for the left-out tensors of a slim checkpoint is passed over (`nnunet_fm.weights.slim`).
+    What stands for the left-out tensors of a slim state dict is passed over.
 
     Raises:
         NotFiniteWeightsError: with the first tensor's name.
     """
+    slim = any(name.rpartition(".")[2] == NOTE for name in tensors)
     for name, tensor in tensors.items():
-        stands_for_another = not any(tensor.stride()) and tensor.untyped_storage().nbytes() > tensor.element_size()
-        if not tensor.is_floating_point() or tensor.is_meta or stands_for_another:
+        if not tensor.is_floating_point() or tensor.is_meta or (slim and is_stand_in(tensor)):
             continue
         if not math.isfinite(float(tensor.sum())) and (bad := int((~torch.isfinite(tensor)).sum())):
             raise NotFiniteWeightsError(
@@ -151,6 +157,17 @@ def check_finite(tensors: Mapping[str, Tensor], file: Path | str) -> None:
                 f"{tensor.numel():,}: the file is damaged, or its training had diverged; download or copy it again, or "
                 "take an earlier one"
             )
+
+
+def is_stand_in(tensor: Tensor) -> bool:
+    """Whether a tensor stands for one that a slim checkpoint leaves out: a NaN, repeated by strides of zero.
+
+    In checkpoints of older versions the NaN may be a tensor of one element, with more in its storage.
+    """
+    if tensor.is_meta or any(tensor.stride()) or not tensor.is_floating_point() or not tensor.numel():
+        return False
+    single = tensor.numel() == 1 and tensor.untyped_storage().nbytes() == tensor.element_size()
+    return not single and bool(tensor.reshape(-1)[0].isnan())
 
 
 def misfit(error: RuntimeError, checkpoint: str) -> WeightsFileError | None:

@@ -1,12 +1,13 @@
 """Slim checkpoints: what is frozen and equal to an official file is left out when a network is saved.
 
 Each left-out tensor is replaced by a stand-in of its shape and type that takes no space: one NaN, repeated by strides
-of zero. Behind that NaN, in the same storage, stands a note (JSON): which official file it was, with its SHA-256, the
-tensor's name in it, and the SHA-256 of all left-out tensors. The note travels with every stand-in, so it passes
-through whatever handles state dicts by name and shape: ``torch.save`` and ``torch.load``, nnU-Net's prefixes, its
-``-pretrained_weights``. A further entry (`ENTRY`) makes a strict load by any other network fail.
+of zero. One further entry of the state dict, the note (`NOTE`, uint8), says in JSON which official file the tensors
+are in, with its SHA-256, the tensors' names in it, and the SHA-256 of all left-out tensors. No other network has a
+buffer of that name, so that its strict load fails.
 
-`register` gives a network the hook that fills stand-ins from the weights folder while it loads.
+`register` gives a network the hook that fills stand-ins from the weights folder while it loads; `expand_slim` reads a
+whole checkpoint as a full one. Where nnU-Net takes only the names that a network has (its ``-pretrained_weights``), the
+note would be lost: the hook refuses such weights, and trainers of ours read the file themselves.
 """
 
 from __future__ import annotations
@@ -25,12 +26,11 @@ from torch import Tensor, nn
 
 from nnunet_fm.io.untrusted import plain_name
 from nnunet_fm.weights.cache import cache_folder, sha256
-from nnunet_fm.weights.files import WeightsFileError, read_state_dict
+from nnunet_fm.weights.files import NOTE, WEIGHTS, WeightsFileError, is_stand_in, read_state_dict, read_trained
 
-ENTRY = "nnunet_fm_base"
 MARK = b"nnunet-fm slim checkpoint 1\n"
 HEAD = 16
-"""Bytes in front of the mark: room for one element of any type."""
+"""In checkpoints of older versions the note begins with so many other bytes, then `MARK`; so did every stand-in."""
 
 BASES = "official_bases"
 """Attribute of a network: the `Base` of each official file that it was loaded from."""
@@ -104,21 +104,31 @@ def slim_state_dict(network: nn.Module) -> dict[str, Tensor]:
         except (OSError, WeightsFileError) as error:
             warnings.warn(f"the checkpoint is written in full: {error}", stacklevel=2)
             continue
-        same = {m: t for m, t in wanted.items() if t in official and _same_bytes(content[m], official[t])}
+        same = {
+            mine: theirs
+            for mine, theirs in wanted.items()
+            if theirs in official and content[mine].numel() > 1 and _same_bytes(content[mine], official[theirs])
+        }
         if same:
             slim.append(replace(base, tensors=same, digest=_digest(file, base.containers, _pairs(same))))
     if not slim:
         return content
-    note = _note(slim)
-    stand_ins: dict[torch.dtype, Tensor] = {}
     for base in slim:
         for name in base.tensors:
-            tensor = content[name]
-            if tensor.dtype not in stand_ins:
-                stand_ins[tensor.dtype] = _stand_in(note, tensor.dtype)
-            content[name] = stand_ins[tensor.dtype].as_strided(tensor.shape, [0] * tensor.ndim)
-    content[ENTRY] = _stand_in(note, torch.uint8)
+            content[name] = _stand_in(content[name])
+    content[NOTE] = _note(slim)
     return content
+
+
+def expand_slim(path: Path) -> tuple[dict[str, Any], tuple[Base, ...]]:
+    """The content of a checkpoint file of nnU-Net with full weights, and the official files that it had left out.
+
+    Raises:
+        WeightsFileError: as `read_trained`, and as `full_state_dict`.
+        BaseFileError: as `full_state_dict`.
+    """
+    content = read_trained(path)
+    return {**content, WEIGHTS: full_state_dict(content[WEIGHTS])}, bases_of(content[WEIGHTS])
 
 
 def full_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -126,23 +136,24 @@ def full_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises:
         BaseFileError: if the official file is not in the weights folder, or not the one that was used.
-        WeightsFileError: if the note on it is damaged, or its files would lie elsewhere.
+        WeightsFileError: if the note on it is damaged or missing, or its files would lie elsewhere.
     """
     content = dict(state_dict)
     for base in bases_of(state_dict):
         content.update({n: t for n, t in _tensors(base).items() if n in content})
-    content.pop(ENTRY, None)
+    content.pop(NOTE, None)
+    if name := next((name for name, tensor in content.items() if is_stand_in(tensor)), None):
+        raise WeightsFileError(
+            f"tensor '{name}' stands for one of an official file, and the note '{NOTE}' that says which one is "
+            "missing: run `nnunet-fm weights bundle FOLDER` on the checkpoint's folder, and load the full checkpoint"
+        )
     return content
 
 
 def bases_of(state_dict: Mapping[str, Tensor]) -> tuple[Base, ...]:
     """The official files that a state dict needs; none for a full one."""
-    for name, tensor in state_dict.items():
-        if name == ENTRY or not (tensor.is_meta or any(tensor.stride())):
-            note = _read_note(tensor)
-            if note is not None:
-                return note
-    return ()
+    note = state_dict.get(NOTE)
+    return () if note is None else _read_note(note)
 
 
 def _fill_in(
@@ -155,18 +166,19 @@ def _fill_in(
     """Pre-hook of `load_state_dict`: put the official file's tensors in the place of their stand-ins."""
     mine = {name.removeprefix(prefix): t for name, t in state_dict.items() if name.startswith(prefix)}
     bases = bases_of(mine)
-    if not bases:
-        return
     assigned = local_metadata.get("assign_to_params_buffers", False)
-    if not assigned and any(t.is_meta for t in (*module.parameters(), *module.buffers())):
+    if bases and not assigned and any(t.is_meta for t in (*module.parameters(), *module.buffers())):
         raise RuntimeError(
             "a slim checkpoint cannot be loaded into a network on the meta device, which would stay empty: "
             "build the network on a real device, or load with assign=True"
         )
+    full = full_state_dict(mine)
+    if not bases:
+        return
     left_out = {name for base in bases for name in base.tensors}
-    for name, tensor in full_state_dict(mine).items():
+    for name, tensor in full.items():
         state_dict[f"{prefix}{name}"] = tensor.clone() if assigned and name in left_out else tensor
-    state_dict.pop(f"{prefix}{ENTRY}", None)
+    state_dict.pop(f"{prefix}{NOTE}", None)
     setattr(module, BASES, ())
     for base in bases:
         remember(module, base)
@@ -175,28 +187,23 @@ def _fill_in(
 # What stands in a checkpoint
 
 
-def _note(bases: list[Base]) -> bytes:
-    return MARK + json.dumps([asdict(base) for base in bases]).encode()
+def _stand_in(tensor: Tensor) -> Tensor:
+    """A NaN (0 for integers) that has a tensor's shape and type."""
+    value = float("nan") if tensor.is_floating_point() else 0
+    return torch.full((), value, dtype=tensor.dtype).expand(tensor.shape)
 
 
-def _stand_in(note: bytes, dtype: torch.dtype) -> Tensor:
-    """Elements of a type, the first a NaN (0 for integers), with the note from byte `HEAD` on."""
-    first = torch.full((1,), float("nan") if dtype.is_floating_point else 0).to(dtype)
-    start = bytes(first.view(torch.uint8).tolist()).ljust(HEAD, b"\0")
-    content = start + note
-    content += b" " * (-len(content) % HEAD)
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8).clone().view(dtype)
+def _note(bases: list[Base]) -> Tensor:
+    content = bytearray(json.dumps([asdict(base) for base in bases]).encode())
+    return torch.frombuffer(content, dtype=torch.uint8).clone()
 
 
-def _read_note(tensor: Tensor) -> tuple[Base, ...] | None:
-    storage = tensor.untyped_storage()
-    if storage.nbytes() <= HEAD + len(MARK):
-        return None
-    content = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
-    if content[HEAD : HEAD + len(MARK)].cpu().numpy().tobytes() != MARK:
-        return None
+def _read_note(note: Tensor) -> tuple[Base, ...]:
+    content = _bytes(note).numpy().tobytes()
+    if content[HEAD:].startswith(MARK):
+        content = content[HEAD + len(MARK) :]
     try:
-        return tuple(_base(**entry) for entry in json.loads(content[HEAD + len(MARK) :].cpu().numpy().tobytes()))
+        return tuple(_base(**entry) for entry in json.loads(content))
     except (TypeError, ValueError, RecursionError) as error:
         raise WeightsFileError(f"the checkpoint's note on left-out weights is damaged ({error})") from None
 
