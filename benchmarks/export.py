@@ -59,7 +59,8 @@ def exporter(
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_fm.hook import install
-    from nnunet_fm.inference.workers import Case, Failure, Setting, export
+    from nnunet_fm.inference.cases import CaseFailure, CaseFiles, PlannedModel
+    from nnunet_fm.inference.export import export
 
     install()
     entry = plans["configurations"]["3d_fullres"]
@@ -81,9 +82,9 @@ def exporter(
     }  # fmt: skip
 
     def ours() -> None:
-        case = Case([], None, target)
-        done = export(Setting(manager, configuration, description), case, logits, copy.deepcopy(properties), False)
-        if isinstance(done, Failure):
+        case = CaseFiles([], None, target)
+        done = export(PlannedModel(manager, configuration, description), case, logits, copy.deepcopy(properties), False)
+        if isinstance(done, CaseFailure):
             raise RuntimeError(done.reason)
 
     def stock() -> None:

@@ -20,12 +20,13 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from skimage import io
 
+import nnunet_fm.inference.export as export_module
 import nnunet_fm.inference.predict as predict_module
 import nnunet_fm.inference.predictor as predictor_module
-import nnunet_fm.inference.workers as workers_module
+import nnunet_fm.inference.preprocess as preprocess_module
+from nnunet_fm.inference.cases import CaseFailure
 from nnunet_fm.inference.inputs import PredictionInputError
 from nnunet_fm.inference.predict import PredictionError, default_processes, predict_folder
-from nnunet_fm.inference.workers import Failure
 from nnunet_fm.preprocessing.whole_images import WholeSimpleITKIO
 from nnunet_fm.records.prediction import FILE, CaseTimes, PredictionTimes
 from tests.datasets import write_dataset, write_image
@@ -204,7 +205,7 @@ def test_every_step_is_timed_apart(model: Path, images: Path, tmp_path: Path, mo
 
         monkeypatch.setattr(owner, name, timed)
 
-    for clock in (predictor_module, workers_module):
+    for clock in (predictor_module, preprocess_module, export_module):
         monkeypatch.setattr(clock, "perf_counter", lambda: now)
     takes_time(WholeSimpleITKIO, "read_images", "reading")
     takes_time(DefaultPreprocessor, "_normalize", "preprocessing")
@@ -310,7 +311,7 @@ def test_a_case_that_fails_leaves_the_others_alone(model: Path, broken: Path, im
     results: dict[str, object] = {}
     with pytest.raises(PredictionError, match="1 case failed: case_01 .*cut off") as raised:
         predict_folder(model, broken, tmp_path / "out", folds=[0], **HERE, on_case=results.__setitem__)
-    assert list(raised.value.failed) == ["case_01"] and isinstance(results["case_01"], Failure)
+    assert list(raised.value.failed) == ["case_01"] and isinstance(results["case_01"], CaseFailure)
     assert list(raised.value.times.cases) == ["case_00", "case_02"]
     assert not list((tmp_path / "out").glob("*case_01*"))
     for name in ("case_00.nii.gz", "case_02.nii.gz"):

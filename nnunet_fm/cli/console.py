@@ -44,3 +44,25 @@ def working(text: str, *, quiet: bool = False) -> Iterator[Callable[[str], None]
     # What is printed meanwhile must not break the line of the sign; in a file or pipe it cannot, and belongs there.
     with Live(spinner, console=console, transient=True, redirect_stdout=sys.stdout.isatty()):
         yield lambda text: spinner.update(text=text)
+
+
+@contextmanager
+def bars(*, hidden: bool = False) -> Iterator[Callable[[str], Callable[[float, int], None]]]:
+    """Bars on standard error, if that is a terminal.
+
+    Yields a function that adds a bar of a name and returns what moves it: called with the numbers done and of all.
+    """
+    if hidden or not sys.stderr.isatty():
+        yield lambda name: lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+
+        def add(name: str) -> Callable[[float, int], None]:
+            task = bar.add_task(name, total=None)
+            return lambda done, total: bar.update(task, completed=done, total=total)
+
+        yield add

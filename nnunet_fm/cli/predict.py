@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +14,7 @@ from nnunet_fm.cli.completion import (
     complete_plans,
     complete_trainers,
 )
-from nnunet_fm.cli.console import Quiet, results_only
+from nnunet_fm.cli.console import Quiet, bars, results_only
 from nnunet_fm.cpu.lazy_imports import importing_lightly, without_collection
 
 EPILOG = """
@@ -32,82 +30,135 @@ OUT/prediction_times.json has the seconds of each case; -npp 0 -nps 0 times them
 """
 
 
+Images = Annotated[
+    Path,
+    typer.Option(
+        "-i", "--input", help="Folder of images, or one: CASE_0000.nii.gz; CASE.nii.gz for models of one channel."
+    ),
+]
+Output = Annotated[Path, typer.Option("-o", "--output", help="Output folder; made if it is missing.")]
+Dataset = Annotated[
+    str | None,
+    typer.Option("-d", "--dataset", help="Dataset ID or name of the model.", autocompletion=complete_datasets),
+]
+Plans = Annotated[str, typer.Option("-p", "--plans", help="Plans of the model.", autocompletion=complete_plans)]
+Trainer = Annotated[
+    str, typer.Option("-tr", "--trainer", help="Trainer of the model.", autocompletion=complete_trainers)
+]
+Configuration = Annotated[
+    str | None,
+    typer.Option("-c", "--configuration", help="Configuration of the model.", autocompletion=complete_configurations),
+]
+ModelFolder = Annotated[Path | None, typer.Option("-m", help="Folder of the model, in place of -d, -p, -tr and -c.")]
+Folds = Annotated[
+    list[str] | None,
+    typer.Option("-f", "--folds", help="Folds to average over.  [default: 0 1 2 3 4]", metavar="FOLD …"),
+]
+StepSize = Annotated[float, typer.Option("-step_size", help="Distance of windows as a share of the patch, at most 1.")]
+DisableTta = Annotated[bool, typer.Option("--disable_tta", help="Do not average over mirrored images.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Tell more; errors come with a traceback.")]
+SaveProbabilities = Annotated[
+    bool, typer.Option("--save_probabilities", help="Write class probabilities as well, for ensembles.")
+]
+ContinuePrediction = Annotated[
+    bool, typer.Option("--continue_prediction", "--c", help="Leave cases alone that have results already.")
+]
+Checkpoint = Annotated[str, typer.Option("-chk", "--checkpoint", help="Name of the checkpoint.")]
+Preprocessing = Annotated[
+    int | None,
+    typer.Option("-npp", min=0, help="Processes that preprocess; 0: none but this one.  [default: by cores, ≤ 3]"),
+]
+Exporting = Annotated[
+    int | None,
+    typer.Option("-nps", min=0, help="Processes that export; 0: none but this one.  [default: by cores, ≤ 3]"),
+]
+PreviousStage = Annotated[
+    Path | None, typer.Option("-prev_stage_predictions", help="Predictions of a cascade's previous stage.")
+]
+NumParts = Annotated[int, typer.Option("-num_parts", min=1, help="Number of calls that share the cases.")]
+PartId = Annotated[int, typer.Option("-part_id", min=0, help="Which of them this is, from 0.")]
+Device = Annotated[str, typer.Option("-device", help="cuda, cpu or mps; a GPU by CUDA_VISIBLE_DEVICES.")]
+DisableProgressBar = Annotated[bool, typer.Option("--disable_progress_bar", help="No progress bar.")]
+NotOnDevice = Annotated[
+    bool, typer.Option("--not_on_device", help="Keep logits out of the GPU's memory; for large cases.")
+]
+Cases = Annotated[
+    list[str] | None,
+    typer.Option("--cases", help="Predict only these cases of the input folder.", metavar="NAME …"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the times as JSON.")]
+
+
 def predict(
-    images: Annotated[
-        Path,
-        typer.Option(
-            "-i", "--input", help="Folder of images, or one: CASE_0000.nii.gz; CASE.nii.gz for models of one channel."
-        ),
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Output folder; made if it is missing.")],
-    dataset: Annotated[
-        str | None,
-        typer.Option("-d", "--dataset", help="Dataset ID or name of the model.", autocompletion=complete_datasets),
-    ] = None,
-    plans: Annotated[
-        str, typer.Option("-p", "--plans", help="Plans of the model.", autocompletion=complete_plans)
-    ] = "nnUNetPlans",
-    trainer: Annotated[
-        str, typer.Option("-tr", "--trainer", help="Trainer of the model.", autocompletion=complete_trainers)
-    ] = "nnUNetTrainer",
-    configuration: Annotated[
-        str | None,
-        typer.Option(
-            "-c", "--configuration", help="Configuration of the model.", autocompletion=complete_configurations
-        ),
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option("-m", help="Folder of the model, in place of -d, -p, -tr and -c.")
-    ] = None,
-    folds: Annotated[
-        list[str] | None,
-        typer.Option("-f", "--folds", help="Folds to average over.  [default: 0 1 2 3 4]", metavar="FOLD …"),
-    ] = None,
-    step_size: Annotated[
-        float, typer.Option("-step_size", help="Distance of windows as a share of the patch, at most 1.")
-    ] = 0.5,
-    disable_tta: Annotated[bool, typer.Option("--disable_tta", help="Do not average over mirrored images.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Tell more; errors come with a traceback.")] = False,
-    save_probabilities: Annotated[
-        bool, typer.Option("--save_probabilities", help="Write class probabilities as well, for ensembles.")
-    ] = False,
-    continue_prediction: Annotated[
-        bool, typer.Option("--continue_prediction", "--c", help="Leave cases alone that have results already.")
-    ] = False,
-    checkpoint: Annotated[
-        str, typer.Option("-chk", "--checkpoint", help="Name of the checkpoint.")
-    ] = "checkpoint_final.pth",
-    preprocessing: Annotated[
-        int | None,
-        typer.Option("-npp", min=0, help="Processes that preprocess; 0: none but this one.  [default: by cores, ≤ 3]"),
-    ] = None,
-    exporting: Annotated[
-        int | None,
-        typer.Option("-nps", min=0, help="Processes that export; 0: none but this one.  [default: by cores, ≤ 3]"),
-    ] = None,
-    previous_stage: Annotated[
-        Path | None, typer.Option("-prev_stage_predictions", help="Predictions of a cascade's previous stage.")
-    ] = None,
-    num_parts: Annotated[int, typer.Option("-num_parts", min=1, help="Number of calls that share the cases.")] = 1,
-    part_id: Annotated[int, typer.Option("-part_id", min=0, help="Which of them this is, from 0.")] = 0,
-    device: Annotated[str, typer.Option("-device", help="cuda, cpu or mps; a GPU by CUDA_VISIBLE_DEVICES.")] = "cuda",
-    disable_progress_bar: Annotated[bool, typer.Option("--disable_progress_bar", help="No progress bar.")] = False,
-    not_on_device: Annotated[
-        bool, typer.Option("--not_on_device", help="Keep logits out of the GPU's memory; for large cases.")
-    ] = False,
-    cases: Annotated[
-        list[str] | None,
-        typer.Option("--cases", help="Predict only these cases of the input folder.", metavar="NAME …"),
-    ] = None,
+    images: Images,
+    output: Output,
+    dataset: Dataset = None,
+    plans: Plans = "nnUNetPlans",
+    trainer: Trainer = "nnUNetTrainer",
+    configuration: Configuration = None,
+    model: ModelFolder = None,
+    folds: Folds = None,
+    step_size: StepSize = 0.5,
+    disable_tta: DisableTta = False,
+    verbose: Verbose = False,
+    save_probabilities: SaveProbabilities = False,
+    continue_prediction: ContinuePrediction = False,
+    checkpoint: Checkpoint = "checkpoint_final.pth",
+    preprocessing: Preprocessing = None,
+    exporting: Exporting = None,
+    previous_stage: PreviousStage = None,
+    num_parts: NumParts = 1,
+    part_id: PartId = 0,
+    device: Device = "cuda",
+    disable_progress_bar: DisableProgressBar = False,
+    not_on_device: NotOnDevice = False,
+    cases: Cases = None,
     quiet: Quiet = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the times as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Predict as nnUNetv2_predict does, record the seconds of each case, and go on when one fails."""
+    _check_model(model, dataset, configuration, plans, trainer)
+    _check_values(folds, device, step_size, num_parts, part_id)
+    with results_only(as_json=as_json, quiet=quiet):
+        with without_collection():
+            import torch
+        with importing_lightly():
+            from nnunet_fm.inference.inputs import ALL_FOLDS, ModelName, PredictionRequest
+            from nnunet_fm.inference.predict import PredictionError, predict_request
+
+        request = PredictionRequest(
+            model or ModelName(str(dataset), trainer, plans, str(configuration)), images, output,
+            folds=[int(fold) if fold.isdigit() else fold for fold in folds] if folds else ALL_FOLDS,
+            checkpoint=checkpoint, cases=cases, device=torch.device(device), tile_step_size=step_size,
+            mirroring=not disable_tta, save_probabilities=save_probabilities, overwrite=not continue_prediction,
+            processes_preprocessing=preprocessing, processes_export=exporting, previous_stage=previous_stage,
+            num_parts=num_parts, part_id=part_id, on_device=not not_on_device, verbose=verbose,
+        )  # fmt: skip
+        failure = None
+        with bars(hidden=disable_progress_bar or quiet) as bar:
+            try:
+                times = predict_request(request, on_case=_tell, on_progress=bar("cases"), loading=importing_lightly)
+            except PredictionError as error:
+                failure, times = error, error.times
+    if as_json:
+        print(times.model_dump_json(indent=1))
+    elif not quiet:
+        print(times.summary())
+    if failure is not None:
+        raise failure
+
+
+def _check_model(model: Path | None, dataset: str | None, configuration: str | None, plans: str, trainer: str) -> None:
+    """Raise a BadParameter unless the model is named once, by its folder or by the names of its parts."""
     given = {"-d": dataset, "-c": configuration, "-p": plans != "nnUNetPlans", "-tr": trainer != "nnUNetTrainer"}
     if model is not None and any(given.values()):
         raise typer.BadParameter(f"-m names the model already: drop {', '.join(k for k, v in given.items() if v)}")
     if model is None and (dataset is None or configuration is None):
         raise typer.BadParameter("name the model: -d and -c, mostly with -tr and -p; or its folder with -m")
+
+
+def _check_values(folds: list[str] | None, device: str, step_size: float, num_parts: int, part_id: int) -> None:
+    """Raise a BadParameter for the first option whose value no prediction can take."""
     if wrong := [fold for fold in folds or () if fold != "all" and not fold.isdigit()]:
         raise typer.BadParameter(f"'{wrong[0]}' is neither a number nor 'all'", param_hint="-f")
     if device not in ("cuda", "cpu", "mps"):
@@ -120,69 +171,12 @@ def predict(
             f"{part_id} is too large: parts count from 0 to {num_parts - 1}", param_hint="-part_id"
         )
 
-    with results_only(as_json=as_json, quiet=quiet):
-        with without_collection():
-            import torch
-        with importing_lightly():
-            from nnunet_fm.inference.inputs import find_model_folder
-            from nnunet_fm.inference.predict import ALL_FOLDS, PredictionError, predict_folder
-            from nnunet_fm.inference.workers import Failure
 
-        def tell(case: str, result: object) -> None:
-            if isinstance(result, Failure):
-                print(f"{case} failed: {result.reason}", file=sys.stderr)
-            else:
-                print(f"{case} done", flush=True)
+def _tell(case: str, result: object) -> None:
+    """Print that a case is done, or why it failed."""
+    from nnunet_fm.inference.cases import CaseFailure
 
-        if model is None:
-            assert dataset is not None and configuration is not None
-            model = find_model_folder(dataset, trainer, plans, configuration)
-        failure = None
-        with _progress(hidden=disable_progress_bar or quiet) as progress:
-            try:
-                times = predict_folder(
-                    model,
-                    images,
-                    output,
-                    folds=[int(fold) if fold.isdigit() else fold for fold in folds] if folds else ALL_FOLDS,
-                    checkpoint=checkpoint,
-                    cases=cases,
-                    device=torch.device(device),
-                    tile_step_size=step_size,
-                    mirroring=not disable_tta,
-                    save_probabilities=save_probabilities,
-                    overwrite=not continue_prediction,
-                    processes_preprocessing=preprocessing,
-                    processes_export=exporting,
-                    previous_stage=previous_stage,
-                    num_parts=num_parts,
-                    part_id=part_id,
-                    on_device=not not_on_device,
-                    verbose=verbose,
-                    on_case=tell,
-                    on_progress=progress,
-                    loading=importing_lightly,
-                )
-            except PredictionError as error:
-                failure, times = error, error.times
-    if as_json:
-        print(times.model_dump_json(indent=1))
-    elif not quiet:
-        print(times.summary())
-    if failure is not None:
-        raise failure
-
-
-@contextlib.contextmanager
-def _progress(*, hidden: bool) -> Iterator[Callable[[float, int], None] | None]:
-    """A bar over cases on standard error, if that is a terminal; it moves with every window of a case."""
-    if hidden or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("cases"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("cases", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    if isinstance(result, CaseFailure):
+        print(f"{case} failed: {result.reason}", file=sys.stderr)
+    else:
+        print(f"{case} done", flush=True)

@@ -1,32 +1,169 @@
-"""What a prediction starts from, found and checked before any work: model folder, folds, device, images, channels."""
+"""The inputs of a prediction: what is asked for, and what is to be done once everything was checked."""
 
 from __future__ import annotations
 
 import glob
 import os
 import re
+import sys
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_fm.cpu.devices import device_fault
+from nnunet_fm.inference.cases import CaseFiles
 from nnunet_fm.io.dataset_json import canonical, channel_names, fault_of_channels, named_channels
 from nnunet_fm.io.dataset_names import DatasetNameError, dataset_name
+from nnunet_fm.io.image_files import fault_of_result
 from nnunet_fm.io.image_folders import ImageFiles, case_name, find_images, left_out_words, shown
 from nnunet_fm.io.messages import SHOWN, listed
 from nnunet_fm.io.untrusted import read_object
 from nnunet_fm.planfile.untrusted import read_plans
 from nnunet_fm.weights.files import read_trained
 
+ALL_FOLDS = (0, 1, 2, 3, 4)
+CUDA = torch.device("cuda")
+COLOUR_READERS = ("NaturalImage2DIO",)
+"""nnU-Net's readers that may find several channels in one file."""
+
 Files = Mapping[str, Sequence[Path]]
 """Name of a case -> its channel files."""
 
 
 class PredictionInputError(ValueError):
-    """What was given cannot be predicted; the message says why, and what to do."""
+    """Inputs that cannot be predicted; the message says why, and what to do."""
+
+
+class ModelName(NamedTuple):
+    """Name of a trained model in nnUNet_results; `dataset` is an ID or a name."""
+
+    dataset: str
+    trainer: str
+    plans: str
+    configuration: str
+
+
+@dataclass(frozen=True)
+class PredictionRequest:
+    """A prediction that is asked for; nothing of it has been checked.
+
+    Attributes:
+        model: nnU-Net's folder ``<trainer>__<plans>__<configuration>``, or the name of the model.
+        images: a folder in nnU-Net's layout, an image in it (with its other channels), or the channel files of each
+            case. Images of models that read one file per case need no channel number in their names.
+        output: folder of the results.
+        folds: numbers, or ``all``; the logits of several are averaged.
+        checkpoint: name of the file in each fold's folder.
+        cases: of a folder, the cases to predict; of lists of files, the name of each.
+        device: where the networks run.
+        tile_step_size: distance of sliding windows, as a share of the patch.
+        mirroring: whether to average over mirrored images, where the training allows it.
+        save_probabilities: whether to write ``.npz`` and ``.pkl`` files as well, for ensembles.
+        overwrite: False leaves cases alone that have results already.
+        processes_preprocessing: worker processes that read and preprocess; 0 for this process, None for
+            `default_processes`.
+        processes_export: worker processes that write results; likewise.
+        previous_stage: label maps of the previous stage, for a cascade.
+        num_parts: number of calls that share the cases.
+        part_id: number of this call among them, from 0.
+        on_device: whether a GPU holds the whole volume's logits.
+        verbose: whether nnU-Net prints its steps, and errors come with a traceback.
+    """
+
+    model: Path | ModelName
+    images: Path | Sequence[Sequence[Path]]
+    output: Path
+    folds: Sequence[int | str] = ALL_FOLDS
+    checkpoint: str = "checkpoint_final.pth"
+    cases: Sequence[str] | None = None
+    device: torch.device = CUDA
+    tile_step_size: float = 0.5
+    mirroring: bool = True
+    save_probabilities: bool = False
+    overwrite: bool = True
+    processes_preprocessing: int | None = None
+    processes_export: int | None = None
+    previous_stage: Path | None = None
+    num_parts: int = 1
+    part_id: int = 0
+    on_device: bool = True
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A prediction that was checked and can start.
+
+    Attributes:
+        model: nnU-Net's folder of the model.
+        cases: of this call, those that have no result yet, or all of them.
+        share: number of cases of this call, finished ones included.
+        left_out: name of a file in the input folder that is no case -> reason.
+        source: images as nnU-Net's record of the call names them: a folder, or the channel files of all cases.
+        target: results, likewise: a folder, or a path without ending for each case.
+    """
+
+    model: Path
+    cases: list[CaseFiles]
+    share: int
+    left_out: Mapping[str, str]
+    source: str | list[list[str]]
+    target: str | list[str]
+
+
+def check_prediction(request: PredictionRequest) -> Prediction:
+    """Check everything that a prediction starts from; nothing is written.
+
+    Raises:
+        PredictionInputError: for anything wrong with the request.
+        PlanError, WeightsFileError: for plans or a checkpoint that would import, call or unpickle anything foreign.
+        ForeignFileError: for a ``dataset.json`` that is no JSON object.
+    """
+    model = Path(request.model) if not isinstance(request.model, ModelName) else find_model_folder(*request.model)
+    if not 0 <= request.part_id < request.num_parts:
+        raise PredictionInputError(
+            f"-part_id {request.part_id} is not one of -num_parts {request.num_parts}: parts count from 0"
+        )
+    if not 0 < request.tile_step_size <= 1:
+        raise PredictionInputError(f"-step_size {request.tile_step_size} is not in (0, 1]")
+    check_device(request.device)
+    configuration = check_model_folder(model, request.folds, request.checkpoint)
+    dataset_json = read_dataset_json(model / "dataset.json")
+    plans = PlansManager(str(model / "plans.json"))
+    ending, reader, output = dataset_json["file_ending"], plans.image_reader_writer_class(), Path(request.output)
+    folder = Path(request.images) if isinstance(request.images, (str, os.PathLike)) else None
+    left_out: Mapping[str, str] = {}
+    if folder is None:
+        cases = _named(request.images, request.cases, ending)  # type: ignore[arg-type]
+    else:
+        one_file = len(channel_names(dataset_json)) == 1 or type(reader).__name__ in COLOUR_READERS
+        cases, left_out = _listed(folder, request.cases, ending, numbered=not one_file)
+    _check_channels(cases, dataset_json, reader, numbered=folder is not None)
+    _check_output(output, folder if folder is None or folder.is_dir() else folder.parent)
+    stage = None if configuration is None else plans.get_configuration(configuration).previous_stage_name
+    check_previous_stage(stage, request.previous_stage, cases, ending)
+    files = [[str(file) for file in channels] for channels in cases.values()]
+    outputs = [str(output / name) for name in cases]
+    # Then nnU-Net's record of the call has the folder's name, as usual.
+    whole = folder is not None and folder.is_dir() and request.cases is None and all(map(_is_numbered, cases, files))
+    share = cases_of_call(files, outputs, request.previous_stage, ending, request.part_id, request.num_parts)
+    if request.verbose:
+        tell_counts(len(cases), len(share), request.part_id, request.num_parts)
+    return Prediction(
+        model,
+        share if request.overwrite else unfinished(share, ending, probabilities=request.save_probabilities),
+        len(share),
+        left_out,
+        str(folder) if whole else files,
+        str(output) if whole else outputs,
+    )
 
 
 def find_model_folder(dataset: str, trainer: str, plans: str, configuration: str) -> Path:
@@ -57,8 +194,11 @@ def find_model_folder(dataset: str, trainer: str, plans: str, configuration: str
     )
 
 
-def check_model_folder(folder: Path, folds: Sequence[int | str], checkpoint: str) -> None:
+def check_model_folder(folder: Path, folds: Sequence[int | str], checkpoint: str) -> str | None:
     """Check that the folder is a model's, has the checkpoint in every fold, and can be read without running its code.
+
+    Returns:
+        Name of the configuration that was trained; None if the first checkpoint does not name it.
 
     Raises:
         PredictionInputError: if it is not, or a file is missing.
@@ -74,9 +214,8 @@ def check_model_folder(folder: Path, folds: Sequence[int | str], checkpoint: str
     absent = [str(fold) for fold in folds if not (folder / f"fold_{fold}" / checkpoint).is_file()]
     if not absent:
         read_plans(folder / "plans.json")
-        for fold in folds:
-            read_trained(folder / f"fold_{fold}" / checkpoint)
-        return
+        first, *_ = [read_trained(folder / f"fold_{fold}" / checkpoint).get("init_args") for fold in folds]
+        return first.get("configuration") if isinstance(first, Mapping) else None
     found = {path.name.removeprefix("fold_"): path for path in sorted(folder.glob("fold_*")) if path.is_dir()}
     usable = [fold for fold, path in found.items() if (path / checkpoint).is_file()]
     if usable:
@@ -92,6 +231,31 @@ def check_device(device: torch.device) -> None:
     """Raise a PredictionInputError for a device that is not one of ours or not here."""
     if reason := device_fault(device):
         raise PredictionInputError(reason)
+
+
+def read_dataset_json(path: Path) -> dict[str, Any]:
+    """A model's ``dataset.json``, `canonical`.
+
+    Raises:
+        PredictionInputError: if it lacks channels or file ending, or they are no names.
+        ForeignFileError: if it is no JSON object.
+    """
+    content = canonical(read_object(path))
+    if reason := fault_of_channels(content, trained=True):
+        raise PredictionInputError(f"{path}: {reason}")
+    return content
+
+
+def _listed(
+    folder: Path, names: Sequence[str] | None, ending: str, *, numbered: bool
+) -> tuple[dict[str, list[Path]], Mapping[str, str]]:
+    """Cases of a folder, and its files that are no cases with the reasons, which are printed."""
+    found = images_in(folder, ending, numbered=numbered)
+    if names is not None:  # who names the cases leaves the others out on purpose
+        return _only(found.cases, names, folder), {}
+    if found.left_out:
+        print(f"WARNING: not predicted: {left_out_words(found.left_out)}", file=sys.stderr)
+    return found.cases, found.left_out
 
 
 def images_in(source: Path, file_ending: str, *, numbered: bool = True) -> ImageFiles:
@@ -140,7 +304,7 @@ def _case_of(file: Path, file_ending: str, numbered: bool) -> ImageFiles:
     return ImageFiles({case: files})
 
 
-def only(cases: dict[str, list[Path]], names: Iterable[str], folder: Path) -> dict[str, list[Path]]:
+def _only(cases: dict[str, list[Path]], names: Iterable[str], folder: Path) -> dict[str, list[Path]]:
     """The cases of these names, in their order.
 
     Raises:
@@ -156,7 +320,7 @@ def only(cases: dict[str, list[Path]], names: Iterable[str], folder: Path) -> di
     return {name: cases[name] for name in names}
 
 
-def named(images: Sequence[Sequence[Path]], names: Sequence[str] | None, file_ending: str) -> dict[str, list[Path]]:
+def _named(images: Sequence[Sequence[Path]], names: Sequence[str] | None, file_ending: str) -> dict[str, list[Path]]:
     """Cases from lists of channel files, under the names given or those that the first files suggest.
 
     Raises:
@@ -177,7 +341,7 @@ def named(images: Sequence[Sequence[Path]], names: Sequence[str] | None, file_en
     return {name: [Path(file) for file in files] for name, files in zip(names, images, strict=True)}
 
 
-def check_channels(cases: Files, dataset_json: Mapping[str, Any], reader: Any, *, numbered: bool) -> None:
+def _check_channels(cases: Files, dataset_json: Mapping[str, Any], reader: Any, *, numbered: bool) -> None:
     """Raise a PredictionInputError unless every case has the model's channels.
 
     Args:
@@ -227,6 +391,16 @@ def _channels_inside(reader: Any, files: Sequence[Path]) -> int | None:
         return None
 
 
+def _check_output(output: Path, images: Path | None) -> None:
+    """Raise a PredictionInputError if results cannot be written there, or would lie among the images."""
+    if images is not None and output.resolve() == images.resolve():
+        raise PredictionInputError(f"the output folder {output} is the input folder: choose another with -o")
+    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    effective = os.access in os.supports_effective_ids
+    if not existing.is_dir() or not os.access(existing, os.W_OK, effective_ids=effective):
+        raise PredictionInputError(f"cannot write to the output folder {output}: {existing} is no writable folder")
+
+
 def check_previous_stage(previous_stage: str | None, folder: Path | None, cases: Iterable[str], ending: str) -> None:
     """Raise a PredictionInputError unless label maps of a previous stage are given exactly where a cascade needs them.
 
@@ -249,24 +423,73 @@ def check_previous_stage(previous_stage: str | None, folder: Path | None, cases:
         raise PredictionInputError(f"{folder} lacks predictions of {previous_stage}: {listed(missing)}")
 
 
-def check_output(output: Path, images: Path | None) -> None:
-    """Raise a PredictionInputError if results cannot be written there, or would lie among the images."""
-    if images is not None and output.resolve() == images.resolve():
-        raise PredictionInputError(f"the output folder {output} is the input folder: choose another with -o")
-    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
-    effective = os.access in os.supports_effective_ids
-    if not existing.is_dir() or not os.access(existing, os.W_OK, effective_ids=effective):
-        raise PredictionInputError(f"cannot write to the output folder {output}: {existing} is no writable folder")
+def _is_numbered(case: str, files: Sequence[str]) -> bool:
+    """Whether the first file of a case has a channel's number in its name, as nnU-Net's own listing needs it."""
+    return Path(files[0]).name.startswith(f"{case}_0000")
 
 
-def read_dataset_json(path: Path) -> dict[str, Any]:
-    """A model's ``dataset.json``, `canonical`.
+def cases_of_call(
+    files: Sequence[Sequence[str]],
+    outputs: Sequence[str],
+    previous_stage: str | Path | None,
+    ending: str,
+    part_id: int,
+    num_parts: int,
+) -> list[CaseFiles]:
+    """Return every ``num_parts``-th case from ``part_id`` on.
 
-    Raises:
-        PredictionInputError: if it lacks channels or file ending, or they are no names.
-        ForeignFileError: if it is no JSON object.
+    Args:
+        files: channel files of all cases.
+        outputs: path of each result, without an ending.
+        previous_stage: folder of the label maps that a cascade starts from.
+        ending: of label maps.
+        part_id: number of this call, from 0.
+        num_parts: number of calls that share the cases.
     """
-    content = canonical(read_object(path))
-    if reason := fault_of_channels(content, trained=True):
-        raise PredictionInputError(f"{path}: {reason}")
-    return content
+    return [
+        CaseFiles(
+            channels,
+            None if previous_stage is None else str(Path(previous_stage, Path(output).name + ending)),
+            Path(output),
+        )
+        for channels, output in list(zip(files, outputs, strict=True))[part_id::num_parts]
+    ]
+
+
+def tell_counts(total: int, share: int, part_id: int, num_parts: int) -> None:
+    """Print the numbers of cases as nnU-Net does."""
+    print(f"There are {total} cases in the source folder")
+    print(f"I am process {part_id} out of {num_parts} (max process ID is {num_parts - 1}, we start counting with 0!)")
+    print(f"There are {share} cases that I would like to predict")
+
+
+def unfinished(cases: Sequence[CaseFiles], ending: str, *, probabilities: bool) -> list[CaseFiles]:
+    """Cases without a result; what is there but not whole is named and does not count.
+
+    Args:
+        cases: to look for.
+        ending: of label maps.
+        probabilities: whether these are wanted too.
+    """
+    return [case for case in cases if not _has_result(case.output, ending, Path(case.files[0]), probabilities)]
+
+
+def _has_result(output: Path, ending: str, image: Path, probabilities: bool) -> bool:
+    label_map = output.with_name(output.name + ending)
+    archive = output.with_name(output.name + ".npz")
+    if not label_map.is_file() or (probabilities and not archive.is_file()):
+        return False
+    fault = fault_of_result(label_map, image)
+    if fault is None and probabilities and not _is_whole_archive(archive):
+        fault = f"{archive.name} is damaged or cut off"
+    if fault is not None:
+        print(f"WARNING: {output.name} is predicted again: {fault}", file=sys.stderr)
+    return fault is None
+
+
+def _is_whole_archive(file: Path) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        return False

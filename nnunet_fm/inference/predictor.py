@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import closing, nullcontext, redirect_stdout
+from contextlib import closing, redirect_stdout
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -14,44 +16,40 @@ from typing import Any
 
 import numpy as np
 import torch
+from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.utilities.helpers import empty_cache
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from nnunet_fm.cpu.malloc import give_back_freed_memory, keep_freed_memory
 from nnunet_fm.cpu.prepacked_weights import lay_out_weights
 from nnunet_fm.cpu.skip_initialisation import WithoutRandomWeights
 from nnunet_fm.inference import inputs
+from nnunet_fm.inference.cases import KILLED, CaseFailure, CaseFiles, PlannedModel
+from nnunet_fm.inference.export import export
+from nnunet_fm.inference.preprocess import Preprocessed, preprocess_cases
 from nnunet_fm.inference.sliding_window import Sums, Window, mirrored_mean, predictions
-from nnunet_fm.inference.workers import (
-    Case,
-    Failure,
-    InThisProcess,
-    Preprocessed,
-    PreprocessedCases,
-    Setting,
-    export,
-    failure,
-    has_result,
-    workers,
-)
 from nnunet_fm.io.dataset_json import canonical
+from nnunet_fm.io.worker_processes import InThisProcess, worker_processes
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.planfile.schema import PlanKey, unseen_mirroring
 from nnunet_fm.records.prediction import CaseTimes
 from nnunet_fm.weights.files import data_only, misfit
 
-CUDA = torch.device("cuda")
 QUEUED = 2
 """Results that may wait for a process to export them, as many as nnU-Net lets wait."""
 
 SENT_BYTES = 2**30
 """Logits beyond this are exported in this process: on their way to another they would be in memory four times."""
 
-OnCase = Callable[[str, CaseTimes | Failure], None]
+OnCase = Callable[[str, CaseTimes | CaseFailure], None]
 OnProgress = Callable[[float, int], None]
 """``(cases done, with the part of the current one; all cases)``."""
+
+Exports = dict["Future[float | CaseFailure]", tuple[CaseFiles, dict[str, float]]]
+"""Running export of a case -> the case, and the seconds of its other steps."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +64,12 @@ class _Logits:
 class FMPredictor(nnUNetPredictor):
     """An nnUNetPredictor whose `predict_from_files` times each case, and goes on when one fails.
 
-    Takes the arguments of nnUNetPredictor. The steps of a case are `workers.preprocess`,
-    `predict_logits_from_preprocessed_data`, nnU-Net's own but for the sliding window, and `workers.export`.
+    Takes the arguments of nnUNetPredictor. The steps of a case are `preprocess`, nnU-Net's
+    `predict_logits_from_preprocessed_data` with another sliding window, and `export`.
     """
 
     on_case: OnCase | None = None
-    """Called when a case is done, with its seconds or why it failed."""
+    """Called by `predict_from_files` when a case is done, with its seconds or its failure."""
     on_progress: OnProgress | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -79,119 +77,115 @@ class FMPredictor(nnUNetPredictor):
             super().__init__(*args, **kwargs)
         self._cases = self._predicted = self._windows = self._window = 0
 
-    @property
-    def setting(self) -> Setting:
-        return Setting(self.plans_manager, self.configuration_manager, self.dataset_json, self.verbose_preprocessing)
-
-    def _manage_input_and_output_lists(
+    def predict_from_files(
         self,
-        source: Any,
-        outputs: Any,
-        previous_folder: str | None = None,
-        overwrite: bool = True,
-        part_id: int = 0,
-        num_parts: int = 1,
+        list_of_lists_or_source_folder: str | list[list[str]],
+        output_folder_or_list_of_truncated_output_files: str | list[str] | None,
         save_probabilities: bool = False,
+        overwrite: bool = True,
+        num_processes_preprocessing: int = default_num_processes,
+        num_processes_segmentation_export: int = default_num_processes,
+        folder_with_segs_from_prev_stage: str | None = None,
+        num_parts: int = 1,
+        part_id: int = 0,
     ) -> Any:
-        """List images without nnU-Net's twelve processes, and a previous stage's label maps by the outputs' names.
+        """Predict files as nnU-Net does, but time each case and go on when one fails.
 
-        Where results are not overwritten, those that are not whole do not count as results.
+        Images are listed without nnU-Net's twelve processes, label maps of a previous stage have the names of the
+        outputs, and damaged results do not count as results. Without outputs, nnU-Net returns the label maps as arrays.
         """
+        call = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        source, outputs = list_of_lists_or_source_folder, output_folder_or_list_of_truncated_output_files
         ending = self.dataset_json["file_ending"]
         if isinstance(source, str):
-            found = inputs.images_in(Path(source), ending).cases
-            source = [[str(file) for file in files] for files in found.values()]
-        with nullcontext() if self.verbose else redirect_stdout(io.StringIO()):  # counts, which the end tells
-            images, outputs, previous = super()._manage_input_and_output_lists(
-                source, outputs, previous_folder, True, part_id, num_parts, save_probabilities
-            )
+            source = [list(map(str, files)) for files in inputs.images_in(Path(source), ending).cases.values()]
         if outputs is None:
-            return images, outputs, previous
-        cases = [
-            # nnU-Net cuts a channel's number off the images' names, which some have not
-            (files, output, before and str(Path(before).with_name(Path(output).name + ending)))
-            for files, output, before in zip(images, outputs, previous, strict=True)
-            if overwrite or not has_result(Path(output), ending, Path(files[0]), save_probabilities)
-        ]
-        return tuple(map(list, zip(*cases, strict=True))) or ([], [], [])
+            return super().predict_from_files(**{**call, "list_of_lists_or_source_folder": source})
+        if isinstance(outputs, str):
+            cut = len(ending) + len("_0000")
+            outputs = [str(Path(outputs, Path(files[0]).name[:-cut])) for files in source]
+        if (stage := self.configuration_manager.previous_stage_name) is not None:
+            folder = folder_with_segs_from_prev_stage
+            names = [Path(output).name for output in outputs]
+            inputs.check_previous_stage(stage, None if folder is None else Path(folder), names, ending)
+        self.record_call(call)
+        cases = inputs.cases_of_call(source, outputs, folder_with_segs_from_prev_stage, ending, part_id, num_parts)
+        if self.verbose:
+            inputs.tell_counts(len(source), len(cases), part_id, num_parts)
+        if not overwrite:
+            cases = inputs.unfinished(cases, ending, probabilities=save_probabilities)
+        processes = num_processes_preprocessing, num_processes_segmentation_export
+        with closing(self.predict_cases(cases, *processes, save_probabilities=save_probabilities)) as results:
+            for case, result in results:
+                if self.on_case is not None:
+                    self.on_case(case, result)
+        return None
 
-    def _internal_get_data_iterator_from_lists_of_filenames(
-        self,
-        input_list_of_lists: Any,
-        seg_from_prev_stage_files: Any,
-        output_filenames_truncated: Any,
-        num_processes: int,
-    ) -> Any:
-        if output_filenames_truncated is None:  # results are wanted as arrays, which leave nothing to time
-            return super()._internal_get_data_iterator_from_lists_of_filenames(
-                input_list_of_lists, seg_from_prev_stage_files, output_filenames_truncated, num_processes
-            )
-        cases = [
-            Case(files, previous, Path(output))
-            for files, previous, output in zip(
-                input_list_of_lists, seg_from_prev_stage_files, output_filenames_truncated, strict=True
-            )
-        ]
-        return PreprocessedCases(self.setting, cases, num_processes)
+    def record_call(self, call: Mapping[str, Any]) -> None:
+        """Write nnU-Net's record of a call of `predict_from_files`, with dataset and plans, to the output folder.
 
-    def predict_from_data_iterator(
-        self,
-        data_iterator: Any,
-        save_probabilities: bool = False,
-        num_processes_segmentation_export: int = default_num_processes,
-    ) -> Any:
-        """Predict what `predict_from_files` has prepared; all else goes nnU-Net's way."""
-        if not isinstance(data_iterator, PreprocessedCases):
-            return super().predict_from_data_iterator(
-                data_iterator, save_probabilities, num_processes_segmentation_export
-            )
-        self._cases, self._predicted = len(data_iterator.cases), 0
-        processes = min(num_processes_segmentation_export, self._cases)
-        exports: dict[Future[float | Failure], tuple[Case, dict[str, float]]] = {}
-        with workers(processes, self.setting, "-nps") as pool, closing(iter(data_iterator)) as arriving:
+        Args:
+            call: arguments by name.
+        """
+        output = call["output_folder_or_list_of_truncated_output_files"]
+        folder = Path(output if isinstance(output, str) else os.path.dirname(output[0]))
+        folder.mkdir(parents=True, exist_ok=True)
+        arguments = deepcopy(dict(call))
+        recursive_fix_for_json_export(arguments)
+        save_json(arguments, str(folder / "predict_from_raw_data_args.json"))
+        save_json(self.dataset_json, str(folder / "dataset.json"), sort_keys=False)
+        save_json(self.plans_manager.plans, str(folder / "plans.json"), sort_keys=False)
+
+    def predict_cases(
+        self, cases: Sequence[CaseFiles], preprocessing: int, exporting: int, *, save_probabilities: bool = False
+    ) -> Generator[tuple[str, CaseTimes | CaseFailure], None, None]:
+        """Preprocess, predict and export cases; yield the name of each finished one with its seconds or its failure.
+
+        Args:
+            cases: to predict.
+            preprocessing: worker processes that read and preprocess; 0 for this process.
+            exporting: worker processes that write results; likewise.
+            save_probabilities: whether to write class probabilities as well.
+
+        Raises:
+            RuntimeError: if a worker process was killed.
+        """
+        model = PlannedModel(
+            self.plans_manager, self.configuration_manager, self.dataset_json, self.verbose_preprocessing
+        )
+        self._cases, self._predicted = len(cases), 0
+        exporting = min(exporting, len(cases))
+        exports: Exports = {}
+        with (
+            worker_processes(exporting, model.prepare, KILLED.format(flag="-nps")) as pool,
+            closing(preprocess_cases(model, cases, preprocessing)) as arriving,
+        ):
             for case, preprocessed in arriving:
-                result = preprocessed if isinstance(preprocessed, Failure) else self._logits(preprocessed)
+                result = preprocessed if isinstance(preprocessed, CaseFailure) else self._logits(preprocessed, model)
                 self._advance()
-                if isinstance(result, Failure):
-                    self._done(case, result)
+                if isinstance(result, CaseFailure):
+                    yield case.name, result
                     continue
-                self._collect(exports, at_most=processes + QUEUED - 1)
-                arguments = (self.setting, case, result.logits, result.properties, save_probabilities)
+                yield from _exported(exports, at_most=exporting + QUEUED - 1)
+                arguments = (model, case, result.logits, result.properties, save_probabilities)
                 executor = pool if result.logits.nbytes <= SENT_BYTES else InThisProcess()
                 exports[executor.submit(export, *arguments)] = case, result.seconds
                 del preprocessed, result, arguments  # volumes: the next one comes before these names are used again
-            self._collect(exports, at_most=0)
+            yield from _exported(exports, at_most=0)
         compute_gaussian.cache_clear()
         empty_cache(self.device)
-        return None
 
-    def _logits(self, case: Preprocessed) -> _Logits | Failure:
+    def _logits(self, case: Preprocessed, model: PlannedModel) -> _Logits | CaseFailure:
         start = perf_counter()
         try:
             # On the CPU at the end, so that a GPU has done its work when the time is taken.
             logits = self.predict_logits_from_preprocessed_data(torch.from_numpy(case.data)).cpu().numpy()
         except Exception as error:
-            return failure(error, self.setting)
+            return CaseFailure.of(error, model)
         give_back_freed_memory()  # the export has volumes of its own
         seconds = perf_counter() - start
         so_far = {"reading": case.reading, "preprocessing": case.preprocessing, "inference": seconds}
         return _Logits(logits, case.properties, so_far)
-
-    def _collect(self, exports: dict[Future[float | Failure], tuple[Case, dict[str, float]]], at_most: int) -> None:
-        """Finish the cases that are exported, and wait until no more than `at_most` are not."""
-        while exports:
-            block = len(exports) > at_most
-            done, _ = wait(exports, timeout=None if block else 0, return_when=FIRST_COMPLETED)
-            for future in done:
-                case, seconds = exports.pop(future)
-                result = future.result()
-                self._done(case, result if isinstance(result, Failure) else CaseTimes(**seconds, export=result))
-            if not block:
-                return
-
-    def _done(self, case: Case, result: CaseTimes | Failure) -> None:
-        if self.on_case is not None:
-            self.on_case(case.name, result)
 
     # Windows
 
@@ -234,12 +228,25 @@ class FMPredictor(nnUNetPredictor):
             self.on_progress(self._predicted, self._cases)
 
 
+def _exported(exports: Exports, at_most: int) -> Iterator[tuple[str, CaseTimes | CaseFailure]]:
+    """Yield the cases that are exported, and wait until no more than `at_most` are not."""
+    while exports:
+        block = len(exports) > at_most
+        done, _ = wait(exports, timeout=None if block else 0, return_when=FIRST_COMPLETED)
+        for future in done:
+            case, seconds = exports.pop(future)
+            result = future.result()
+            yield case.name, result if isinstance(result, CaseFailure) else CaseTimes(**seconds, export=result)
+        if not block:
+            return
+
+
 def load_predictor(
     model_folder: Path,
     folds: Sequence[int | str],
     checkpoint: str = "checkpoint_final.pth",
     *,
-    device: torch.device = CUDA,
+    device: torch.device = inputs.CUDA,
     tile_step_size: float = 0.5,
     mirroring: bool = True,
     on_device: bool = True,
@@ -288,8 +295,8 @@ def _mirror_as_trained(predictor: FMPredictor) -> None:
     predictor.allowed_mirroring_axes = seen or None
 
 
-def only_predict(predictor: FMPredictor) -> None:
-    """Have weights and memory as prediction on a CPU wants them: no part of the network can be used by itself then."""
+def prepare_for_cpu(predictor: FMPredictor) -> None:
+    """Lay out weights and memory for prediction on a CPU; afterwards no part of the network can be used by itself."""
     if predictor.device.type != "cpu":
         return
     keep_freed_memory()

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nnunet_fm.io.atomic_write import write_text
 from nnunet_fm.io.untrusted import read_model
+from nnunet_fm.records.machine import processor_name
 
 FILE = "prediction_times.json"
 
@@ -45,6 +46,21 @@ class PredictionTimes(_Strict):
     device: str
     threads: int
     cases: dict[str, CaseTimes] = {}
+
+    @classmethod
+    def start(cls, folder: Path, device: torch.device, threads: int) -> tuple[PredictionTimes, PredictionTimes | None]:
+        """Return times without cases for predictions on this machine, and the times that the folder has already.
+
+        Args:
+            folder: of the predictions.
+            device: runs the network.
+            threads: of the CPU, while the network runs.
+
+        Raises:
+            ValueError: if the folder's file holds something else.
+        """
+        before = cls.read(folder)
+        return cls(processor=processor_name(), device=device_name(device), threads=threads), before
 
     @classmethod
     def read(cls, folder: Path) -> PredictionTimes | None:

@@ -266,7 +266,7 @@ def very_long_names(at: Bench) -> Outcome:
 
 def die_in(step: str, model: Path, images: Path, output: Path) -> None:
     """Predict, and be killed in a step of the second case."""
-    from nnunet_fm.inference import workers
+    from nnunet_fm.inference import export
     from nnunet_fm.inference.predict import predict_folder
     from nnunet_fm.inference.predictor import FMPredictor
 
@@ -284,7 +284,7 @@ def die_in(step: str, model: Path, images: Path, output: Path) -> None:
         FMPredictor.predict_logits_from_preprocessed_data = second  # type: ignore[method-assign]
     else:
         replace = os.replace
-        workers.os.replace = lambda file, to: kill() if "case_01" in str(to) else replace(file, to)  # type: ignore[assignment]
+        export.os.replace = lambda file, to: kill() if "case_01" in str(to) else replace(file, to)  # type: ignore[assignment]
     predict_folder(model, images, output, folds=[0], device=torch.device("cpu"), processes_preprocessing=0,
                    processes_export=0)  # fmt: skip
 
