@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from importlib import metadata
 from pathlib import Path
 
@@ -51,6 +52,30 @@ def test_import_contracts() -> None:
     command = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([command, "--no-cache"], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_circle_of_files() -> None:
+    """Imports inside functions count; those for type checkers alone do not."""
+    paths = {
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+
+    def imports(path: Path) -> set[str]:
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        typing = [node for node in nodes if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+        unused = {inner for node in typing for statement in node.body for inner in ast.walk(statement)}
+        found = set()
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node not in unused:
+                inside = {f"{node.module}.{alias.name}" for alias in node.names} & paths.keys()
+                found |= inside or {str(node.module)} & paths.keys()
+            elif isinstance(node, ast.Import) and node not in unused:
+                found |= {alias.name for alias in node.names} & paths.keys()
+        return found
+
+    graph = {name: imports(path) - {name} for name, path in paths.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(paths)  # or it raises a CycleError that names them
 
 
 @pytest.mark.parametrize("name", ["trainers", "plans", "dataset_conversion"])

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from nnunet_fm.hook import short_form, training, wrap
+from nnunet_fm.hook import names, short_form, training, wrap
 from nnunet_fm.hook.short_form import ShortFormError, expand
 from nnunet_fm.models.names import UnknownNameError
 
@@ -99,15 +99,15 @@ FIND = "from nnunetv2.utilities.find_class_by_name import recursive_find_python_
     ],
 )
 def test_names_and_their_homes(name: str, module: str | None) -> None:
-    assert wrap.home(name) == module
+    assert names.home(name) == module
 
 
 def test_our_normalisers_and_resamplers_are_found() -> None:
     from nnunet_fm.preprocessing import normalization, resampling
 
-    assert {name for name in dir(normalization) if wrap.home(name)} == set(normalization.__all__)
+    assert {name for name in dir(normalization) if names.home(name)} == set(normalization.__all__)
     for module in (normalization, resampling):
-        ours = [name for name in dir(module) if wrap.home(name) == module.__name__]
+        ours = [name for name in dir(module) if names.home(name) == module.__name__]
         assert ours
         for name in ours:
             assert wrap.resolve(name, module.__name__) is getattr(module, name)
@@ -597,7 +597,7 @@ def test_a_name_that_is_nearly_ours_is_answered_with_the_nearest(name: str, near
 
 @pytest.mark.parametrize("name", ["nnUNetTrainer_x", "MyTrainer", "FancyTrainer", "FMPlans_stunet_b", "3d_fullres"])
 def test_names_of_others_are_left_to_nnunet(name: str) -> None:
-    assert not wrap.resembles_ours(name)
+    assert not names.resembles_ours(name)
 
 
 def entry(run: Callable[[], object]) -> Callable[[], object]:

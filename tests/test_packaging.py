@@ -180,6 +180,7 @@ def test_stock_names_import_nothing_of_ours(fresh_venv) -> None:
     assert {name for name in added if name.split(".")[0] not in known} == {
         "nnunet_fm",
         "nnunet_fm.hook",
+        "nnunet_fm.hook.names",
         "nnunet_fm.hook.own_classes",
         "nnunet_fm.hook.wrap",
         "nnunet_fm.cpu.limits",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nnunet_fm.hook.wrap import resembles_ours
+from nnunet_fm.hook.names import resembles_ours
 from nnunet_fm.io.dataset_names import DatasetNameError, dataset_name, dataset_number
 from nnunet_fm.io.untrusted import ForeignFileError, read_json
 from nnunet_fm.models.names import (

@@ -1,4 +1,4 @@
-"""The wrappers, and which names of classes and functions are ours."""
+"""The wrappers around functions of nnU-Net."""
 
 from __future__ import annotations
 
@@ -13,35 +13,14 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
+from nnunet_fm.hook.names import TRAINERS, home, resembles_ours
 from nnunet_fm.hook.own_classes import later_folders, mentions
 
 Function = Callable[..., Any]
 
-TRAINERS = "fm_trainer"
-"""What names of our trainers start with."""
-
-_NORMALISERS = ("ScaleIntensity", "AdvancedNormalization")
-"""Normalisers whose names carry no prefix of ours: a source of this project published them so."""
 _SEARCH_PARAMETERS = ("folder", "class_name", "current_module")
 _LOAD_PARAMETERS = ("nnunet_trainer", "continue_training", "validation_only", "pretrained_weights_file")
-ALIKE = 0.75
-"""How alike a name and one of ours are, of 1, for the first to be a misspelling."""
 _MARK = "_wrapped_by_nnunet_fm"
-
-
-def home(name: str) -> str | None:
-    """Module that answers for a class or function name, None for the names that are nnU-Net's business."""
-    if name.startswith(TRAINERS):
-        return "nnunet_fm.trainers"
-    if name.startswith("FMPlanner"):
-        return "nnunet_fm.plans.planner"
-    if name == "FMPreprocessor":
-        return "nnunet_fm.preprocessing.preprocessor"
-    if (name.startswith("FM") and name.endswith("Normalization")) or name in _NORMALISERS:
-        return "nnunet_fm.preprocessing.normalization"
-    if name.startswith("fm_resample_"):
-        return "nnunet_fm.preprocessing.resampling"
-    return None
 
 
 def resolve(name: str, module_name: str) -> Any:
@@ -112,16 +91,6 @@ def _wrap_search(original: Function) -> Function:
         return resolve(class_name, module_name)
 
     return recursive_find_python_class
-
-
-def resembles_ours(name: str) -> bool:
-    """Whether a name is nearly one of our trainers or planners: ``fmtrainer_stunet_b``, ``FM-planer``."""
-    letters = "".join(sign for sign in name.lower() if sign.isalpha())
-    if not letters.startswith(("f", "trainer", "planner")):
-        return False
-    from difflib import SequenceMatcher
-
-    return any(SequenceMatcher(None, letters[: len(o)], o).ratio() >= ALIKE for o in ("fmtrainer", "fmplanner"))
 
 
 def _wrap_entry(original: Function) -> Function:

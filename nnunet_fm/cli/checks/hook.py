@@ -80,7 +80,7 @@ def not_portable(hook_is_alive: bool) -> Iterator[Check]:
 
 def _names_of_ours(file: Path, configuration: str | None) -> list[str]:
     """Preprocessor, normalisers and resamplers of ours in a plans file; none in files that are no plans."""
-    from nnunet_fm.hook.wrap import home
+    from nnunet_fm.hook.names import home
 
     try:
         plans = read_json(file)
