@@ -38,7 +38,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path, system: str) -
     finally:
         process.kill()
         process.communicate()
-    _, alive = psutil.wait_procs(workers, timeout=10)
+    _, alive = psutil.wait_procs(workers, timeout=30)
     left = [worker for worker in alive if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
     for worker in left:
         worker.kill()

@@ -16,7 +16,12 @@ PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
-    """Called first in a worker process: let it end when its parent does."""
+    """Called first in a worker process: let it end when its parent does.
+
+    On Linux the parent is the thread that started the worker. `multiprocessing.Pool` replaces lost workers from a
+    thread that ends before the pool does, whose other workers are killed then, perhaps with a lock in their hands:
+    use a `ProcessPoolExecutor`, which replaces none.
+    """
     parent = parent_process()
     if parent is None:  # no process of multiprocessing
         return

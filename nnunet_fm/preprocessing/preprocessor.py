@@ -8,7 +8,9 @@ import pickle
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from multiprocessing import TimeoutError, active_children, get_context
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -228,22 +230,20 @@ class FMPreprocessor(CasePreprocessor):
         Raises:
             PreprocessingError: if the system killed a process.
         """
-        others = active_children()
-        # Ends by stopping its processes, which saves their clean-up.
-        with get_context("spawn").Pool(workers, end_with_parent) as pool:
-            ours = [process for process in active_children() if process not in others]
-            results = pool.imap_unordered(self._save, cases)
-            for _ in cases:
-                while True:
-                    try:
-                        yield results.next(timeout=1)
-                        break
-                    except TimeoutError:
-                        if not all(process.is_alive() for process in ours):
-                            raise PreprocessingError(
-                                f"one of {workers} preprocessing processes was killed, most likely because the memory "
-                                f"did not suffice: give nnU-Net fewer of them (-np {workers // 2})"
-                            ) from None
+        others = set(active_children())
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent)
+        try:
+            for future in as_completed([pool.submit(self._save, case) for case in cases]):
+                yield future.result()
+        except BrokenProcessPool:
+            raise PreprocessingError(
+                f"one of {workers} preprocessing processes was killed, most likely because the memory "
+                f"did not suffice: give nnU-Net fewer of them (-np {workers // 2})"
+            ) from None
+        finally:
+            for process in set(active_children()) - others:
+                process.terminate()  # all is written: their clean-up would take a second
+            pool.shutdown(cancel_futures=True)
 
     def _save(self, case: tuple[Any, ...]) -> bool:
         """Write a case; tells whether it has foreground."""
