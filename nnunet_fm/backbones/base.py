@@ -109,5 +109,6 @@ class Backbone(nn.Module):
     def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """An official state dict under this module's names and in its shapes.
 
-        Names that belong to no layer here are passed on as they are, so that a strict load lists them.
+        Names that belong to no layer here are passed on as they are, so that a strict load lists them. Tensors that
+        stay as they are must be passed on as the same objects, not as copies: the load report counts others as adapted.
         """

@@ -1,4 +1,9 @@
-"""Download a file in one piece or several: resumed where it stopped, checked, and put in place in one step."""
+"""Download a file in one piece or several: resumed where it stopped, checked, and put in place in one step.
+
+Written here because neither pooch 1.9 nor huggingface_hub 2.4 keeps all of that: pooch starts anew after a broken
+connection; huggingface_hub reads files of the hub only, follows redirects to plain HTTP, keeps nothing of the last
+10 MB of a broken connection, and only warns where the disk is too full.
+"""
 
 from __future__ import annotations
 

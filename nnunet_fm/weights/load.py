@@ -25,6 +25,9 @@ ADAPTER_PARTS = (".lora_A.", ".lora_B.")
 STEM = (r"^stem\.",)
 """The layer of 2D networks that is there for some numbers of input channels only."""
 
+Named = dict[str, tuple[str | None, Tensor]]
+"""Name in the network -> (name in the file, tensor); no name in the file for a tensor that the network made."""
+
 SHOWN = 12
 """Names of a kind that an error message lists; the exception holds all of them."""
 
@@ -241,11 +244,8 @@ def _matched(
     target, path = _target(network, part)
     match = _Match(Section(part, file.name if file else None, digest))
     official = _selected(state_dict, prefix, drop, match.section)
-    names = {id(tensor): name for name, tensor in official.values()}
-    converted = {name: tensor for name, (_, tensor) in official.items()}
     convert = convert or getattr(target, "from_official", None)
-    if convert is not None:
-        converted = _converted(convert, converted, match, file)
+    converted = official if convert is None else _converted(convert, official, match, file)
     rules = _Rules(
         path=path,
         heads=tuple(f"{h}." for h in getattr(network, "key_to_head", ())),
@@ -256,8 +256,8 @@ def _matched(
     own = {_plain(name): (name, tensor) for name, tensor in target.state_dict().items()}
     for plain in sorted(own.keys() | converted.keys()):
         name, mine = own.get(plain, (plain, None))
-        theirs = converted.get(plain)
-        _account(match, rules, name, mine, theirs, names.get(id(theirs)))
+        source, theirs = converted.get(plain, (None, None))
+        _account(match, rules, name, mine, theirs, source)
     if match.unexpected or match.missing or match.shapes:
         raise WeightsMismatchError(match.section, match.unexpected, match.missing, match.shapes)
     check_finite({name: theirs for name, _, theirs in match.copies}, file or "the state dict")
@@ -272,13 +272,11 @@ def _target(network: nn.Module, part: str) -> tuple[nn.Module, str]:
     return network, ""
 
 
-def _selected(
-    state_dict: Mapping[str, Tensor], prefix: str, drop: Sequence[str], section: Section
-) -> dict[str, tuple[str, Tensor]]:
+def _selected(state_dict: Mapping[str, Tensor], prefix: str, drop: Sequence[str], section: Section) -> Named:
     """Tensors that belong to the network: name without prefix -> (name in the file, tensor)."""
     spellings = (prefix, prefix.removeprefix("module."))  # the file's wrapper may be off already
     prefix = next((p for p in spellings if any(name.startswith(p) for name in state_dict)), "")
-    official = {}
+    official: Named = {}
     for name, tensor in state_dict.items():
         pattern = next((p for p in drop if re.search(p, name)), None)
         if not name.startswith(prefix):
@@ -338,31 +336,37 @@ def _same_but_channels(mine: Tensor, theirs: Tensor) -> bool:
 
 def _converted(
     convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
-    official: dict[str, Tensor],
+    official: Named,
     match: _Match,
     file: Path | None,
-) -> dict[str, Tensor]:
-    """The target's own conversion of names and positions, with what it changed entered as adapted."""
+) -> Named:
+    """The target's own conversion of names and positions, with what it changed entered as adapted.
+
+    A tensor that the conversion passes on unchanged is the same object, which tells where it comes from.
+    """
+    given = {name: tensor for name, (_, tensor) in official.items()}
     try:
-        converted = dict(convert(dict(official)))
+        converted = dict(convert(dict(given)))
     except ValueError as error:
         raise WeightsFileError(f"{file or 'the state dict'}: {error}") from error
     except (RuntimeError, LookupError, TypeError) as error:
         raise WeightsFileError(
             f"{file or 'the state dict'} looks like another model's: its tensors cannot be converted ({error})"
         ) from error
-    by_identity = {id(tensor): name for name, tensor in official.items()}
+    unchanged = {id(tensor): name for name, tensor in given.items()}
+    named: Named = {}
     used = set()
     for name, tensor in converted.items():
-        source = by_identity.get(id(tensor))
+        source = unchanged.get(id(tensor))
+        named[name] = (None if source is None else official[source][0], tensor)
         if source is None:
-            source = _origin(name, official)
-            before = f"from {list(official[source].shape)}" if source in official else "by the network"
+            source = _origin(name, given)
+            before = f"from {list(given[source].shape)}" if source in given else "by the network"
             match.section.adapted[name] = f"converted {before} to {list(tensor.shape)}"
         used.add(source)
-    for name in official.keys() - used:
+    for name in given.keys() - used:
         match.section.dropped[name] = "merged into other tensors, or left out, by the network"
-    return converted
+    return named
 
 
 def _origin(name: str, official: Mapping[str, Tensor]) -> str:
