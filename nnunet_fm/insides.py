@@ -168,9 +168,14 @@ INSIDES: tuple[Inside, ...] = (
         )
     ),
     Inside(
-        f"{_TRAINER}:nnUNetTrainer.get_dataloaders", "repeated", ("trainers",),
-        "nnU-Net has no way to choose another class of loader, which recipes with other sampling need.",
-        source="5f59e2b907cf",
+        f"{_TRAINER}:nnUNetDataLoader", "replaced", ("trainers",),
+        "Recipes with other sampling need another class for the training patches, which nnU-Net's method makes first.",
+        reader=f"{_TRAINER}:nnUNetTrainer.get_dataloaders",
+    ),
+    Inside(
+        f"{_TRAINER}:nnUNetTrainer.on_epoch_end", "repeated", ("trainers",),
+        "It writes checkpoints before an epoch is measured and recorded; its other lines are repeated.",
+        parameters="self", source="988deef2bd79",
     ),
     Inside(
         f"{_TRAINER}:nnUNetTrainer._do_i_compile", "overridden", ("trainers",),

@@ -24,11 +24,11 @@ from nnunet_fm.planfile.eval_datasets import preprocessed_cases
 from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.records.training import BURN_IN, TrainingRecord, convergence_iteration
-from nnunet_fm.trainers import recorder as recorder_module
-from nnunet_fm.trainers import tensorboard
-from nnunet_fm.trainers.recorder import Recorder
-from nnunet_fm.trainers.slice_overlap import SliceOverlap, slice_overlap
-from nnunet_fm.trainers.volume_dice import volume_overlap
+from nnunet_fm.trainers.callbacks import EpochResult, tensorboard
+from nnunet_fm.trainers.callbacks import record as record_module
+from nnunet_fm.trainers.callbacks.record import Recorder
+from nnunet_fm.trainers.callbacks.slice_overlap import SliceOverlap, slice_overlap
+from nnunet_fm.trainers.callbacks.volume_dice import volume_overlap
 from tests.datasets import training_folders, write_dataset, write_fingerprint
 
 CPU = torch.device("cpu")
@@ -157,10 +157,20 @@ def test_slices_that_show_nothing_do_not_count() -> None:
     logits[:, 0] = 1
     logits[0, 1, 0, 0] = 2  # half of class 1 in the first slice
     logits[1, 2, 0, 0] = 2  # a false pixel of class 2 in the second; the third is empty
-    gathered = SliceOverlap(manager)
-    loss = gathered.watched(lambda output, target: (len(output), target[0].shape))
-    assert loss([logits, None], [truth, None]) == (2, truth.shape)
-    assert gathered.sums == pytest.approx([2 / 3, 1 / 2, 2])
+    gathered = SliceOverlap(SimpleNamespace(label_manager=manager))
+
+    class Network(torch.nn.Module):
+        def forward(self, logits: torch.Tensor) -> list[torch.Tensor | None]:
+            return [logits, None]
+
+    for network in (Network(), torch.compile(Network(), backend="eager")):
+        gathered.reset()
+        with gathered.watching(network, [truth, None]):
+            network(logits)
+            assert gathered.sums == pytest.approx([2 / 3, 1 / 2, 2])
+            network(logits)  # one validation step is one batch
+        network(logits)
+        assert gathered.sums == pytest.approx([2 / 3, 1 / 2, 2])
 
 
 # A training's record
@@ -170,7 +180,7 @@ def test_slices_that_show_nothing_do_not_count() -> None:
 def trained(folders: Path) -> Any:
     """A trainer that has trained four epochs, the last a short one, with pictures of two of them and TensorBoard."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recorder_module, "MAX_PICTURED", 2)
+        patch.setattr(record_module, "MAX_PICTURED", 2)
         patch.setenv(tensorboard.SWITCH, str(int(find_spec("tensorboard") is not None)))
         trainer = make_trainer(make_plans(iterations=14, train_cases=2, name="FMPlans_trained"))
         Path(trainer.output_folder, "events.out.tfevents.1.stale").touch()
@@ -204,8 +214,8 @@ def test_a_training_leaves_its_record(trained: Any) -> None:
                        ("dice_patches", "mean_fg_dice"), ("dice_ema", "ema_fg_dice")):  # fmt: skip
         assert [getattr(v, field) for v in record.validations] == pytest.approx(logged[key])
     assert [v.per_volume is not None for v in record.validations] == [False, True, False, True]
-    assert record.validations[-1].per_volume == trainer._volume_dice.measure()
-    assert max(v.per_volume.dice for v in record.validations[1::2]) == trainer._best_volume_dice
+    assert record.validations[-1].per_volume == trainer.volume_validation.own.measure()
+    assert max(v.per_volume.dice for v in record.validations[1::2]) == trainer.best_checkpoints.volume_dice
     for validation in record.validations:
         if validation.per_slice is not None:
             assert 0 <= validation.per_slice.miou <= validation.per_slice.dice <= 1
@@ -272,7 +282,7 @@ def test_an_interrupted_training_has_the_record_of_a_whole_one() -> None:
 
 def test_speed_leaves_out_the_first_iterations_and_goes_on_after_an_interruption() -> None:
     trainer: Any = SimpleNamespace(iteration=0, configuration_manager=SimpleNamespace(batch_size=3), device=CPU)
-    trainer.label_manager, trainer.output_folder = None, ""
+    trainer.output_folder = ""
     rng = np.random.default_rng(1)
     totals, waits = rng.uniform(1, 2, BURN_IN + 30), rng.uniform(0, 1, BURN_IN + 30)
     recorder = Recorder(trainer)
@@ -280,7 +290,7 @@ def test_speed_leaves_out_the_first_iterations_and_goes_on_after_an_interruption
         if trainer.iteration == BURN_IN + 10:
             state, recorder = recorder.state(), Recorder(trainer)
             recorder.load_state(json.loads(json.dumps(state)))
-        recorder.step(waited, total)
+        recorder.step_end(waited, total)
         if trainer.iteration == BURN_IN:
             assert recorder._rates.speed() is None
     speed = recorder._rates.speed()
@@ -292,17 +302,18 @@ def test_speed_leaves_out_the_first_iterations_and_goes_on_after_an_interruption
 
 def test_processes_pool_their_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer: Any = SimpleNamespace(label_manager=None, is_ddp=True)
-    recorder = Recorder(trainer)
-    recorder.slices.sums = [1.5, 1.0, 2.0]
+    slices = SliceOverlap(trainer)
+    slices.sums = [1.5, 1.0, 2.0]
 
     def gather(gathered: list[Any], mine: list[float]) -> None:
         gathered[:] = [mine, [0.5, 0.25, 2.0]]
 
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     monkeypatch.setattr("torch.distributed.all_gather_object", gather)
-    pooled = recorder._gather_slices()
-    assert pooled is not None and (pooled.dice, pooled.miou) == (0.5, 0.3125)
-    assert recorder.slices.sums == [0, 0, 0]
+    result = EpochResult(0, val_loss=1.0, dice_ema=0.5, new_best=True)
+    slices.measure(result)
+    assert result.per_slice is not None and (result.per_slice.dice, result.per_slice.miou) == (0.5, 0.3125)
+    assert slices.sums == [0, 0, 0]
 
 
 # Other domains
@@ -382,4 +393,4 @@ def test_the_switch_of_tensorboard_is_checked_first(
             make_trainer(plans)
     assert not list(folders.glob("nnUNet_results/*/*FMPlans_switch*"))
     monkeypatch.setenv(tensorboard.SWITCH, "0")
-    assert make_trainer(plans).tensorboard is None
+    assert not make_trainer(plans).logger.loggers

@@ -16,7 +16,7 @@ import pytest
 
 from nnunet_fm.preprocessing.shared_cache import FolderInUseError, is_current, lease, lock, replace_folder
 from nnunet_fm.trainers import loop
-from nnunet_fm.trainers.fold_lock import FILE, FolderBusyError, check_free, training_in
+from nnunet_fm.trainers.callbacks.fold_lock import FILE, FolderBusyError, check_free, training_in
 from nnunet_fm.trainers.loop import BudgetTrainer
 
 NOBODY = 65534

@@ -24,7 +24,6 @@ from nnunet_fm.planfile.schema import STOCK_KEY, PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.plans.stock import write_stock_plans
 from nnunet_fm.records.training import TrainingRecord
-from nnunet_fm.trainers.loop import BudgetTrainer
 from tests.datasets import training_folders, write_dataset
 
 CPU = torch.device("cpu")
@@ -202,7 +201,7 @@ def test_each_fold_counts_its_own_slices(monkeypatch: pytest.MonkeyPatch) -> Non
     moved = dict.fromkeys((f"case_{number:02d}" for number in range(6)), (7, 20, 22))
     monkeypatch.setattr("nnunet_fm.trainers.foundation.shape_of", lambda _, case: moved[case])
     trainer = make_trainer(plans, "fm_trainer_scratch", 1)
-    monkeypatch.setattr(BudgetTrainer, "_check_shares", lambda trainer: None)
+    monkeypatch.setattr("nnunet_fm.trainers.preflight.check_shares", lambda trainer: None)
     monkeypatch.setattr(nnUNetTrainer, "initialize", lambda trainer: None)
     trainer.initialize()
     assert (trainer.budget.iterations, trainer.num_epochs, trainer.num_iterations_per_epoch) == (3 * 9, 3, 9)

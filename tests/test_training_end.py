@@ -13,11 +13,13 @@ import pytest
 import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 
-import nnunet_fm.trainers
 from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.records.training import TrainingRecord
 from nnunet_fm.trainers import budget as budget_module
+from nnunet_fm.trainers import fm_trainer
+from nnunet_fm.trainers.callbacks import Callback
+from nnunet_fm.trainers.callbacks.fold_lock import check_free
 from nnunet_fm.trainers.loading import ProcessLoader, end_loaders
 from tests.datasets import empty, training_folders, write_dataset, write_fingerprint
 
@@ -54,10 +56,10 @@ def make_plans(name: str, **recipe: Any) -> dict[str, Any]:
     return plans
 
 
-def make_trainer(plans: dict[str, Any]) -> Any:
+def make_trainer(plans: dict[str, Any], kind: Any = fm_trainer) -> Any:
     folder = Path(os.environ["nnUNet_preprocessed"], plans["dataset_name"])
     raw_json = json.loads((folder / "dataset.json").read_text())
-    return nnunet_fm.trainers.fm_trainer(json.loads(json.dumps(plans)), "2d", 0, raw_json, CPU)
+    return kind(json.loads(json.dumps(plans)), "2d", 0, raw_json, CPU)
 
 
 def resumed(plans: dict[str, Any], checkpoint: str) -> Any:
@@ -233,6 +235,39 @@ def test_patience_waits_while_no_class_was_in_the_patches() -> None:
 def test_patience_is_a_number_of_epochs(patience: Any) -> None:
     with pytest.raises(PlanError, match=r"patience"):
         make_plans("FMPlans_impatient", patience=patience)
+
+
+def test_callbacks_see_each_point_in_order_and_are_closed_whatever_happens() -> None:
+    points: list[str] = []
+
+    class Spy(Callback):
+        def __getattribute__(self, name: str) -> Any:
+            if name in vars(Callback) and not name.startswith("_"):
+                points.append(name)
+            return super().__getattribute__(name)
+
+    class Watched(fm_trainer):
+        """A user's trainer, which overrides methods of nnU-Net."""
+
+        def on_epoch_end(self) -> None:
+            points.append("epoch")
+            super().on_epoch_end()
+
+        def save_checkpoint(self, filename: str) -> None:
+            points.append(f"{Path(filename).stem} {self.current_epoch}")
+            super().save_checkpoint(filename)
+
+    plans = make_plans("FMPlans_points")
+    trainer = make_trainer(plans, Watched)
+    trainer.callbacks.append(Spy(trainer))
+    judged_by(trainer, {0: 0.5, 1: 0.4})
+    kill_after(trainer, 2)
+    with pytest.raises(Killed):
+        trainer.run_training()
+    epoch = ["step_end", "step_end", "validation_end", "epoch", "measure", "epoch_end"]
+    saved = [["checkpoint_best 0", "checkpoint_latest 0"], ["checkpoint_latest 1"]]
+    assert points == ["begin", "train_start", *epoch, *saved[0], *epoch, *saved[1], "close"]
+    check_free(Path(trainer.output_folder))
 
 
 def test_an_interrupted_training_ends_its_loaders() -> None:

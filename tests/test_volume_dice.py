@@ -17,7 +17,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 import nnunet_fm.trainers
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.records.training import Overlap
-from nnunet_fm.trainers.volume_dice import VolumeDice, volume_overlap
+from nnunet_fm.trainers.callbacks.volume_dice import VolumeDice, volume_overlap
 from tests.datasets import empty, training_folders, write_dataset, write_fingerprint
 
 CPU = torch.device("cpu")
@@ -130,7 +130,7 @@ def test_the_score_is_that_of_the_stock_predictor(kind: str) -> None:
     predictor = nnUNetPredictor(device=CPU, allow_tqdm=False, tile_step_size=0.25)
     predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), "checkpoint_best.pth")
     assert len(predictor.allowed_mirroring_axes) == 2
-    assert trainer._volume_dice.predictor.tile_step_size == predictor.tile_step_size
+    assert trainer.volume_validation.own.predictor.tile_step_size == predictor.tile_step_size
     predictor.network.load_state_dict(predictor.list_of_parameters[0])
     scores = []
     for case in VALIDATION:
@@ -266,9 +266,9 @@ def test_a_measured_training_is_the_unmeasured_one_and_continues_exactly() -> No
         first.run_training()
     second = make_trainer(every=2)
     second.load_checkpoint(str(Path(first.output_folder, "checkpoint_latest.pth")))
-    assert (second._best_volume_dice, second._lowest_loss) == (first._best_volume_dice, first._lowest_loss)
-    assert 0 < second._best_volume_dice < 1
+    assert second.best_checkpoints.state() == first.best_checkpoints.state()
+    assert 0 < second.best_checkpoints.volume_dice < 1
     after = record_losses(second)
     second.run_training()
     assert before + after == expected
-    assert (second._best_volume_dice, second._lowest_loss) == (whole._best_volume_dice, whole._lowest_loss)
+    assert second.best_checkpoints.state() == whole.best_checkpoints.state()

@@ -1,4 +1,4 @@
-"""fm_trainer: an nnUNetTrainer that trains the network, weights and recipe that a plan or its own name describes."""
+"""fm_trainer: trains what the plan decides, or its own name: network, weights, optimiser, loss, augmentation."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from unittest import mock
 
 import numpy as np
 import torch
@@ -28,6 +26,7 @@ from nnunet_fm.data.augmentation import accelerated, initial_patch_size, with_pr
 from nnunet_fm.data.rare_class import RareClassDataLoader
 from nnunet_fm.data.samples import count_samples
 from nnunet_fm.data.sampling import FMDataLoader
+from nnunet_fm.insides import replaced
 from nnunet_fm.losses.dice_ce import DiceCE, OutputSupervision, in_few_passes
 from nnunet_fm.models.build import build_network
 from nnunet_fm.models.names import Spec
@@ -37,13 +36,14 @@ from nnunet_fm.planfile.eval_datasets import preprocessed_cases
 from nnunet_fm.planfile.schema import unseen_mirroring
 from nnunet_fm.planfile.training_config import check_configuration, check_sides, network_architecture, resolve
 from nnunet_fm.preprocessing.value_ranges import symmetric_channels
-from nnunet_fm.records.training import Overlap
 from nnunet_fm.trainers.budget import Budget
-from nnunet_fm.trainers.loading import ProcessLoader, ThisProcessLoader, loading_processes, shape_of
+from nnunet_fm.trainers.callbacks.feature_cache import FeatureCacheReport
+from nnunet_fm.trainers.callbacks.volume_dice import VolumeValidation
+from nnunet_fm.trainers.checkpoints import BestCheckpoints
+from nnunet_fm.trainers.loading import shape_of
 from nnunet_fm.trainers.loop import BudgetTrainer
 from nnunet_fm.trainers.optimizer import build_optimizer
 from nnunet_fm.trainers.schedule import ProgressSchedule
-from nnunet_fm.trainers.volume_dice import VolumeDice
 from nnunet_fm.weights.cache import MissingWeightsError, check_hash, locate
 from nnunet_fm.weights.files import WeightsFileError, read_trained
 from nnunet_fm.weights.load import WeightsMismatchError, load_trained
@@ -51,7 +51,6 @@ from nnunet_fm.weights.report import LoadReport
 from nnunet_fm.weights.slim import slim_state_dict
 
 if TYPE_CHECKING:
-    from nnunet_fm.networks.feature_cache import FeatureCache
     from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
 
 
@@ -93,18 +92,20 @@ class fm_trainer(BudgetTrainer):
                 save_every=self.recipe.save_every,
             )
         )
-        self._best_volume_dice, self._lowest_loss = float("-inf"), float("inf")
-        self._volume_dice: VolumeDice | None = None
-        self._feature_cache: FeatureCache | None = None
         self._starts_from: Path | None = None
-        self._domains: dict[str, VolumeDice] = {}
+        every = self.recipe.volume_dice_every
+        self.best_checkpoints = BestCheckpoints(by_volumes=bool(every))
+        self.volume_validation = VolumeValidation(
+            self, every, self.recipe.overlap, setting.eval_datasets, self._find_dataset
+        )
+        self.callbacks.append(self.volume_validation)
         for warning in filter(None, warnings):
             self.print_to_log_file(f"WARNING: {warning}")
 
     # What is trained
 
     def _do_i_compile(self) -> bool:
-        """As nnU-Net's; looking for known feature maps is nothing that a compiler could take."""
+        """Compile where nnU-Net does, but not with the feature cache: its lookups cannot be compiled."""
         return not self.recipe.feature_cache and bool(super()._do_i_compile())
 
     @classmethod
@@ -116,7 +117,7 @@ class fm_trainer(BudgetTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """The network with random weights; prediction calls this too, with nothing but the plan and this class."""
+        """Build the network with random weights; prediction calls this too, with only the plan and this class."""
         setting = resolve(plans_manager.plans, cls.spec)
         if not enable_deep_supervision and (warning := unseen_mirroring(plans_manager.plans)):
             print(f"WARNING: {warning}", file=sys.stderr)
@@ -141,13 +142,14 @@ class fm_trainer(BudgetTrainer):
         if self.device.type == "cpu":
             keep_freed_memory()
         files = [] if self._restoring or self._starts_from is not None else self._official_files()
-        with mock.patch.object(nnunet_trainer_module, "DDP", _distributed), _batch_norms_for(self.device):
+        with replaced(nnunet_trainer_module, "DDP", _distributed), _batch_norms_for(self.device):
             super().initialize()
         if files:
             self._load_official(files)
         if self.recipe.feature_cache:
             network = cast("FoundationSegmenter2D", self.bare_network)  # as `check_configuration` has seen
-            self._feature_cache = network.keep_maps(int(self.recipe.feature_cache * 1e9))
+            cache = network.keep_maps(int(self.recipe.feature_cache * 1e9))
+            self.callbacks.append(FeatureCacheReport(self, cache))
 
     def _official_files(self) -> list[tuple[Part, Path]]:
         """The official file of each part that starts from one, unaltered since it was planned."""
@@ -305,83 +307,31 @@ class fm_trainer(BudgetTrainer):
         return [[1.0] * len(scales[0])]
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """As nnU-Net's, with the recipe's way of drawing training patches."""
+        """nnU-Net's loaders, the training patches drawn as the recipe says."""
         if self.recipe.sampling == "nnunet":
             return super().get_dataloaders()
-        configuration, labels = self.configuration_manager, self.label_manager
-        patch, scales = configuration.patch_size, self._get_deep_supervision_scales()
-        rotation, dummy_2d, initial_patch, mirror_axes = (
-            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        )
-        about_labels = {
-            "foreground_labels": labels.foreground_labels,
-            "regions": labels.foreground_regions if labels.has_regions else None,
-            "ignore_label": labels.ignore_label,
-        }
-        transforms = self.get_training_transforms(
-            patch,
-            rotation,
-            scales,
-            mirror_axes,
-            dummy_2d,
-            use_mask_for_norm=configuration.use_mask_for_norm,
-            **about_labels,
-        )
-        training, validation = self.get_tr_and_val_datasets()
-        training_loader: partial[nnUNetDataLoader]
+        classes = iter((self._training_loader, nnUNetDataLoader))  # nnU-Net makes the one for training first
+        with replaced(nnunet_trainer_module, "nnUNetDataLoader", lambda *args, **kw: next(classes)(*args, **kw)):
+            return super().get_dataloaders()
+
+    def _training_loader(self, *data_and_patches: Any, transforms: BasicTransform, **_: Any) -> nnUNetDataLoader:
+        """Loader of nnU-Net's arguments, without those for its own way of drawing patches."""
         if self.recipe.sampling == "rare_class":
-            training_loader = partial(RareClassDataLoader, faithful=self.recipe.faithful)
-        else:
-            training_loader = partial(
-                FMDataLoader, sampling=self.recipe.sampling, positive=self.recipe.oversample_foreground
-            )
-        loaders = (
-            training_loader(training, self.batch_size, initial_patch, patch, labels, transforms=transforms),
-            nnUNetDataLoader(
-                validation,
-                self.batch_size,
-                patch,
-                patch,
-                labels,
-                oversample_foreground_percent=self.oversample_foreground_percent,
-                transforms=self.get_validation_transforms(scales, **about_labels),
-            ),
-        )
-        processes = loading_processes()
-        started = (
-            self._start(loaders[0], processes, cached=max(6, processes // 2)),
-            self._start(loaders[1], processes // 2, cached=max(3, processes // 4)),
-        )
-        for augmenter in started:
-            next(augmenter)
-        return started
-
-    def _start(self, loader: nnUNetDataLoader, processes: int, cached: int) -> Any:
-        """Run a loader in this process or, as nnU-Net does, in others that keep some batches ready."""
-        if loading_processes() == 0:
-            return ThisProcessLoader(loader, None)
-        return ProcessLoader(
-            loader,
-            None,
-            max(1, processes),
-            num_cached=cached,
-            pin_memory=self.device.type == "cuda",
-            wait_time=0.002,
+            return RareClassDataLoader(*data_and_patches, transforms=transforms, faithful=self.recipe.faithful)
+        assert self.recipe.sampling != "nnunet"
+        return FMDataLoader(
+            *data_and_patches,
+            transforms=transforms,
+            sampling=self.recipe.sampling,
+            positive=self.recipe.oversample_foreground,
         )
 
-    # The training loop
+    # The training
 
-    def on_train_start(self) -> None:
-        self._find_domains()
-        super().on_train_start()
-
-    def _find_domains(self) -> dict[str, tuple[Path, list[str]]]:
-        """Folder and cases of each dataset of the plan's ``eval_datasets``, whose labels agree with this one's."""
+    def _find_dataset(self, name: str) -> tuple[Path, list[str]]:
+        """Folder and validation cases of one of the plan's ``eval_datasets``, whose labels agree with this one's."""
         plans, identifier = self.plans_manager.plans, self.configuration_manager.data_identifier
-        return {
-            name: preprocessed_cases(plans, self.dataset_json, self.configuration_name, identifier, name, self.fold)
-            for name in self.setting.eval_datasets
-        }
+        return preprocessed_cases(plans, self.dataset_json, self.configuration_name, identifier, name, self.fold)
 
     def on_train_epoch_start(self) -> None:
         self.network.train()
@@ -393,7 +343,7 @@ class fm_trainer(BudgetTrainer):
         self.logger.log("lrs", rate, self.current_epoch)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One optimiser step; as nnU-Net's, with the recipe's rate per step and gradient clipping."""
+        """Take one optimiser step, with the recipe's learning rate for this step and its gradient clipping."""
         self.lr_scheduler.step(self.progress)
         data = batch["data"].to(self.device, non_blocking=True)
         target = batch["target"]
@@ -425,7 +375,7 @@ class fm_trainer(BudgetTrainer):
         return {"loss": loss.detach().cpu().numpy()}
 
     def batch_loss(self, data: Tensor, target: Tensor | list[Tensor]) -> Tensor | None:
-        """The loss that a step goes down, of a batch on the device; None leaves the batch out, and its loss is NaN."""
+        """Training loss of a batch on the device; None leaves the batch out, and its loss is logged as NaN."""
         return cast(Tensor, self.loss(self.network(data), target))
 
     def _clip_gradient(self) -> None:
@@ -435,57 +385,15 @@ class fm_trainer(BudgetTrainer):
 
     # Checkpoints
 
-    def on_epoch_end(self) -> None:
-        if self._feature_cache is not None:
-            self.print_to_log_file(self._feature_cache.report())
-        super().on_epoch_end()
-
-    def measure_volumes(self) -> tuple[Overlap | None, dict[str, Overlap]]:
-        """Every ``volume_dice_every`` epochs and after the last; where that is 0, after the last for other datasets."""
-        every, domains = self.recipe.volume_dice_every, self.setting.eval_datasets
-        due = bool(every) and (self.current_epoch + 1) % every == 0
-        if not due and not (self.finished and (every or domains)):
-            return None, {}
-        if self._volume_dice is None:
-            network, overlap = self.bare_network, self.recipe.overlap
-            self._volume_dice = VolumeDice(self, network, overlap)
-            self._domains = {n: VolumeDice(self, network, overlap, *at) for n, at in self._find_domains().items()}
-        volumes = self._volume_dice.measure()
-        return volumes, {name: measured.measure() for name, measured in self._domains.items()}
-
-    def best_checkpoints(self, is_best: bool, volumes: Overlap | None) -> list[str]:
-        """``checkpoint_lowest_loss`` and ``checkpoint_best``, which validation volumes choose where they are measured.
-
-        With ``volume_dice_every=0`` nnU-Net's moving average chooses.
-        """
-        if not self.recipe.volume_dice_every:
-            return super().best_checkpoints(is_best, volumes)
-        files = []
-        loss = float(self.logger.get_value("val_losses", step=-1))
-        if loss < self._lowest_loss:
-            self._lowest_loss = loss
-            files.append("checkpoint_lowest_loss.pth")
-        if volumes is not None:
-            if volumes.dice > self._best_volume_dice:
-                self._best_volume_dice = volumes.dice
-                files.append("checkpoint_best.pth")
-            self.print_to_log_file(f"Dice of validation volumes {volumes.dice:.4f}, best {self._best_volume_dice:.4f}")
-        return files
-
     def network_state(self) -> dict[str, Tensor]:
         """Frozen weights that are those of an official file are left out (see `nnunet_fm.weights.slim`)."""
         return slim_state_dict(self.bare_network)
 
-    def state(self) -> dict[str, Any]:
-        return {
-            **super().state(),
-            "best_volume_dice": self._best_volume_dice,
-            "lowest_loss": self._lowest_loss,
-        }
+    def extra_state(self) -> dict[str, Any]:
+        return self.best_checkpoints.state()
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        super().load_state(state)
-        self._best_volume_dice, self._lowest_loss = state["best_volume_dice"], state["lowest_loss"]
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.best_checkpoints.load_state(state)
         # nnU-Net has just taken the axes of the checkpoint, which older versions wrote where nothing had been flipped.
         self.inference_allowed_mirroring_axes = self.recipe.predicted_axes(self.setting.card.dim)
 
@@ -500,14 +408,14 @@ def _classes(dataset_json: Any) -> dict[str, str] | None:
 
 
 def _batch_norms_for(device: torch.device) -> AbstractContextManager[Any]:
-    """On a CPU, batch norms stay as they are: PyTorch's that take their numbers from all processes need a GPU."""
+    """Leave batch norms as they are on a CPU: SyncBatchNorm needs a GPU."""
     if device.type != "cpu":
         return nullcontext()
-    return mock.patch.object(nn.SyncBatchNorm, "convert_sync_batchnorm", lambda module: module)
+    return replaced(nn.SyncBatchNorm, "convert_sync_batchnorm", lambda module: module)
 
 
 def _distributed(network: FoundationNetwork, **arguments: Any) -> DistributedDataParallel:
-    """nnU-Net's wrapper, told to put up with trained parameters that get no gradient where a network has such."""
+    """Wrap in DDP, with ``find_unused_parameters`` if trained parameters of the network get no gradient."""
     if next(network.parameters()).device.type == "cpu":
         arguments.pop("device_ids", None)  # an index is a GPU's
     return DistributedDataParallel(network, find_unused_parameters=network.idle_parameters, **arguments)

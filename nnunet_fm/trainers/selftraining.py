@@ -103,10 +103,10 @@ class fm_trainer_selftraining(AdaptingTrainer):
         self._batches = self._skipped = 0
         self._unlabelled = self._confident = 0.0
 
-    def further_state(self) -> dict[str, Any]:
-        state = super().further_state()
-        return state if self._teacher is None else {**state, TEACHER_KEY: self._teacher.state_dict()}
+    def extra_state(self) -> dict[str, Any]:
+        teacher = {} if self._teacher is None else {TEACHER_KEY: self._teacher.state_dict()}
+        return {**teacher, **super().extra_state()}
 
-    def restore_further_state(self, state: dict[str, Any]) -> None:
-        super().restore_further_state(state)
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        super().load_extra_state(state)
         self._teacher_state = state.get(TEACHER_KEY)

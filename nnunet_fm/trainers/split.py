@@ -1,11 +1,11 @@
-"""Whether a split can be used."""
+"""Checks of the split into training and validation cases, and the few training cases of a plan."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_fm.data.folds import FOLDS, read_split_file
+from nnunet_fm.data.folds import FOLDS, first_cases, read_split_file
 from nnunet_fm.io.messages import listed
 from nnunet_fm.io.untrusted import ForeignFileError
 from nnunet_fm.planfile.schema import PlanError
@@ -51,3 +51,57 @@ def check_split(file: Path, cases: Sequence[str], folder: Path, again: str, fold
             raise PlanError(f"fold {fold} of {file} has no {empty[0]} cases: {own}")
     elif fold != "all" and len(cases) == 1:  # nnU-Net draws four fifths of them
         raise PlanError(f"one case is too few to train and to validate: {own}")
+
+
+def few_cases(
+    training: Sequence[str], wanted: int, seed: int, plans_name: str, dataset: str, fold: int | str
+) -> list[str]:
+    """The first ``wanted`` training cases of an order that the seed and their names fix.
+
+    Raises:
+        PlanError: if the fold has fewer training cases.
+    """
+    try:
+        return first_cases(training, wanted, seed)
+    except ValueError:
+        raise PlanError(
+            f"plans '{plans_name}' want train_cases={wanted}, but fold {fold} of {dataset} has {len(training)} "
+            f"training cases: plan with --train-cases {len(training)} or less"
+        ) from None
+
+
+Split = tuple[Sequence[str], Sequence[str]]
+"""Training and validation cases."""
+
+
+def check_cases_kept(before: Split, now: Split, fold: int | str, file: Path) -> None:
+    """Compare the cases of a fold with those that its checkpoint was trained and validated on.
+
+    Raises:
+        PlanError: naming the cases that have changed, and the split file.
+    """
+    changes = []
+    for what, former, present in zip(("train", "val"), before, now, strict=True):
+        for verb, names in (("no longer", set(former) - set(present)), ("newly", set(present) - set(former))):
+            if names:
+                changes.append(f"{listed(sorted(names))} {verb} in {what}")
+    if changes:
+        raise PlanError(
+            f"the cases of fold {fold} have changed since this training began: {'; '.join(changes)}. Bring "
+            f"the former {file} back to go on with --c, or train the fold anew without it"
+        )
+
+
+def check_unseen(trained: Sequence[str], now: Split, fold: int | str, file: Path) -> None:
+    """Refuse to validate on a case that the model was trained on under a former split.
+
+    Raises:
+        PlanError: naming these cases, and the split file.
+    """
+    training, validation = now
+    former = set(trained) - set(training)  # a split may name a case twice on purpose
+    if seen := former & set(validation):
+        raise PlanError(
+            f"fold {fold} was trained on {listed(sorted(seen))}, which {file} now names for "
+            "validation: bring the former file back, or train the fold anew"
+        )

@@ -15,8 +15,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_fm.planfile.schema import STOCK_KEY, PlanError
 from nnunet_fm.preprocessing.preprocessor import FMPreprocessor
-from nnunet_fm.trainers.finite import BATCH_FILE, NotFiniteError
-from nnunet_fm.trainers.fold_lock import FILE, FolderBusyError, training_in
+from nnunet_fm.trainers.callbacks.fold_lock import FILE, FolderBusyError, training_in
+from nnunet_fm.trainers.callbacks.nan_guard import BATCH_FILE, NotFiniteError
 from nnunet_fm.trainers.loading import LoadingError
 from nnunet_fm.trainers.stock import fm_trainer_stock
 from nnunet_fm.weights.cache import MissingWeightsError
@@ -96,7 +96,7 @@ def after_one_epoch(at: Bench, break_: Any, kind: type[Exception], *, epochs: in
     def on_epoch_end() -> None:
         epoch_end()
         if made.current_epoch == 1:
-            made.best_checkpoints = lambda *_: []  # whether the second epoch is better is chance
+            made.best_checkpoints.choose = lambda *_: []  # whether the second epoch is better is chance
             break_(made)
 
     made.on_epoch_end = on_epoch_end
@@ -231,7 +231,7 @@ def train_and_die(where: str) -> None:
 
         made.save_checkpoint = save_checkpoint
         if where == "checkpoint_best":
-            made.best_checkpoints = lambda *_: ["checkpoint_best.pth"]
+            made.best_checkpoints.choose = lambda *_: ["checkpoint_best.pth"]
     made.run_training()
     os.fsync = fsync
 

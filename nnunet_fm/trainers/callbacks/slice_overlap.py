@@ -1,13 +1,20 @@
-"""Dice and intersection over union per slice of a batch, from what the loss of a validation step sees."""
+"""Dice and intersection over union per slice of the validation patches, from the logits of validation steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from torch import Tensor
+from torch import Tensor, nn
+
+from nnunet_fm.records.training import Overlap
+from nnunet_fm.trainers.callbacks import Callback, EpochResult
 
 
 def slice_overlap(logits: Tensor, target: Tensor, labels: LabelManager) -> tuple[Tensor, Tensor]:
@@ -71,11 +78,11 @@ def _argmax(logits: Tensor) -> Tensor:
     return largest
 
 
-class SliceOverlap:
-    """Means over classes, then over slices, gathered batch by batch."""
+class SliceOverlap(Callback):
+    """Overlap per slice of the validation patches: means over classes, then over slices, gathered batch by batch."""
 
-    def __init__(self, labels: LabelManager) -> None:
-        self.labels = labels
+    def __init__(self, trainer: nnUNetTrainer) -> None:
+        super().__init__(trainer)
         self.reset()
 
     def reset(self) -> None:
@@ -83,21 +90,47 @@ class SliceOverlap:
         self.sums = [0.0, 0.0, 0.0]
         """Sum of Dice, sum of intersection over union, number of slices that show anything."""
 
+    def train_start(self) -> None:
+        self.reset()
+
     def add(self, logits: Tensor, target: Tensor) -> None:
         """Gather a batch, see `slice_overlap`."""
-        dice, iou = (per_class.nanmean(1) for per_class in slice_overlap(logits.detach(), target, self.labels))
+        overlaps = slice_overlap(logits.detach(), target, self.trainer.label_manager)
+        dice, iou = (per_class.nanmean(1) for per_class in overlaps)
         sums = torch.stack([dice.nansum(), iou.nansum(), (~dice.isnan()).sum()])
         self.sums = [old + new for old, new in zip(self.sums, sums.tolist(), strict=True)]
 
-    def watched(self, loss: Callable[..., Any]) -> Callable[..., Any]:
-        """A loss that gathers what it is called with, at the full resolution, and is otherwise the given one."""
+    @contextmanager
+    def watching(self, network: nn.Module, target: Tensor | Sequence[Tensor]) -> Iterator[None]:
+        """Gather the finest output of the network's next forward pass.
 
-        def watching(output: Tensor | Sequence[Tensor], target: Tensor | Sequence[Tensor]) -> Any:
-            self.add(_first(output), _first(target))
-            return loss(output, target)
+        Args:
+            network: as the validation step calls it, with its wrappers.
+            target: of the batch; the validation step alters it in place, after the forward pass.
+        """
 
-        return watching
+        def gather(module: nn.Module, inputs: Any, output: Tensor | Sequence[Tensor]) -> None:
+            handle.remove()
+            logits = _finest(output)
+            self.add(logits, _finest(target).to(logits.device, non_blocking=True))
+
+        handle = network.register_forward_hook(gather)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def measure(self, result: EpochResult) -> None:
+        """Add the means over the slices of all processes; None where none showed anything."""
+        sums = self.sums
+        self.reset()
+        if self.trainer.is_ddp:
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, sums)
+            sums = np.sum(gathered, axis=0).tolist()
+        dice, iou, count = sums
+        result.per_slice = Overlap(dice=dice / count, miou=iou / count) if count else None
 
 
-def _first(resolutions: Tensor | Sequence[Tensor]) -> Tensor:
+def _finest(resolutions: Tensor | Sequence[Tensor]) -> Tensor:
     return resolutions if isinstance(resolutions, Tensor) else resolutions[0]

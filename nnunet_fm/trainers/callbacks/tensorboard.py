@@ -8,6 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_fm.trainers.callbacks import Callback, EpochResult
+
 SWITCH = "nnUNet_tensorboard_enabled"
 
 
@@ -72,3 +76,44 @@ class TensorBoardLogger:
             text = json.dumps(self._config, indent=1, default=str)
             self._writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()))
         return self._writer
+
+
+class Loggers(Callback):
+    """Send our measurements to TensorBoard and Weights & Biases; nnU-Net's own logger takes only its own values.
+
+    Args:
+        trainer: the training.
+        tensorboard: whether nnU-Net's values and ours are written as events beside the checkpoints.
+    """
+
+    def __init__(self, trainer: nnUNetTrainer, tensorboard: bool) -> None:
+        super().__init__(trainer)
+        self.tensorboard: TensorBoardLogger | None = None
+        if tensorboard and trainer.local_rank == 0:
+            self.tensorboard = TensorBoardLogger(Path(trainer.output_folder))
+            trainer.logger.loggers.append(self.tensorboard)
+
+    def train_start(self) -> None:
+        if self.tensorboard is not None:
+            self.tensorboard.start(self.trainer.current_epoch)
+
+    def epoch_end(self, result: EpochResult) -> None:
+        if self.trainer.local_rank != 0:
+            return
+        overlaps = {"per_slice": result.per_slice, "per_volume": result.per_volume, **result.domains}
+        values = {
+            f"{name}/{measure}": value
+            for name, overlap in overlaps.items()
+            if overlap is not None
+            for measure, value in overlap.model_dump().items()
+        }
+        if result.speed is not None:
+            values |= {
+                "speed/samples_per_second": result.speed.mean,
+                "speed/waiting_share": result.speed.waiting_share,
+            }
+        for logger in self.trainer.logger.loggers:
+            for key, value in values.items():
+                logger.log(key, value, result.epoch)
+        if self.tensorboard is not None:
+            self.tensorboard.flush()

@@ -1,11 +1,13 @@
-"""A training whose numbers are none: it stops, with the batch saved, before a checkpoint is spoilt."""
+"""Stop on a NaN or infinite loss, with the batch saved, before it reaches a checkpoint."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
 from nnunet_fm.weights.files import write_checkpoint
@@ -13,7 +15,6 @@ from nnunet_fm.weights.files import write_checkpoint
 BATCH_FILE = "not_finite_batch.pt"
 LEFT_OUT = 10
 """Steps in a row that a gradient scaler may leave out: it halves its scale each time, and weights stay as they are."""
-
 
 CURE = (
     "plan with a lower rate (--set recipe.learning_rate=…) or a clipped gradient (--set recipe.gradient_clip=1); --c "
@@ -23,6 +24,26 @@ CURE = (
 
 class NotFiniteError(RuntimeError):
     """Loss or weights are NaN or infinite; the message names the cases and what to do."""
+
+
+class NanGuard:
+    """Check of every loss of a training."""
+
+    def __init__(self) -> None:
+        self._left_out = 0
+
+    def check(self, loss: float, batch: Mapping[str, Any], trainer: nnUNetTrainer) -> None:
+        """Stop at a loss that is NaN or infinite, unless a gradient scaler mends it within `LEFT_OUT` steps.
+
+        Raises:
+            NotFiniteError: naming the cases of the batch.
+        """
+        if math.isfinite(loss):
+            self._left_out = 0
+            return
+        self._left_out += 1
+        if self._left_out > (0 if trainer.grad_scaler is None else LEFT_OUT):
+            stop(Path(trainer.output_folder), batch, loss, trainer.iteration + 1)
 
 
 def stop(folder: Path, batch: Mapping[str, Any], loss: float, iteration: int) -> NoReturn:

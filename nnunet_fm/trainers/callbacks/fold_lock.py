@@ -1,4 +1,4 @@
-"""One training at a time writes a fold's folder; the system ends its lock with the process, however that ends."""
+"""Lock of a fold's folder: one training at a time; the system ends the lock with the process, however that ends."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_fm.trainers.callbacks import Callback
 
 try:
     import fcntl
@@ -20,6 +24,21 @@ FILE = ".training.lock"
 
 class FolderBusyError(RuntimeError):
     """Another process trains in this folder; the message names it."""
+
+
+class FoldLock(Callback):
+    """Hold the fold's folder during the training, in the first process where there are several."""
+
+    def __init__(self, trainer: nnUNetTrainer) -> None:
+        super().__init__(trainer)
+        self._held = ExitStack()
+
+    def begin(self) -> None:
+        if self.trainer.local_rank == 0:
+            self._held.enter_context(training_in(Path(self.trainer.output_folder)))
+
+    def close(self) -> None:
+        self._held.close()
 
 
 def check_free(folder: Path) -> None:

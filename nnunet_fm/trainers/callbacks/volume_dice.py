@@ -1,9 +1,9 @@
-"""True Dice of whole validation volumes during training, by the sliding window that prediction uses."""
+"""Dice of whole validation volumes during training, by the sliding window that prediction uses."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.records.training import Overlap
+from nnunet_fm.trainers.callbacks import Callback, EpochResult
 
 Classes = Sequence[int | Sequence[int]]
 """Foreground labels, or the labels of each region."""
@@ -49,7 +50,7 @@ def volume_overlap(prediction: Tensor, reference: Tensor, classes: Classes, igno
 
 
 def label_map(logits: Tensor, trainer: nnUNetTrainer) -> Tensor:
-    """Label map of logits ``(K, …)``; nnU-Net's own conversion of exclusive classes is NumPy's, on the CPU."""
+    """Label map of logits ``(K, …)``, on their device; nnU-Net converts exclusive classes on the CPU only."""
     labels = trainer.label_manager
     return labels.convert_logits_to_segmentation(logits) if labels.has_regions else logits.argmax(0)
 
@@ -119,3 +120,45 @@ class VolumeDice:
         labels = self.trainer.label_manager
         classes = labels.foreground_regions if labels.has_regions else labels.foreground_labels
         return volume_overlap(prediction, reference, classes, labels.ignore_label)
+
+
+class VolumeValidation(Callback):
+    """Dice of whole validation volumes every few epochs and after the last.
+
+    Args:
+        trainer: the training.
+        every: epochs between two measurements; with 0 only other datasets have one, after the last epoch.
+        overlap: of the sliding windows, as a share of the patch.
+        datasets: names of other datasets whose volumes are measured at the same times.
+        find: folder and cases of a dataset; refuses one that cannot be measured.
+    """
+
+    def __init__(
+        self,
+        trainer: nnUNetTrainer,
+        every: int,
+        overlap: float,
+        datasets: Sequence[str],
+        find: Callable[[str], tuple[Path, list[str]]],
+    ) -> None:
+        super().__init__(trainer)
+        self.every, self.overlap, self.datasets, self.find = every, overlap, datasets, find
+        self.own: VolumeDice | None = None
+        self.others: dict[str, VolumeDice] = {}
+
+    def begin(self) -> None:
+        for name in self.datasets:
+            self.find(name)
+
+    def measure(self, result: EpochResult) -> None:
+        due = bool(self.every) and (result.epoch + 1) % self.every == 0
+        if not due and not (self.trainer.finished and (self.every or self.datasets)):
+            return
+        if self.own is None:
+            network = self.trainer.bare_network
+            self.own = VolumeDice(self.trainer, network, self.overlap)
+            self.others = {
+                name: VolumeDice(self.trainer, network, self.overlap, *self.find(name)) for name in self.datasets
+            }
+        result.per_volume = self.own.measure()
+        result.domains = {name: dice.measure() for name, dice in self.others.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from nnunetv2.training.dataloading.data_loader import crop_and_pad_nd
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, autocast
 
 from nnunet_fm.io.atomic_write import replacing
 from nnunet_fm.reporting.overlay import COLOURS
+from nnunet_fm.trainers.callbacks import Callback, EpochResult
+from nnunet_fm.trainers.callbacks.volume_dice import label_map
 
 FOLDER = "samples"
 SLICES = 4
@@ -25,40 +28,53 @@ LARGEST_EDGE = 256
 """Longer slices are thinned out to at most so many pixels."""
 
 
-class SamplePictures:
-    """Patches around the foreground of the first validation cases, whose middle slices are drawn.
+class Pictures(Callback):
+    """Pictures of the middle slices of patches around the foreground, spread over the validation cases.
 
-    Args:
-        trainer: an initialised trainer.
-        cases: its validation cases; the pictures are spread over them.
+    The first process draws them where there are several.
     """
 
-    def __init__(self, trainer: nnUNetTrainer, cases: Sequence[str]) -> None:
-        patches = list(_patches(trainer, sorted(cases)))
-        self.images = torch.stack([image for image, _ in patches]) if patches else None
-        """``(slices, C, [Z,] Y, X)``"""
-        self.truths = [truth for _, truth in patches]
+    def __init__(self, trainer: nnUNetTrainer) -> None:
+        super().__init__(trainer)
+        self.images: Tensor | None = None
+        """Patches ``(slices, C, [Z,] Y, X)``; None where nothing is drawn."""
+        self.truths: list[NDArray[Any]] = []
         """Label maps ``(Y, X)`` of the middle slices."""
 
-    def draw(self, predict: Callable[[Tensor], NDArray[Any]], folder: Path, stem: str) -> list[str]:
-        """Write one PNG for each slice; returns their paths relative to the folder.
+    def train_start(self) -> None:
+        _, validation = self.trainer.do_split()
+        if self.trainer.local_rank != 0:
+            return
+        if self.trainer.current_epoch == 0:
+            remove_pictures(Path(self.trainer.output_folder))
+        patches = list(_patches(self.trainer, sorted(validation)))
+        self.images = torch.stack([image for image, _ in patches]) if patches else None
+        self.truths = [truth for _, truth in patches]
 
-        Args:
-            predict: patches ``(B, C, [Z,] Y, X)`` to label maps ``(B, [Z,] Y, X)``.
-            folder: the fold's.
-            stem: beginning of the file names.
-        """
+    def epoch_end(self, result: EpochResult) -> None:
+        """Write one PNG for each slice, and add their paths relative to the fold's folder."""
         if self.images is None:
-            return []
-        predictions = predict(self.images)
-        names = []
+            return
+        folder = Path(self.trainer.output_folder)
         (folder / FOLDER).mkdir(exist_ok=True)
-        for number, (image, truth, prediction) in enumerate(zip(self.images, self.truths, predictions, strict=True), 1):
-            names.append(f"{FOLDER}/{stem}_{number}.png")
+        drawn = zip(self.images, self.truths, self._predict(self.images), strict=True)
+        for number, (image, truth, prediction) in enumerate(drawn, 1):
+            name = f"{FOLDER}/epoch_{result.epoch:04d}_{number}.png"
             grey = _middle(image[0].numpy())
-            with replacing(folder / names[-1]) as partial:
-                imsave(partial, _picture(grey, truth, _middle(np.asarray(prediction))), format="png")
-        return names
+            with replacing(folder / name) as partial:
+                imsave(partial, _picture(grey, truth, _middle(prediction)), format="png")
+            result.images.append(name)
+
+    def _predict(self, images: Tensor) -> NDArray[Any]:
+        """Label maps ``(B, [Z,] Y, X)`` of patches ``(B, C, [Z,] Y, X)``, in batches of the training's size."""
+        trainer = self.trainer
+        maps = []
+        with torch.no_grad(), autocast("cuda") if trainer.device.type == "cuda" else nullcontext():
+            for batch in images.split(trainer.batch_size):
+                output = trainer.bare_network(batch.to(trainer.device))
+                logits = output if isinstance(output, Tensor) else output[0]
+                maps += [np.asarray(label_map(one, trainer).cpu()) for one in logits]
+        return np.stack(maps)
 
 
 def remove_pictures(folder: Path, names: Sequence[str] | None = None) -> None:
@@ -125,7 +141,7 @@ def _picture(grey: NDArray[Any], *label_maps: NDArray[Any]) -> NDArray[Any]:
     low, high = np.percentile(grey, (1, 99))
     plain = np.repeat(np.clip((grey - low) / max(high - low, 1e-6), 0, 1)[..., None], 3, axis=2)
     panels = [plain]
-    for labels in (label_map[::step, ::step] for label_map in label_maps):
+    for labels in (labels[::step, ::step] for labels in label_maps):
         panel = plain.copy()
         for label in np.unique(labels[labels > 0]):
             colour = np.array(to_rgb(COLOURS[(int(label) - 1) % len(COLOURS)]))
