@@ -115,6 +115,23 @@ def write_dataset(
     return folder
 
 
+def write_files(raw: Path, name: str, number: int = 1, labels: Mapping[str, int] | None = None, cases: int = 6) -> Path:
+    """Write a dataset of empty files into nnUNet_raw; returns its folder."""
+    folder = raw / f"Dataset{number:03d}_{name}"
+    for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        (folder / part).mkdir(parents=True)
+        for case in range(cases if part.endswith("Tr") else 2):
+            (folder / part / f"c{case}{'_0000' if part.startswith('images') else ''}.nii.gz").touch()
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": labels or {"background": 0, "one": 1},
+        "file_ending": ".nii.gz",
+        "numTraining": cases,
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
 def write_fingerprint(folder: Path, shapes: Sequence[Sequence[int]], spacings: Sequence[Sequence[float]]) -> None:
     """Write the fingerprint a dataset of such images would have, without making the images."""
     channels = json.loads((folder / "dataset.json").read_text())["channel_names"]

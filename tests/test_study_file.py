@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -16,6 +15,7 @@ from nnunet_fm.studies.expand import Expansion, expand
 from nnunet_fm.studies.jobs import make_jobs
 from nnunet_fm.studies.prepare import Prepared, find_machine, prepare, threads
 from nnunet_fm.studies.schema import Study, StudyError, read_study
+from tests.datasets import write_files
 
 STUDIES = Path(__file__).parents[1] / "docs" / "studies"
 EXAMPLE = Path(__file__).parents[1] / "nnunet_fm" / "studies" / "example.yaml"
@@ -35,23 +35,6 @@ def faults(tmp_path: Path, **changes: object) -> str:
     with pytest.raises(StudyError) as caught:
         read_study(file)
     return str(caught.value)
-
-
-def write_tree(raw: Path, name: str, number: int = 1, labels: dict[str, int] | None = None, cases: int = 6) -> Path:
-    """A dataset of empty files."""
-    folder = raw / f"Dataset{number:03d}_{name}"
-    for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
-        (folder / part).mkdir(parents=True)
-        for case in range(cases if part.endswith("Tr") else 2):
-            (folder / part / f"c{case}{'_0000' if part.startswith('images') else ''}.nii.gz").touch()
-    content = {
-        "channel_names": {"0": "CT"},
-        "labels": labels or {"background": 0, "one": 1},
-        "file_ending": ".nii.gz",
-        "numTraining": cases,
-    }
-    (folder / "dataset.json").write_text(json.dumps(content))
-    return folder
 
 
 def expanded(tmp_path: Path, **changes: object) -> Expansion:
@@ -127,7 +110,7 @@ def test_example_is_a_study_and_names_every_key() -> None:
 
 def test_datasets_by_number_and_name(tmp_path: Path) -> None:
     for number, name in ((1, "Aorta"), (2, "Größe_β"), (3, "Twice"), (4, "Twice")):
-        write_tree(tmp_path, name, number)
+        write_files(tmp_path, name, number)
     assert find_dataset("1", tmp_path).name == find_dataset("Aorta", tmp_path).name == "Dataset001_Aorta"
     assert find_dataset("Dataset002_Größe_β", tmp_path).short == "Größe_β"
     missing = find_dataset("Liver", tmp_path)
@@ -193,7 +176,7 @@ def test_both_dimensions_have_controls_of_their_own(tmp_path: Path) -> None:
 
 
 def test_ids_are_unique_legal_and_stable(tmp_path: Path) -> None:
-    write_tree(tmp_path / "raw", "Größe β", 7)
+    write_files(tmp_path / "raw", "Größe β", 7)
     changes = {"datasets": ["Größe β"], "seeds": [1, 2], "train_cases": [3, "all"], "folds": [0, 1]}
     first = expanded(tmp_path, **changes)
     again = expanded(tmp_path, **changes)
@@ -248,8 +231,8 @@ def test_domains(tmp_path: Path) -> None:
 
 
 def test_domains_must_have_the_same_labels(tmp_path: Path) -> None:
-    write_tree(tmp_path / "raw", "A", 1)
-    write_tree(tmp_path / "raw", "B", 2, {"background": 0, "two": 1})
+    write_files(tmp_path / "raw", "A", 1)
+    write_files(tmp_path / "raw", "B", 2, {"background": 0, "two": 1})
     changes = {"datasets": [], "anatomies": {"x": ["A", "B"]}}
     assert expanded(tmp_path, **changes).trainings
     with pytest.raises(StudyError, match="Dataset002_B: has no 'one'"):
@@ -270,7 +253,7 @@ def test_domains_must_have_the_same_labels(tmp_path: Path) -> None:
 )
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, object], said: str) -> None:
     if "Dataset001_A" in changes.get("datasets", ()):
-        write_tree(tmp_path / "raw", "A", 1)
+        write_files(tmp_path / "raw", "A", 1)
     with pytest.raises(StudyError, match=re.escape(said)):
         expanded(tmp_path, **changes)
 
@@ -306,7 +289,7 @@ def test_share_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ready_study_on_generated_datasets(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = read_study(file)
     for number, name in enumerate((name for group in content.groups.values() for name in group), 1):
-        write_tree(tmp_path / "nnUNet_raw", name, number)
+        write_files(tmp_path / "nnUNet_raw", name, number)
     found = prepared(tmp_path, monkeypatch, content)
     assert not found.missing and content.name == file.stem
     trainings = found.expansion.trainings.values()

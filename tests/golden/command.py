@@ -1,0 +1,28 @@
+"""Runs commands of ``nnunet-fm`` in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from nnunet_fm.cli.app import app
+
+
+def run(*words: str | Path) -> dict[str, Any]:
+    """What a command prints, line by line, and its exit code where that is not 0."""
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    said = {"out": done.stdout.splitlines(), "err": done.stderr.splitlines()}
+    if done.exit_code == 0:
+        return said
+    reason = "" if isinstance(done.exception, SystemExit) else " ".join(str(done.exception).split())
+    return said | {"exit": done.exit_code, "refused": reason}
+
+
+def succeed(*words: str | Path) -> dict[str, Any]:
+    """As `run`, for a command that has to work."""
+    said = run(*words)
+    if "exit" in said:
+        raise RuntimeError(f"nnunet-fm {' '.join(map(str, words))}: {said}")
+    return said
