@@ -209,15 +209,16 @@ INSIDES: tuple[Inside, ...] = (
     ),
     # Prediction
     Inside(
-        f"{_PREDICTOR}:nnUNetPredictor._manage_input_and_output_lists", "overridden", ("inference",),
-        "Images are listed without processes, and results that are not whole are predicted again.",
-        parameters="self, list_of_lists_or_source_folder, output_folder_or_list_of_truncated_output_files, "
-        "folder_with_segs_from_prev_stage, overwrite, part_id, num_parts, save_probabilities",
+        "nnunetv2.preprocessing.preprocessors.default_preprocessor:DefaultPreprocessor.run_case_npy", "replaced",
+        ("inference/preprocess.py",),
+        "nnU-Net calls it with what it has just read: reading ends there, and images are checked.",
+        parameters="self, data, seg, properties, plans_manager, configuration_manager, dataset_json",
+        reader="nnunetv2.preprocessing.preprocessors.default_preprocessor:DefaultPreprocessor.run_case",
     ),
     Inside(
-        f"{_PREDICTOR}:nnUNetPredictor._internal_get_data_iterator_from_lists_of_filenames", "overridden",
-        ("inference",), "Each case is timed, and one that fails does not end the others.",
-        parameters="self, input_list_of_lists, seg_from_prev_stage_files, output_filenames_truncated, num_processes",
+        f"{_PREDICTOR}:nnUNetPredictor.predict_from_files", "repeated", ("inference",),
+        "Each case is timed, and one that fails does not end the others; the call is recorded as nnU-Net records it.",
+        source="98743e2bebd1",
     ),
     Inside(
         f"{_PREDICTOR}:nnUNetPredictor._internal_get_sliding_window_slicers", "overridden",
@@ -286,7 +287,7 @@ INSIDES: tuple[Inside, ...] = (
         source="3dc4d418af90",
     ),
     Inside(
-        "nnunetv2.training.loss.compound_losses:DC_and_CE_loss", "class changed", ("losses/dice_ce.py",),
+        "nnunetv2.training.loss.compound_losses:DC_and_CE_loss", "repeated", ("losses/dice_ce.py",),
         "The same sums in fewer passes over the logits, whatever arguments nnU-Net gave its loss.",
         source="97e1209a6740",
     ),

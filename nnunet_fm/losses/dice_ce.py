@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
@@ -76,31 +77,40 @@ def _dice_of_sums(overlap: Tensor, total: Tensor) -> Tensor:
     return 1 - ((2 * overlap + SMOOTH) / (total + SMOOTH)).mean()
 
 
-class FewPassDiceCE(DC_and_CE_loss):
-    """nnU-Net's Dice and cross-entropy of exclusive classes, which on a CPU takes fewer passes over the logits."""
+class FewPassDiceCE(nn.Module):
+    """nnU-Net's Dice and cross-entropy of exclusive classes, which on a CPU takes fewer passes over the logits.
+
+    Args:
+        stock: nnU-Net's loss, with its weights and arguments.
+    """
+
+    def __init__(self, stock: DC_and_CE_loss) -> None:
+        super().__init__()
+        self.stock = stock
 
     def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
         """Logits ``(B, K, …)`` and label map ``(B, 1, …)`` -> scalar."""
+        stock = self.stock
         if net_output.device.type != "cpu" or target.shape[1] != 1:
-            return super().forward(net_output, target)
+            return cast(Tensor, stock(net_output, target))
         mask: Tensor | None = None
-        if self.ignore_label is not None:
-            mask = target != self.ignore_label
+        if stock.ignore_label is not None:
+            mask = target != stock.ignore_label
             target = target.where(mask, 0)
         sums = softmax_sums(net_output.float(), target, mask)
         loss = net_output.new_zeros((), dtype=torch.float32)
-        if self.weight_ce:
+        if stock.weight_ce:
             voxels = target.numel() if mask is None else mask.sum().clamp(min=1)
-            loss = loss + self.weight_ce * sums.entropy.sum() / voxels
-        if self.weight_dice:
-            first = 0 if self.dc.do_bg else 1
+            loss = loss + stock.weight_ce * sums.entropy.sum() / voxels
+        if stock.weight_dice:
+            first = 0 if stock.dc.do_bg else 1
             overlap, *parts = (part[:, first:] for part in (sums.overlap, sums.predicted, sums.truth))
-            if self.dc.batch_dice:
-                if self.dc.ddp:
+            if stock.dc.batch_dice:
+                if stock.dc.ddp:
                     overlap, *parts = (AllGatherGrad.apply(part).sum(0) for part in (overlap, *parts))
                 overlap, *parts = (part.sum(0) for part in (overlap, *parts))
-            dice = (2 * overlap + self.dc.smooth) / (sum(parts) + self.dc.smooth).clamp_min(1e-8)
-            loss = loss - self.weight_dice * dice.mean()
+            dice = (2 * overlap + stock.dc.smooth) / (sum(parts) + stock.dc.smooth).clamp_min(1e-8)
+            loss = loss - stock.weight_dice * dice.mean()
         return loss
 
 
@@ -108,7 +118,7 @@ def in_few_passes(loss: nn.Module) -> nn.Module:
     """nnU-Net's loss as `FewPassDiceCE`, if it is Dice and cross-entropy of exclusive classes; else as it is."""
     # A compiled Dice is of another class: compilation makes one pass of several by itself.
     if type(loss) is DC_and_CE_loss and type(loss.dc) is MemoryEfficientSoftDiceLoss:
-        loss.__class__ = FewPassDiceCE
+        return FewPassDiceCE(loss)
     return loss
 
 
