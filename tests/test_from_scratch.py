@@ -13,7 +13,8 @@ from nnunet_fm.models.names import Spec
 from nnunet_fm.models.registry import cards
 from nnunet_fm.planfile.schema import KEY, PlanError, PlanKey, changed_recipe
 from nnunet_fm.planfile.training_config import resolve
-from nnunet_fm.plans.planner import FEW_CASES, Options, planner_class
+from nnunet_fm.plans.pipeline import FEW_CASES
+from nnunet_fm.plans.planner import Options, planner_class
 from tests.datasets import nnunet_folders, write_dataset, write_fingerprint
 
 SCRATCH = Spec(scratch=True)

@@ -21,7 +21,9 @@ from nnunet_fm.dataset_conversion.hanseg import ORGANS
 from nnunet_fm.models.card import Recipe, read_mirror
 from nnunet_fm.models.registry import cards
 from nnunet_fm.planfile.schema import PlanError
-from nnunet_fm.plans.mirroring import Data, Mirroring, choose_mirroring
+from nnunet_fm.plans.mirroring import Data, choose_mirroring
+from nnunet_fm.plans.pipeline import told
+from nnunet_fm.plans.plan import Decision
 from nnunet_fm.preprocessing.orientation import dataset_orientations, patient_axes
 from nnunet_fm.preprocessing.raw import training_cases
 from nnunet_fm.studies.schema import check_settings
@@ -230,7 +232,9 @@ def test_headers_that_tell_nothing(tmp_path: Path) -> None:
 # Plans
 
 
-def choose(data: Data, *, variant: str = "mission", wish: object = None, dim: int = 3, **recipe: Any) -> Mirroring:
+def choose(
+    data: Data, *, variant: str = "mission", wish: object = None, dim: int = 3, **recipe: Any
+) -> Decision[list[int]]:
     return choose_mirroring(Recipe(**recipe), wish, variant, data, dim)
 
 
@@ -238,17 +242,17 @@ def test_left_and_right_are_not_mirrored(tmp_path: Path, capsys: pytest.CaptureF
     data = written(tmp_path, [turned(0)])
     for preset in MIRRORING_PRESETS:
         chosen = choose(data, augmentation=preset)
-        assert chosen.axes == [0, 1] and chosen.origin == "data"
+        assert chosen.value == [0, 1] and chosen.origin == "data"
         assert "Kidney_L and Kidney_R differ by side, and x is the left-right axis" in chosen.reasons["mirror"]
-    assert choose(data, augmentation="light") == Mirroring([], "mission")
-    assert choose(data, variant="nnunet").axes == [0, 1]
+    assert choose(data, augmentation="light") == Decision([], "mission")
+    assert choose(data, variant="nnunet").value == [0, 1]
     for variant in ("official", "thesis"):
         chosen = choose(data, variant=variant)
-        assert chosen.axes == [0, 1, 2] and chosen.reasons["mirror"].startswith("as published, though Kidney_L")
+        assert chosen.value == [0, 1, 2] and chosen.reasons["mirror"].startswith("as published, though Kidney_L")
         assert "--mirror z,y" in chosen.reasons["mirror"]
     chosen = choose(data, wish="all")
-    assert chosen.axes == [0, 1, 2] and chosen.origin == "user" and "as asked" in chosen.reasons["mirror"]
-    assert choose(data, wish="z") == Mirroring([0], "user")
+    assert chosen.value == [0, 1, 2] and chosen.origin == "user" and "as asked" in chosen.reasons["mirror"]
+    assert choose(data, wish="z") == Decision([0], "user")
     captured = capsys.readouterr()
     assert not captured.out and not captured.err
 
@@ -258,16 +262,16 @@ def test_front_and_back_are_not_mirrored(tmp_path: Path) -> None:
     labels = {"background": 0, "anterior": 1, "posterior": 2}
     data = written(tmp_path, [turned(0)], labels)
     chosen = choose(data)
-    assert chosen.axes == [0, 2] and chosen.origin == "data"
+    assert chosen.value == [0, 2] and chosen.origin == "data"
     assert "anterior and posterior differ by side, and y is the front-back axis" in chosen.reasons["mirror"]
-    assert choose(Data(data.raw, labels, data.cases, "NaturalImage2DIO", [0, 1, 2])).axes == [0, 1, 2]
+    assert choose(Data(data.raw, labels, data.cases, "NaturalImage2DIO", [0, 1, 2])).value == [0, 1, 2]
     both = {**labels, "kidney left": 3, "kidney right": 4}
     chosen = choose(Data(data.raw, both, data.cases, PLAIN, [0, 1, 2]))
-    assert chosen.axes == [0]
+    assert chosen.value == [0]
     assert "x is the left-right axis and y is the front-back axis" in chosen.reasons["mirror"]
     coronal = Data(data.raw, labels, data.cases, PLAIN, [1, 0, 2])
     chosen = choose(coronal, dim=2)
-    assert chosen.axes == [0, 1] and "across the front-back axis" in chosen.reasons["mirror"]
+    assert chosen.value == [0, 1] and "across the front-back axis" in chosen.reasons["mirror"]
 
 
 def test_slices_follow_the_axes_of_the_images(tmp_path: Path) -> None:
@@ -275,10 +279,10 @@ def test_slices_follow_the_axes_of_the_images(tmp_path: Path) -> None:
     for first, axes in ((0, [0]), (1, [0]), (2, [0, 1])):
         order = [first, *(axis for axis in range(3) if axis != first)]
         chosen = choose(Data(data.raw, data.labels, data.cases, PLAIN, order), dim=2)
-        assert chosen.axes == axes
+        assert chosen.value == axes
     assert "slices are cut across the left-right axis" in chosen.reasons["mirror"]
     sagittal = Data(data.raw, data.labels, data.cases, PLAIN, [2, 0, 1])
-    assert choose(sagittal, wish="y", dim=2).axes == [1]
+    assert choose(sagittal, wish="y", dim=2).value == [1]
     with pytest.raises(PlanError, match="'x', but a patch has the axes z, y, or 0, 1"):
         choose(sagittal, wish="x", dim=2)
 
@@ -286,13 +290,13 @@ def test_slices_follow_the_axes_of_the_images(tmp_path: Path) -> None:
 def test_regions_and_a_converters_word(tmp_path: Path) -> None:
     labels = {"background": 0, "lungs": [1, 2], "left lung": 1, "right lung": 2}
     data = written(tmp_path, [SWAPPED], labels)
-    assert choose(data).axes == [0, 2]
+    assert choose(data).value == [0, 2]
     photographs = Data(data.raw, labels, data.cases, "NaturalImage2DIO", [0, 1, 2])
-    assert choose(photographs).axes == [] and "format does not tell" in choose(photographs).reasons["mirror"]
+    assert choose(photographs).value == [] and "format does not tell" in choose(photographs).reasons["mirror"]
     told = {"left_right": {"axis": "x", "pairs": [["lungs", "left lung"], ["gone", "lost"]]}}
     (data.raw / "conversion.json").write_text(json.dumps(told))
-    assert choose(photographs).axes == [0, 1]
-    assert choose(data).axes == [0]  # headers and conversion.json disagree
+    assert choose(photographs).value == [0, 1]
+    assert choose(data).value == [0]  # headers and conversion.json disagree
     assert choose(data).reasons["mirror"].startswith("lungs and left lung, left lung and right lung differ by side")
     (data.raw / "conversion.json").write_text('{"left_right": {"axis": "w"}}')
     with pytest.raises(PlanError, match="left_right.axis is 'w', legal are"):
@@ -301,13 +305,13 @@ def test_regions_and_a_converters_word(tmp_path: Path) -> None:
 
 def test_labels_that_look_sided_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = written(tmp_path, [turned(0)], {"background": 0, "LV": 1, "RV": 2})
-    chosen = choose(data)
-    assert chosen.axes == [0, 1, 2] and chosen.origin == "mission"
+    chosen = told(choose(data))
+    assert chosen.value == [0, 1, 2] and chosen.origin == "mission"
     assert (
         "WARNING: labels that only look as if they told left from right (LV, RV) change nothing"
         in capsys.readouterr().err
     )
-    assert choose(data, wish="none") == Mirroring([], "user") and choose(data, augmentation="light").reasons == {}
+    assert choose(data, wish="none") == Decision([], "user") and choose(data, augmentation="light").reasons == {}
 
 
 def test_axes_beside_a_preset_without_flips_are_refused(tmp_path: Path) -> None:
@@ -315,4 +319,4 @@ def test_axes_beside_a_preset_without_flips_are_refused(tmp_path: Path) -> None:
     for wish in ([0, 1], "all", True):
         with pytest.raises(PlanError, match="augmentation 'light' flips nothing"):
             choose(data, wish=wish, augmentation="light")
-    assert choose(data, wish=False, augmentation="light").axes == []
+    assert choose(data, wish=False, augmentation="light").value == []

@@ -15,13 +15,14 @@ from nnunetv2.preprocessing.normalization.default_normalization_schemes import (
 
 from nnunet_fm.models.build import UNIT_RANGE
 from nnunet_fm.models.card import Intensity
-from nnunet_fm.plans.intensity import Normalization, normalization, symmetric_channels, window_properties
+from nnunet_fm.plans.intensity import Normalization, normalization, window_properties
 from nnunet_fm.preprocessing.normalization import (
     AdvancedNormalization,
     FMPercentileNormalization,
     FMSymmetricPercentileNormalization,
     ScaleIntensity,
 )
+from nnunet_fm.preprocessing.value_ranges import symmetric_channels
 
 NUMBERS = {"percentile_00_5": -900.0, "percentile_99_5": 900.0, "mean": 40.0, "std": 80.0}
 

@@ -19,9 +19,10 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunet_fm.data.folds import first_cases
 from nnunet_fm.models.card import DatasetChoice
 from nnunet_fm.models.registry import get_card
+from nnunet_fm.models.variants import dataset_choice, on_dataset
 from nnunet_fm.planfile.schema import PlanError, PlanKey
+from nnunet_fm.plans.geometry import slice_axis
 from nnunet_fm.plans.planner import Options, planner_class
-from nnunet_fm.plans.slices import dataset_choice, on_dataset, slice_axis
 from tests.datasets import blobs, nnunet_folders, write_dataset, write_fingerprint, write_image
 
 PLANNER = "FMPlanner_dinov2_s_linear_freeze"

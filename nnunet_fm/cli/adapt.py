@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nnunet_fm.cli.completion import complete_datasets
 from nnunet_fm.cli.console import Quiet, results_only, working
+from nnunet_fm.cli.settings import Force, Processes, read_settings
+
+if TYPE_CHECKING:
+    from nnunet_fm.plans.adapt import AdaptOptions
 
 EPILOG = """
 Examples:
@@ -32,99 +37,90 @@ class Method(str, Enum):
     entropymin = "entropymin"
 
 
-class Part(str, Enum):
-    """What is trained."""
+class Trained(str, Enum):
+    """The part of the network that is trained."""
 
     head = "head"
     adapter = "adapter"
     all = "all"
 
 
+Source = Annotated[
+    Path, typer.Option("--source", help="Trained model: nnU-Net's folder <trainer>__<plans>__<configuration>.")
+]
+Target = Annotated[
+    str,
+    typer.Option("--target", "-d", help="ID or name of the dataset to adapt to.", autocompletion=complete_datasets),
+]
+How = Annotated[Method, typer.Option("--method", help="How.")]
+Fold = Annotated[str, typer.Option("--source-fold", "-f", help="Fold of the trained model, or 'all'.")]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        "-chk", "--checkpoint", help="Its checkpoint; without it checkpoint_best.pth, or checkpoint_final.pth."
+    ),
+]
+Labelled = Annotated[
+    int | None, typer.Option("--labelled", min=0, help="Training cases whose labels are used (selftraining; 3).")
+]
+LabelledCases = Annotated[
+    list[str] | None, typer.Option("--labelled-cases", help="These cases instead.", metavar="CASE …")
+]
+Confidence = Annotated[
+    float, typer.Option("--confidence", min=0, max=1, help="Probability from which a pseudo-label counts.")
+]
+UpdateEvery = Annotated[
+    int, typer.Option("--update-every", min=1, help="Iterations between two updates of the teacher.")
+]
+TeacherMomentum = Annotated[
+    float | None,
+    typer.Option("--teacher-momentum", min=0, max=1, help="Average the teacher over time, e.g. with 0.99."),
+]
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", min=1, help="Passes over the target (selftraining 20, entropymin 2).")
+]
+Iterations = Annotated[int | None, typer.Option("--iterations", min=1, help="Optimiser steps instead.")]
+Train = Annotated[Trained, typer.Option("--train", help="The head alone, what the source trained (adapter), or all.")]
+Faithful = Annotated[bool, typer.Option("--faithful", help="The procedure of the 2D thesis's code.")]
+Name = Annotated[
+    str | None,
+    typer.Option("--name", "-p", "-overwrite_plans_name", help="Plans name instead of FMPlans_<model>…_from_…"),
+]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed; without it the source's.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a recipe field, e.g. recipe.learning_rate=1e-5.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print path, plan, trainer and configuration as JSON.")]
+
+
 def adapt(
-    source: Annotated[
-        Path, typer.Option("--source", help="Trained model: nnU-Net's folder <trainer>__<plans>__<configuration>.")
-    ],
-    target: Annotated[
-        str,
-        typer.Option("--target", "-d", help="ID or name of the dataset to adapt to.", autocompletion=complete_datasets),
-    ],
-    method: Annotated[Method, typer.Option("--method", help="How.")],
-    fold: Annotated[str, typer.Option("--source-fold", "-f", help="Fold of the trained model, or 'all'.")] = "0",
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            "-chk", "--checkpoint", help="Its checkpoint; without it checkpoint_best.pth, or checkpoint_final.pth."
-        ),
-    ] = None,
-    labelled: Annotated[
-        int | None,
-        typer.Option("--labelled", min=0, help="Training cases whose labels are used (selftraining; 3)."),
-    ] = None,
-    labelled_cases: Annotated[
-        list[str] | None, typer.Option("--labelled-cases", help="These cases instead.", metavar="CASE …")
-    ] = None,
-    confidence: Annotated[
-        float, typer.Option("--confidence", min=0, max=1, help="Probability from which a pseudo-label counts.")
-    ] = 0.9,
-    update_every: Annotated[
-        int, typer.Option("--update-every", min=1, help="Iterations between two updates of the teacher.")
-    ] = 1,
-    teacher_momentum: Annotated[
-        float | None,
-        typer.Option("--teacher-momentum", min=0, max=1, help="Average the teacher over time, e.g. with 0.99."),
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, help="Passes over the target (selftraining 20, entropymin 2).")
-    ] = None,
-    iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="Optimiser steps instead.")] = None,
-    train: Annotated[
-        Part, typer.Option("--train", help="The head alone, what the source trained (adapter), or all.")
-    ] = Part.head,
-    faithful: Annotated[bool, typer.Option("--faithful", help="The procedure of the 2D thesis's code.")] = False,
-    name: Annotated[
-        str | None,
-        typer.Option("--name", "-p", "-overwrite_plans_name", help="Plans name instead of FMPlans_<model>…_from_…"),
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed; without it the source's.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a recipe field, e.g. recipe.learning_rate=1e-5.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace plans that have trained models.")] = False,
-    processes: Annotated[int, typer.Option("-npfp", min=1, help="Processes for a fingerprint that is missing.")] = 2,
+    source: Source,
+    target: Target,
+    method: How,
+    fold: Fold = "0",
+    checkpoint: Checkpoint = None,
+    labelled: Labelled = None,
+    labelled_cases: LabelledCases = None,
+    confidence: Confidence = 0.9,
+    update_every: UpdateEvery = 1,
+    teacher_momentum: TeacherMomentum = None,
+    epochs: Epochs = None,
+    iterations: Iterations = None,
+    train: Train = Trained.head,
+    faithful: Faithful = False,
+    name: Name = None,
+    seed: Seed = None,
+    settings: Changes = None,
+    force: Force = False,
+    processes: Processes = 2,
     quiet: Quiet = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print path, plan, trainer and configuration as JSON.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Write nnU-Net plans that adapt a trained model to another dataset of the same labels."""
-    from nnunet_fm.cli.plan import _changed
-    from nnunet_fm.plans.adapt import AdaptOptions, plan_adaptation
+    given = SimpleNamespace(**locals())
+    from nnunet_fm.plans.adapt import plan_adaptation
 
-    if iterations is not None and epochs is not None:
-        raise typer.BadParameter("--iterations and --epochs say the same in two ways: give one", param_hint="--epochs")
-    if labelled is not None and labelled_cases:
-        raise typer.BadParameter("--labelled and --labelled-cases exclude each other", param_hint="--labelled")
-    if _changed("network", settings or []):
-        raise typer.BadParameter("the network is the source's: only recipe.<field> can change", param_hint="--set")
-    options = AdaptOptions(
-        method=method.value,
-        fold=fold,
-        checkpoint=checkpoint,
-        labelled=labelled,
-        labelled_cases=labelled_cases or [],
-        confidence=confidence,
-        update_every=update_every,
-        teacher_momentum=teacher_momentum,
-        epochs=epochs,
-        iterations=iterations,
-        train=train.value,
-        faithful=faithful,
-        name=name,
-        seed=seed,
-        recipe=_changed("recipe", settings or []),
-        force=force,
-        processes=processes,
-    )
+    options = _options(given)
     with results_only(as_json=as_json, quiet=quiet), working("reading source and target", quiet=quiet):
         adapted = plan_adaptation(source, int(target) if target.isdigit() else target, options)
     if as_json:
@@ -135,3 +131,35 @@ def adapt(
         for subject, reason in adapted.plans["nnunet_fm"]["reasons"].items():
             print(f"  {subject}: {reason}")
         print("\nThen:", *adapted.commands, sep="\n  ")
+
+
+def _options(given: SimpleNamespace) -> AdaptOptions:
+    """The options of the command line."""
+    from nnunet_fm.plans.adapt import AdaptOptions
+
+    if given.iterations is not None and given.epochs is not None:
+        raise typer.BadParameter("--iterations and --epochs say the same in two ways: give one", param_hint="--epochs")
+    if given.labelled is not None and given.labelled_cases:
+        raise typer.BadParameter("--labelled and --labelled-cases exclude each other", param_hint="--labelled")
+    changed = read_settings(given.settings)
+    if changed.network:
+        raise typer.BadParameter("the network is the source's: only recipe.<field> can change", param_hint="--set")
+    return AdaptOptions(
+        method=given.method.value,
+        fold=given.fold,
+        checkpoint=given.checkpoint,
+        labelled=given.labelled,
+        labelled_cases=given.labelled_cases or [],
+        confidence=given.confidence,
+        update_every=given.update_every,
+        teacher_momentum=given.teacher_momentum,
+        epochs=given.epochs,
+        iterations=given.iterations,
+        train=given.train.value,
+        faithful=given.faithful,
+        name=given.name,
+        seed=given.seed,
+        recipe=changed.recipe,
+        force=given.force,
+        processes=given.processes,
+    )

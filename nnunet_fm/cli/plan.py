@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nnunet_fm.cli.completion import complete_adapters, complete_datasets, complete_heads, complete_models
 from nnunet_fm.cli.console import Quiet, results_only
+from nnunet_fm.cli.settings import Force, Processes, read_settings
+
+if TYPE_CHECKING:
+    from nnunet_fm.plans.planner import Options
 
 EPILOG = """
 Examples:
@@ -38,208 +44,219 @@ UNCOUNTED = 1_000_000
 CONTROL_FIELDS = ("iterations_per_epoch", "validation_iterations")
 """Recipe fields that a control has, too."""
 
+MODEL_ONLY = {
+    "-m": "model", "--head": "head", "--adapter": "adapter", "--epochs": "epochs", "--minutes": "minutes",
+    "--spacing": "spacing", "--patch": "patch", "--batch": "batch", "--slice-axis": "slice_axis",
+    "--mirror": "mirror", "--weights": "weights", "--head-weights": "head_weights",
+    "--eval-datasets": "eval_datasets", "--portable": "portable",
+}  # fmt: skip
+"""Options that a control has not."""
+
+Dataset = Annotated[str, typer.Option("-d", "--dataset", help="Dataset ID or name.", autocompletion=complete_datasets)]
+Model = Annotated[
+    str | None,
+    typer.Option("-m", "--model", help="Model; without it, chosen from the data.", autocompletion=complete_models),
+]
+Head = Annotated[str | None, typer.Option("--head", help="Decode head of a 2D model.", autocompletion=complete_heads)]
+Adapter = Annotated[str | None, typer.Option("--adapter", help="Adapter.", autocompletion=complete_adapters)]
+Variant = Annotated[str, typer.Option("--variant", help="mission, official, thesis, nnunet or quick.")]
+Iterations = Annotated[int | None, typer.Option("--iterations", min=1, help="Optimiser steps, met exactly.")]
+Minutes = Annotated[
+    float | None,
+    typer.Option("--minutes", min=0.01, help="Train so long instead; the learning rate reaches zero at the end."),
+]
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the training slices (2D models).")]
+Spacing = Annotated[
+    list[str] | None, typer.Option("--spacing", help="Z Y X in mm (2D: Y X), or 'native'.", metavar="Z Y X")
+]
+Patch = Annotated[list[int] | None, typer.Option("--patch", help="Patch edges in voxels.", metavar="Z Y X")]
+Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Batch size.")]
+SliceAxis = Annotated[
+    str | None,
+    typer.Option("--slice-axis", help="Axis across 2D slices: z, y or x; axial, coronal or sagittal slices."),
+]
+Mirror = Annotated[
+    str | None,
+    typer.Option(
+        "--mirror",
+        help="Axes to flip in training and prediction: all, none, or some of z, y, x, such as z,y. By default all "
+        "that the augmentation flips, without left-right where labels tell left from right.",
+    ),
+]
+GpuMemory = Annotated[
+    float | None,
+    typer.Option(
+        "--gpu-memory-target", "-gpu_memory_target", min=0.1, help="GB to fit patch and batch into; 8.0 by default."
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a recipe field or a network argument, e.g. recipe.loss=ce; repeatable."),
+]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="Official file to start from, see `nnunet-fm weights list`.")
+]
+HeadWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--head-weights",
+        help="sam or medsam: file that a head of the SAM family starts from, and its mask decoder where that fits.",
+    ),
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the training and of --train-cases.")]
+TrainCases = Annotated[
+    int | None, typer.Option("--train-cases", min=1, help="Train on so many cases of a fold, drawn by the seed.")
+]
+EvalDatasets = Annotated[
+    list[str] | None,
+    typer.Option("--eval-datasets", help="Other datasets of the same labels to measure on.", metavar="ID ID …"),
+]
+Control = Annotated[
+    str | None,
+    typer.Option("--control", help="Instead of a model, stock nnU-Net: stock, resenc_m, resenc_l or resenc_xl."),
+]
+Name = Annotated[
+    str | None, typer.Option("--name", "-p", "-overwrite_plans_name", help="Plans name instead of FMPlans_<model>…")
+]
+Portable = Annotated[bool, typer.Option("--portable", help="Plans that nnU-Net can use without our hook.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the path and the plan as JSON.")]
+
 
 def plan(
-    dataset: Annotated[
-        str, typer.Option("-d", "--dataset", help="Dataset ID or name.", autocompletion=complete_datasets)
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option("-m", "--model", help="Model; without it, chosen from the data.", autocompletion=complete_models),
-    ] = None,
-    head: Annotated[
-        str | None, typer.Option("--head", help="Decode head of a 2D model.", autocompletion=complete_heads)
-    ] = None,
-    adapter: Annotated[str | None, typer.Option("--adapter", help="Adapter.", autocompletion=complete_adapters)] = None,
-    variant: Annotated[str, typer.Option("--variant", help="mission, official, thesis, nnunet or quick.")] = "mission",
-    iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="Optimiser steps, met exactly.")] = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option("--minutes", min=0.01, help="Train so long instead; the learning rate reaches zero at the end."),
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, help="Passes over the training slices (2D models).")
-    ] = None,
-    spacing: Annotated[
-        list[str] | None, typer.Option("--spacing", help="Z Y X in mm (2D: Y X), or 'native'.", metavar="Z Y X")
-    ] = None,
-    patch: Annotated[list[int] | None, typer.Option("--patch", help="Patch edges in voxels.", metavar="Z Y X")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Batch size.")] = None,
-    slice_axis: Annotated[
-        str | None,
-        typer.Option("--slice-axis", help="Axis across 2D slices: z, y or x; axial, coronal or sagittal slices."),
-    ] = None,
-    mirror: Annotated[
-        str | None,
-        typer.Option(
-            "--mirror",
-            help="Axes to flip in training and prediction: all, none, or some of z, y, x, such as z,y. By default all "
-            "that the augmentation flips, without left-right where labels tell left from right.",
-        ),
-    ] = None,
-    gpu_memory_target: Annotated[
-        float | None,
-        typer.Option(
-            "--gpu-memory-target", "-gpu_memory_target", min=0.1, help="GB to fit patch and batch into; 8.0 by default."
-        ),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change a recipe field or a network argument, e.g. recipe.loss=ce; repeatable."),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option("--weights", help="Official file to start from, see `nnunet-fm weights list`.")
-    ] = None,
-    head_weights: Annotated[
-        str | None,
-        typer.Option(
-            "--head-weights",
-            help="sam or medsam: file that a head of the SAM family starts from, and its mask decoder where that fits.",
-        ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the training and of --train-cases.")] = None,
-    train_cases: Annotated[
-        int | None, typer.Option("--train-cases", min=1, help="Train on so many cases of a fold, drawn by the seed.")
-    ] = None,
-    eval_datasets: Annotated[
-        list[str] | None,
-        typer.Option("--eval-datasets", help="Other datasets of the same labels to measure on.", metavar="ID ID …"),
-    ] = None,
-    control: Annotated[
-        str | None,
-        typer.Option("--control", help="Instead of a model, stock nnU-Net: stock, resenc_m, resenc_l or resenc_xl."),
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option("--name", "-p", "-overwrite_plans_name", help="Plans name instead of FMPlans_<model>…"),
-    ] = None,
-    portable: Annotated[bool, typer.Option("--portable", help="Plans that nnU-Net can use without our hook.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace plans that have trained models.")] = False,
-    processes: Annotated[int, typer.Option("-npfp", min=1, help="Processes for a fingerprint that is missing.")] = 2,
+    dataset: Dataset,
+    model: Model = None,
+    head: Head = None,
+    adapter: Adapter = None,
+    variant: Variant = "mission",
+    iterations: Iterations = None,
+    minutes: Minutes = None,
+    epochs: Epochs = None,
+    spacing: Spacing = None,
+    patch: Patch = None,
+    batch: Batch = None,
+    slice_axis: SliceAxis = None,
+    mirror: Mirror = None,
+    gpu_memory_target: GpuMemory = None,
+    settings: Settings = None,
+    weights: Weights = None,
+    head_weights: HeadWeights = None,
+    seed: Seed = None,
+    train_cases: TrainCases = None,
+    eval_datasets: EvalDatasets = None,
+    control: Control = None,
+    name: Name = None,
+    portable: Portable = False,
+    force: Force = False,
+    processes: Processes = 2,
     quiet: Quiet = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the path and the plan as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write nnU-Net plans for one model from the dataset's fingerprint and the model's card."""
-    from pathlib import Path
+    given = SimpleNamespace(**locals())
+    write = _write_model if control is None else _write_control
+    with results_only(as_json=as_json, quiet=quiet):
+        file, plans = write(given)
+    if as_json:
+        print(json.dumps({"path": str(file), "plans": plans}))
+    elif control is not None and not quiet:
+        print(f"Plans were saved to {file}; train them with -tr fm_trainer_stock -p {file.stem}")
 
-    if control is not None:
-        unfit = {
-            "-m": model, "--head": head, "--adapter": adapter, "--epochs": epochs, "--minutes": minutes,
-            "--spacing": spacing,
-            "--patch": patch, "--batch": batch, "--slice-axis": slice_axis, "--mirror": mirror,
-            "--weights": weights,
-            "--head-weights": head_weights, "--eval-datasets": eval_datasets, "--portable": portable or None,
-            "--variant": None if variant == "mission" else variant,
-        }  # fmt: skip
-        given = [flag for flag, value in unfit.items() if value]
-        if given:
-            raise typer.BadParameter(f"stock nnU-Net has no {', '.join(given)}", param_hint="--control")
-        _control(
-            control, gpu_memory_target, dataset, iterations, seed, train_cases, settings or [], name, force,
-            as_json, quiet,
-        )  # fmt: skip
-        return
 
-    from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-
-    from nnunet_fm.io.dataset_names import dataset_name
-    from nnunet_fm.models.card import read_mirror
+def _write_model(given: SimpleNamespace) -> tuple[Path, dict[str, Any]]:
+    """Plan a model as the command line says; returns the file and its content."""
     from nnunet_fm.models.names import PLANNER_PREFIX, VARIANTS
-    from nnunet_fm.plans.planner import Options, planner_class
-    from nnunet_fm.plans.slices import AXES, PLANES
-    from nnunet_fm.preprocessing.fingerprint import fingerprint
-    from nnunet_fm.preprocessing.raw import check_cases, read_dataset_json
+    from nnunet_fm.planfile.write import plan_file
+    from nnunet_fm.plans.planner import planner_class
 
-    if variant not in ("mission", *VARIANTS):
-        raise typer.BadParameter(f"'{variant}' is not one of mission, {', '.join(VARIANTS)}", param_hint="--variant")
-    if model is None and (head or adapter):
+    if given.variant not in ("mission", *VARIANTS):
+        legal = ", ".join(("mission", *VARIANTS))
+        raise typer.BadParameter(f"'{given.variant}' is not one of {legal}", param_hint="--variant")
+    if given.model is None and (given.head or given.adapter):
         raise typer.BadParameter("a head or an adapter needs a model: add -m MODEL")
-    if slice_axis is not None and slice_axis.lower() not in {**AXES, **PLANES}:
-        raise typer.BadParameter(
-            f"'{slice_axis}' is not one of z, y, x, {', '.join(PLANES)}", param_hint="--slice-axis"
-        )
-    recipe = _changed("recipe", settings or []) | ({} if seed is None else {"seed": seed})
-    if mirror is not None:
+    options = _options(given)
+    variant = None if given.variant == "mission" else given.variant
+    parts = (PLANNER_PREFIX, given.model, given.head, given.adapter, variant)
+    planner = planner_class("_".join(part for part in parts if part))
+    memory, processes = given.gpu_memory_target or 8.0, given.processes
+    made = planner(given.dataset, memory, plans_name=given.name, options=options, processes=processes)
+    plans = made.plan_experiment()
+    return plan_file(plans), plans
+
+
+def _options(given: SimpleNamespace) -> Options:
+    """The planner's options of the command line."""
+    from nnunet_fm.plans.geometry import AXES, PLANES
+    from nnunet_fm.plans.planner import Options
+
+    if given.slice_axis is not None and given.slice_axis.lower() not in {**AXES, **PLANES}:
+        legal = f"z, y, x, {', '.join(PLANES)}"
+        raise typer.BadParameter(f"'{given.slice_axis}' is not one of {legal}", param_hint="--slice-axis")
+    changed = read_settings(given.settings)
+    recipe = _recipe(given, changed.recipe)
+    if given.iterations is not None and given.epochs is not None:
+        raise typer.BadParameter("--iterations and --epochs say the same in two ways: give one", param_hint="--epochs")
+    if given.minutes is not None and (given.iterations is not None or given.epochs is not None):
+        raise typer.BadParameter("give --minutes, --iterations or --epochs, not two of them", param_hint="--minutes")
+    return Options(
+        iterations=given.iterations if given.minutes is None else UNCOUNTED,
+        epochs=given.epochs,
+        spacing=_spacing(given.spacing),
+        patch=given.patch,
+        batch=given.batch,
+        slice_axis=given.slice_axis,
+        recipe=recipe,
+        network=changed.network,
+        weights=given.weights,
+        head_weights=given.head_weights,
+        train_cases=given.train_cases,
+        eval_datasets=[int(other) if other.isdigit() else other for other in given.eval_datasets or []],
+        portable=given.portable,
+        force=given.force,
+    )
+
+
+def _recipe(given: SimpleNamespace, changed: dict[str, Any]) -> dict[str, Any]:
+    """Recipe fields that the options change."""
+    from nnunet_fm.models.card import read_mirror
+
+    recipe = changed | ({} if given.seed is None else {"seed": given.seed})
+    if given.mirror is not None:
         if "mirror" in recipe:
             raise typer.BadParameter("--mirror and --set recipe.mirror say the same: give one", param_hint="--mirror")
         try:
-            recipe["mirror"] = read_mirror(mirror)
+            recipe["mirror"] = read_mirror(given.mirror)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--mirror") from None
-    if iterations is not None and epochs is not None:
-        raise typer.BadParameter("--iterations and --epochs say the same in two ways: give one", param_hint="--epochs")
-    if minutes is not None and (iterations is not None or epochs is not None):
-        raise typer.BadParameter("give --minutes, --iterations or --epochs, not two of them", param_hint="--minutes")
-    suffix = None if variant == "mission" else variant
-    planner = planner_class("_".join(p for p in (PLANNER_PREFIX, model, head, adapter, suffix) if p))
-    if minutes is not None:
-        iterations, recipe["max_minutes"] = UNCOUNTED, minutes
-    options = Options(
-        iterations=iterations,
-        epochs=epochs,
-        spacing=_spacing(spacing),
-        patch=patch,
-        batch=batch,
-        slice_axis=slice_axis,
-        recipe=recipe,
-        network=_changed("network", settings or []),
-        weights=weights,
-        head_weights=head_weights,
-        train_cases=train_cases,
-        eval_datasets=[int(other) if other.isdigit() else other for other in eval_datasets or []],
-        portable=portable,
-        force=force,
-    )
-    with results_only(as_json=as_json, quiet=quiet):
-        named = dataset_name(dataset)
-        folder = Path(nnUNet_preprocessed, named)
-        dataset_json = read_dataset_json(Path(nnUNet_raw, named))
-        check_cases(Path(nnUNet_raw, named), dataset_json)
-        fingerprint(named, dataset_json, processes)
-        plans = planner(named, gpu_memory_target or 8.0, plans_name=name, options=options).plan_experiment()
-    if as_json:
-        print(json.dumps({"path": str(folder / f"{plans['plans_name']}.json"), "plans": plans}))
+    return recipe if given.minutes is None else recipe | {"max_minutes": given.minutes}
 
 
-def _control(
-    control: str,
-    gpu_memory_target: float | None,
-    dataset: str,
-    iterations: int | None,
-    seed: int | None,
-    train_cases: int | None,
-    settings: list[str],
-    name: str | None,
-    force: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Write the plans of a control row; what is not given is as in stock nnU-Net."""
+def _write_control(given: SimpleNamespace) -> tuple[Path, dict[str, Any]]:
+    """Write the plans of a control; options that are not given are as in stock nnU-Net."""
     from nnunet_fm.io.dataset_names import dataset_name
     from nnunet_fm.plans.stock import BASES, base_plans, write_stock_plans
 
-    if control not in BASES:
-        raise typer.BadParameter(f"'{control}' is not one of {', '.join(BASES)}", param_hint="--control")
-    changed = _changed("recipe", settings)
-    unfit = [*(set(changed) - set(CONTROL_FIELDS)), *_changed("network", settings)]
-    wrong = [key for key in CONTROL_FIELDS if key in changed and not (type(changed[key]) is int and changed[key] > 0)]
-    if unfit or wrong:
+    unfit = [flag for flag, option in MODEL_ONLY.items() if getattr(given, option)]
+    if unfit or given.variant != "mission":
+        flags = ", ".join([*unfit, *(["--variant"] if given.variant != "mission" else [])])
+        raise typer.BadParameter(f"stock nnU-Net has no {flags}", param_hint="--control")
+    if given.control not in BASES:
+        raise typer.BadParameter(f"'{given.control}' is not one of {', '.join(BASES)}", param_hint="--control")
+    changed, network = read_settings(given.settings)
+    wrong = [name for name, value in changed.items() if not (type(value) is int and value > 0)]
+    if set(changed) - set(CONTROL_FIELDS) or network or wrong:
         legal = ", ".join(f"recipe.{field}=<whole number>" for field in CONTROL_FIELDS)
         raise typer.BadParameter(f"of stock nnU-Net only {legal} can be set", param_hint="--set")
     file = write_stock_plans(
-        dataset_name(dataset),
-        base_plans(control, gpu_memory_target),
-        name,
-        train_cases=train_cases,
-        force=force,
-        **({} if iterations is None else {"iterations": iterations}),
-        **({} if seed is None else {"seed": seed}),
+        dataset_name(given.dataset),
+        base_plans(given.control, given.gpu_memory_target),
+        given.name,
+        train_cases=given.train_cases,
+        force=given.force,
+        **({} if given.iterations is None else {"iterations": given.iterations}),
+        **({} if given.seed is None else {"seed": given.seed}),
         **changed,
     )
-    if as_json:
-        print(json.dumps({"path": str(file), "plans": json.loads(file.read_text(encoding="utf-8"))}))
-    elif not quiet:
-        print(f"Plans were saved to {file}; train them with -tr fm_trainer_stock -p {file.stem}")
+    return file, json.loads(file.read_text(encoding="utf-8"))
 
 
 def _spacing(words: list[str] | None) -> list[float] | str | None:
@@ -253,22 +270,3 @@ def _spacing(words: list[str] | None) -> list[float] | str | None:
         raise typer.BadParameter(
             f"'{' '.join(words)}' is neither numbers in mm nor 'native'", param_hint="--spacing"
         ) from None
-
-
-def _changed(part: str, settings: list[str]) -> dict[str, Any]:
-    """``recipe.max_minutes=30`` -> ``{"max_minutes": 30}`` for one part; values are read as JSON if they are."""
-    changed: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        owner, dot, name = key.partition(".")
-        if not equals or not dot or owner not in ("recipe", "network"):
-            raise typer.BadParameter(
-                f"'{setting}' is not of the form recipe.<field>=<value> or network.<argument>=<value>",
-                param_hint="--set",
-            )
-        if owner == part:
-            try:
-                changed[name] = json.loads(text)
-            except json.JSONDecodeError:
-                changed[name] = text
-    return changed

@@ -31,6 +31,11 @@ def dataset_number(name: str) -> int:
     return int(found[1])
 
 
+def short_name(name: str) -> str:
+    """The word after the number, ``AortaSeg24`` of ``Dataset501_AortaSeg24``; other names stay as they are."""
+    return name.split("_", 1)[1] if _NAME.fullmatch(name) and "_" in name else name
+
+
 def find_datasets() -> dict[int, dict[str, list[str]]]:
     """Number -> name -> variables of the folders that have a dataset of this name."""
     found: dict[int, dict[str, list[str]]] = {}

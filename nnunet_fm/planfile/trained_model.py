@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_fm.io.dataset_json import canonical
 from nnunet_fm.io.dataset_names import dataset_number
@@ -69,12 +69,25 @@ class Source:
         return f"{dataset_number(self.dataset):03d}"
 
     @property
+    def axes(self) -> list[int]:
+        """Order of the image axes, indices into (z, y, x)."""
+        return [int(axis) for axis in self.plans["transpose_forward"]]
+
+    @property
+    def geometry(self) -> ConfigurationManager:
+        """nnU-Net's reader of the configuration: spacing, patch and batch size."""
+        return PlansManager(json.loads(json.dumps(self.plans))).get_configuration(self.configuration)
+
+    @property
+    def network(self) -> Architecture:
+        """The ``architecture`` entry."""
+        return network_architecture(self.setting, self.geometry)
+
+    @property
     def entry(self) -> dict[str, Any]:
         """The configuration's entry in the plans, complete where it inherits from another, with the network's."""
-        manager = PlansManager(json.loads(json.dumps(self.plans))).get_configuration(self.configuration)
-        entry: dict[str, Any] = {k: v for k, v in manager.configuration.items() if k != "inherits_from"}
-        architecture: Architecture = network_architecture(self.setting, manager)
-        return {**entry, "architecture": architecture}
+        entry: dict[str, Any] = {k: v for k, v in self.geometry.configuration.items() if k != "inherits_from"}
+        return {**entry, "architecture": self.network}
 
 
 def read_source(folder: Path, fold: str = "0", checkpoint: str | None = None) -> Source:

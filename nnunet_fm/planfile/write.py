@@ -18,6 +18,11 @@ def write_json(content: Any, target: Path) -> None:
     write_text(target, json.dumps(content, indent=4))
 
 
+def plan_file(plans: Mapping[str, Any]) -> Path:
+    """Path of a plan in its dataset's preprocessed folder."""
+    return Path(nnUNet_preprocessed, plans["dataset_name"], f"{plans['plans_name']}.json")
+
+
 def save_plans(plans: Mapping[str, Any], *, force: bool) -> Path:
     """Replace the plan file of a dataset, in one step; nothing of an older file is kept. Returns its path.
 
@@ -25,7 +30,7 @@ def save_plans(plans: Mapping[str, Any], *, force: bool) -> Path:
         PlanError: if models were trained with a different plan of this name and ``force`` is not set.
     """
     name, dataset = plans["plans_name"], plans["dataset_name"]
-    target = Path(nnUNet_preprocessed, dataset, f"{name}.json")
+    target = plan_file(plans)
     if target.is_file() and not force and not _same_plan(target, plans):
         trained = _trained_folders(dataset, name)
         if trained:

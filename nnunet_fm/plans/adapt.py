@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
-from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from pydantic import ValidationError
 
 from nnunet_fm.adaptation.trained_part import train_only
@@ -29,15 +25,16 @@ from nnunet_fm.io.messages import validation_faults
 from nnunet_fm.models.build import build_network
 from nnunet_fm.models.card import Recipe
 from nnunet_fm.models.names import PLANS_PREFIX, TRAINER_PREFIX
+from nnunet_fm.models.variants import on_dataset
 from nnunet_fm.planfile.eval_datasets import differences
-from nnunet_fm.planfile.schema import ADAPTATION_EPOCHS, KEY, Adaptation, PlanError, PlanKey, changed_recipe
+from nnunet_fm.planfile.schema import ADAPTATION_EPOCHS, Adaptation, PlanError, PlanKey, changed_recipe
 from nnunet_fm.planfile.trained_model import Source, read_source
 from nnunet_fm.planfile.write import save_plans, write_json
+from nnunet_fm.plans.geometry import converter_slice_axis
 from nnunet_fm.plans.mirroring import Data, choose_mirroring
-from nnunet_fm.plans.slices import converter_slice_axis, count_iterations, on_dataset, samples_by_fold
+from nnunet_fm.plans.pipeline import choose_length, count_by_fold, length_fields, slices_first, told
+from nnunet_fm.plans.plan import Decision, ModelPlan, RawDataset, merge_reasons, observation, source_entry
 from nnunet_fm.preprocessing.fingerprint import fingerprint
-from nnunet_fm.preprocessing.orientation import dataset_orientations
-from nnunet_fm.preprocessing.preprocessor import data_identifier
 from nnunet_fm.preprocessing.raw import check_channels, read_dataset_json, training_cases
 
 Method = Literal["selftraining", "entropymin"]
@@ -50,7 +47,7 @@ RATE_3D = 0.1
 
 @dataclass
 class AdaptOptions:
-    """What `nnunet-fm adapt` can change; None leaves the choice to the method."""
+    """The choices that `nnunet-fm adapt` takes from the user; None leaves the choice to the method."""
 
     method: Method
     fold: str = "0"
@@ -69,35 +66,6 @@ class AdaptOptions:
     recipe: dict[str, Any] = field(default_factory=dict)
     force: bool = False
     processes: int = 2
-
-
-@dataclass(frozen=True)
-class _Target:
-    """The dataset that a model is adapted to, by its name."""
-
-    name: str
-
-    @property
-    def raw(self) -> Path:
-        return Path(nnUNet_raw, self.name)
-
-    @cached_property
-    def dataset_json(self) -> dict[str, Any]:
-        return read_dataset_json(self.raw)
-
-    @cached_property
-    def cases(self) -> dict[str, dict[str, Any]]:
-        return training_cases(self.raw, self.dataset_json)
-
-    @cached_property
-    def reader(self) -> str:
-        """Name of nnU-Net's reader of its images."""
-        example = next(iter(self.cases.values()))["images"][0]
-        return determine_reader_writer_from_dataset_json(self.dataset_json, example, verbose=False).__name__
-
-    def fingerprint(self, processes: int) -> dict[str, Any]:
-        """nnU-Net's fingerprint, extracted if there is none yet."""
-        return fingerprint(self.name, self.dataset_json, processes)
 
 
 @dataclass(frozen=True)
@@ -132,37 +100,49 @@ def plan_adaptation(model_folder: Path, target: str | int, options: AdaptOptions
     _check_options(options)
     source = read_source(model_folder, options.fold, options.checkpoint)
     there = _find(target)
-    check_domains(source.dataset_json, there.dataset_json, (source.dataset, there.name))
-    check_channels(there.raw, there.dataset_json, there.cases)
+    check_domains(source.dataset_json, there.json, (source.dataset, there.name))
+    check_channels(there.raw, there.json, there.cases)
     if unknown := sorted(set(options.labelled_cases) - set(there.cases)):
         raise PlanError(f"{there.name} has no training case {', '.join(unknown)}; it has {', '.join(there.cases)}")
     _check_unseen(source, there)
     recipe = _recipe(source, there.name, options)
     adaptation = _adaptation(source, options)
-    entry = source.entry
-    _check_trained(entry, there.dataset_json, source, adaptation)
+    _check_trained(there.json, source, adaptation)
 
-    plans = _plans(source, entry, there, recipe, adaptation, options)
+    plans = _plan(source, _measure(there, options.processes), recipe, adaptation, options).to_json()
     path = save_plans(plans, force=options.force)
-    write_json(there.dataset_json, path.with_name("dataset.json"))
+    write_json(there.json, path.with_name("dataset.json"))
     split = there.raw / "splits_final.json"
     if split.is_file() and not path.with_name(split.name).is_file():  # as nnU-Net's planner
         shutil.copy(split, path.with_name(split.name))
     return Adapted(path, plans, f"{TRAINER_PREFIX}_{options.method}", source.configuration)
 
 
-def _find(target: str | int) -> _Target:
-    """The dataset of this name or number in ``nnUNet_raw``, with training images."""
+def _find(target: str | int) -> RawDataset:
+    """Find the dataset of this name or number in ``nnUNet_raw``; it must have training images."""
     try:
-        found = _Target(dataset_name(target))
+        name = dataset_name(target)
     except DatasetNameError as error:
         raise PlanError(f"--target: {error}") from None
-    for needed in ("dataset.json", "imagesTr", "labelsTr"):
-        if not (found.raw / needed).exists() and (needed == "dataset.json" or "dataset" not in found.dataset_json):
-            raise PlanError(f"--target: {found.raw} has no {needed}")
-    if not found.cases:
-        raise PlanError(f"--target: {found.raw} has no training images")
-    return found
+    raw = Path(nnUNet_raw, name)
+    if not (raw / "dataset.json").exists():
+        raise PlanError(f"--target: {raw} has no dataset.json")
+    content = read_dataset_json(raw)
+    for needed in () if "dataset" in content else ("imagesTr", "labelsTr"):
+        if not (raw / needed).exists():
+            raise PlanError(f"--target: {raw} has no {needed}")
+    cases = training_cases(raw, content)
+    if not cases:
+        raise PlanError(f"--target: {raw} has no training images")
+    return RawDataset(name, content, cases)
+
+
+def _measure(target: RawDataset, processes: int) -> RawDataset:
+    """Add the fingerprint, which is taken if there is none yet, and the reader of the images."""
+    found = fingerprint(target.name, target.json, processes)
+    example = next(iter(target.cases.values()))["images"][0]
+    reader = determine_reader_writer_from_dataset_json(dict(target.json), example, verbose=False).__name__
+    return replace(target, fingerprint=found, reader=reader)
 
 
 def check_domains(here: Mapping[str, Any], there: Mapping[str, Any], names: tuple[str, str]) -> None:
@@ -178,7 +158,7 @@ def check_domains(here: Mapping[str, Any], there: Mapping[str, Any], names: tupl
         )
 
 
-def _check_unseen(source: Source, target: _Target) -> None:
+def _check_unseen(source: Source, target: RawDataset) -> None:
     """Compare the target's validation cases with those that the source's training saw; a warning names bad folds.
 
     Raises:
@@ -244,15 +224,13 @@ def _adaptation(source: Source, options: AdaptOptions) -> Adaptation:
         raise PlanError(validation_faults(error)) from None
 
 
-def _check_trained(
-    entry: Mapping[str, Any], dataset_json: Mapping[str, Any], source: Source, adaptation: Adaptation
-) -> None:
+def _check_trained(dataset_json: Mapping[str, Any], source: Source, adaptation: Adaptation) -> None:
     """Build the network without memory, so that a part that cannot be trained is refused now."""
     import torch
 
     setting = source.setting
     with torch.device("meta"):
-        network = build_network(entry["architecture"], len(channel_names(dataset_json)), 2, adapter=setting.adapter)
+        network = build_network(source.network, len(channel_names(dataset_json)), 2, adapter=setting.adapter)
     try:
         train_only(network, adaptation.train, norms_only=adaptation.faithful and adaptation.method == "entropymin")
     except ValueError as error:
@@ -308,102 +286,57 @@ def _rate_2d(source: Source, dataset: str) -> float:
     return (recipe.from_scratch() if setting.scratch else recipe).learning_rate
 
 
-def _plans(
-    source: Source,
-    entry: dict[str, Any],
-    target: _Target,
-    recipe: Recipe,
-    adaptation: Adaptation,
-    options: AdaptOptions,
-) -> dict[str, Any]:
-    setting, fingerprint = source.setting, target.fingerprint(options.processes)
-    reasons: dict[str, str] = {}
-    transpose = _transpose(source, target, reasons)
-    shapes = [[shape[a] for a in transpose] for shape in fingerprint["shapes_after_crop"]]
-    spacings = [[float(spacing[a]) for a in transpose] for spacing in fingerprint["spacings"]]
-    if entry["preprocessor_name"] != "FMPreprocessor" and source.key is None:
-        entry["preprocessor_name"] = "FMPreprocessor"  # the stock one would share a folder with the target's own plans
-    data = Data(target.raw, target.dataset_json["labels"], target.cases, target.reader, transpose)
-    variant = source.key.variant if source.key else "nnunet"
-    mirroring = choose_mirroring(recipe, options.recipe.get("mirror"), variant, data, setting.card.dim)
-    recipe = recipe.model_copy(update={"mirror": mirroring.axes})
-    reasons |= mirroring.reasons
-    names = [channel_names(content) for content in (source.dataset_json, target.dataset_json)]
-    if names[0] != names[1]:
-        reasons["intensities"] = f"as for {', '.join(names[0])}, while the target's channels are {', '.join(names[1])}"
-
-    samples = _samples(target, shapes, spacings, entry)
-    epochs = None if options.iterations is not None else options.epochs or ADAPTATION_EPOCHS[adaptation.method]
-    counted, one_pass, reason = count_iterations(epochs or 1, samples, entry["batch_size"], setting.card.dim)
-    if epochs is not None:
-        reasons["iterations"] = reason
-    if "iterations_per_epoch" not in options.recipe:
-        recipe = recipe.model_copy(update={"iterations_per_epoch": one_pass})
-    if "validation_iterations" not in options.recipe:
-        fewer = min(recipe.validation_iterations, recipe.iterations_per_epoch)
-        recipe = recipe.model_copy(update={"validation_iterations": fewer})
-
-    plans: dict[str, Any] = {
-        **{k: v for k, v in source.plans.items() if k not in (KEY, "continue_training")},
-        "dataset_name": target.name,
-        "plans_name": options.name or _name(source, adaptation),
-        "original_median_spacing_after_transp": np.median(np.vstack(spacings), axis=0).tolist(),
-        "original_median_shape_after_transp": np.median(np.vstack(shapes), axis=0).round().astype(int).tolist(),
-        "image_reader_writer": target.reader,
-        "transpose_forward": transpose,
-        "transpose_backward": [transpose.index(axis) for axis in range(3)],
-        "configurations": {source.configuration: entry},
-    }
-    entry["data_identifier"] = data_identifier(plans, source.configuration)
-    known = source.key
+def _plan(
+    source: Source, target: RawDataset, recipe: Recipe, adaptation: Adaptation, options: AdaptOptions
+) -> ModelPlan:
+    """Take the steps of `nnunet_fm.plans.pipeline` that an adaptation has; all else is the source's."""
+    setting, known, dim = source.setting, source.key, source.setting.card.dim
+    entry = source_entry(source)
+    geometry = source.geometry
+    axes = _choose_axes(source, target)
+    variant, data = known.variant if known else "nnunet", Data.of(target, axes.value)
+    mirroring = told(choose_mirroring(recipe, options.recipe.get("mirror"), variant, data, dim))
+    recipe = recipe.model_copy(update={"mirror": mirroring.value})
+    intensities = _keep_intensities(source, target)
+    samples = count_by_fold(target, axes.value, geometry.spacing if dim == 3 else None, geometry.patch_size)
+    epochs = options.epochs or ADAPTATION_EPOCHS[adaptation.method]
+    by_user = "user" if options.iterations or options.epochs else "thesis"
+    batch, changed = geometry.batch_size, options.recipe
+    length = choose_length(recipe, changed, samples, batch, dim, epochs, options.iterations, by_user)
     origin = {what: "source" for what in ("spacing", "patch_size", "batch_size", "intensities")}
-    origin["iterations"] = "user" if options.iterations or options.epochs else "thesis"
+    origin["iterations"] = length.origin
     origin["mirror"] = mirroring.origin if mirroring.origin in ("user", "data") else "source"
     origin["recipe"] = "source, changed for the method"
     if options.recipe:
         origin["recipe"] += f" and by user: {', '.join(sorted(options.recipe))}"
-    plans[KEY] = PlanKey(
+    key = PlanKey(
         model=setting.card.name,
         head=setting.head,
         adapter=setting.adapter,
-        variant=known.variant if known else "nnunet",
-        recipe=recipe,
-        iterations=options.iterations or counted,
-        epochs=epochs,
-        slices=next(iter(samples.values())) if setting.card.dim == 2 else None,
-        fold_samples=samples if epochs else {},
+        variant=variant,
+        **length_fields(length.value, dim),
         origin=origin,
-        reasons=reasons,
+        reasons=merge_reasons(axes, mirroring, intensities, length),
         weights=known.weights if known else {},
         adaptation=adaptation,
-    ).model_dump()
-    recursive_fix_for_json_export(plans)
-    return plans
+    )
+    name = options.name or _name(source, adaptation)
+    return ModelPlan(target, name, axes.value, source.configuration, entry, key, inherited=source.plans)
 
 
-def _transpose(source: Source, target: _Target, reasons: dict[str, str]) -> list[int]:
-    """The source's order of axes; for slices, the axis that the target's converter names comes first."""
-    theirs = [int(axis) for axis in source.plans["transpose_forward"]]
+def _choose_axes(source: Source, target: RawDataset) -> Decision[list[int]]:
+    """Keep the source's order of axes; for slices, the axis that the target's converter names comes first."""
     if source.setting.card.dim == 3:
-        return theirs
-    axis = converter_slice_axis(target.raw / "conversion.json", dataset_orientations(target.cases, target.reader))
-    if axis is None or axis == theirs[0]:
-        return theirs
-    reasons["slice_axis"] = f"slices are cut across axis {axis}, as the target's conversion.json says"
-    return [axis, *(a for a in range(3) if a != axis)]
+        return Decision(source.axes)
+    axis = converter_slice_axis(target.conversion, target.orientations)
+    if axis is None or axis == source.axes[0]:
+        return Decision(source.axes)
+    reason = f"slices are cut across axis {axis}, as the target's conversion.json says"
+    return Decision(slices_first(axis), "dataset", {"slice_axis": reason})
 
 
-def _samples(
-    target: _Target, shapes: list[list[int]], spacings: list[list[float]], entry: Mapping[str, Any]
-) -> dict[str, int]:
-    """Fold -> samples of one pass over its training cases; shapes in voxels, spacings in mm, of all training images."""
-    spacing = entry["spacing"]
-    if len(spacing) == 3:
-        shapes = [
-            [int(edge) for edge in compute_new_shape(shape, own, spacing)]
-            for shape, own in zip(shapes, spacings, strict=True)
-        ]
-    known = len(target.cases) == len(shapes)  # else the fingerprint is of other cases than those that are there
-    by_case = dict(zip(target.cases if known else map(str, range(len(shapes))), shapes, strict=True))
-    folds = read_folds(list(by_case), Path(nnUNet_preprocessed, target.name), target.raw)
-    return samples_by_fold(by_case, entry["patch_size"], folds)
+def _keep_intensities(source: Source, target: RawDataset) -> Decision[None]:
+    """Say that intensities are normalised as for the source's channels where the target's have other names."""
+    theirs, ours = (channel_names(content) for content in (source.dataset_json, target.json))
+    differ = f"as for {', '.join(theirs)}, while the target's channels are {', '.join(ours)}"
+    return observation("intensities", differ if theirs != ours else None)

@@ -1,15 +1,25 @@
-"""Spacing, orientation of axes and patch of a plan, from the fingerprint and the card."""
+"""Axes, spacing and patch of a plan, from the headers, the fingerprint and the card."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 
+from nnunet_fm.io.untrusted import RECORD_ENTRIES, ForeignFileError, read_json
 from nnunet_fm.models.build import legal_patch
 from nnunet_fm.models.card import ModelCard
+from nnunet_fm.planfile.schema import PlanError
+from nnunet_fm.plans.plan import Decision
+
+AXES = {"z": 0, "y": 1, "x": 2, "0": 0, "1": 1, "2": 2}
+"""Name of an image axis -> index into (z, y, x)."""
+
+PLANES = {"axial": "SI", "coronal": "AP", "sagittal": "LR"}
+"""Name of a plane -> the two directions in the patient of the axis across it."""
 
 THICK_RATIO = 1.25
 """The coarse value of a target spacing goes to the axis whose median spacing exceeds the next by more than this."""
@@ -22,13 +32,58 @@ ENLARGED = 2.0
 """Factor of the number of voxels from which a plan says that it resamples images to more of them."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A planned value, where it comes from (see `nnunet_fm.planfile.schema.PlanKey`), and why."""
+def slice_axis(given: object, orientations: Mapping[str, int]) -> int:
+    """The axis across the slices as an index into (z, y, x).
 
-    value: list[float]
-    origin: str
-    reason: str = ""
+    Args:
+        given: an index, the name of an axis, or that of a plane of the patient.
+        orientations: axis codes of the training images (see `dataset_orientations`) with counts.
+
+    Raises:
+        ValueError: for anything else, or a plane that is not the same axis in all images.
+    """
+    word = str(given).lower()
+    if word in AXES:
+        return AXES[word]
+    if word not in PLANES:
+        raise ValueError(f"is {given!r}, legal are 0, 1, 2 (index into z, y, x), {_words(AXES)}, {_words(PLANES)}")
+    # Axis codes name x, y, z.
+    found = {2 - next(i for i, letter in enumerate(codes) if letter in PLANES[word]) for codes in orientations}
+    if len(found) != 1:
+        seen = ", ".join(f"{count} {codes}" for codes, count in orientations.items())
+        why = f"differ in their axes ({seen})" if found else "have no direction"
+        raise ValueError(f"is {given!r}, but the training images {why}: legal are 0, 1, 2 or {_words(AXES)}")
+    return found.pop()
+
+
+def read_conversion(file: Path) -> dict[str, Any]:
+    """Content of the file that a converter has written beside the raw data; empty without the file.
+
+    Raises:
+        PlanError: if the file is no JSON object.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        content = read_json(file, RECORD_ENTRIES)
+    except ForeignFileError as error:
+        raise PlanError(str(error)) from None
+    if not isinstance(content, dict):
+        raise PlanError(f'{file} holds no JSON object such as {{"slice_axis": "y"}}')
+    return content
+
+
+def converter_slice_axis(file: Path, orientations: Mapping[str, int]) -> int | None:
+    """The anatomy's axis that a converter has written beside the raw data; None without the file or such an entry.
+
+    Raises:
+        PlanError: if the file is no JSON object, or names no legal axis.
+    """
+    given = read_conversion(file).get("slice_axis")
+    try:
+        return None if given is None else slice_axis(given, orientations)
+    except ValueError as error:
+        raise PlanError(f"{file}: slice_axis {error}") from None
 
 
 def orient_spacing(target: Sequence[float], median: Sequence[float]) -> list[float]:
@@ -52,13 +107,13 @@ def median_shape(
     return [round(edge) for edge in np.median(np.vstack(resampled), axis=0)]
 
 
-def choose_spacing(
+def card_spacing(
     target: Sequence[float],
     native: Sequence[float],
     shapes: Sequence[Sequence[int]],
     spacings: Sequence[Sequence[float]],
     origin: str,
-) -> Choice:
+) -> Decision[list[float]]:
     """Target spacing of a 3D plan: the card's, unless that would destroy the data.
 
     Args:
@@ -73,13 +128,13 @@ def choose_spacing(
     there = median_shape(shapes, spacings, wanted)
     lost = [axis for axis in range(3) if there[axis] < here[axis] and there[axis] < MIN_RESAMPLED_EDGE]
     if not lost:
-        return Choice(wanted, origin)
+        return Decision(wanted, origin)
     reason = (
         f"{_mm(wanted)} would leave a median image of {_voxels(there)} voxels (native: {_voxels(here)}), "
         f"fewer than {MIN_RESAMPLED_EDGE} along axis {', '.join(str(a) for a in lost)}: "
         f"kept the data's own {_mm(native)}"
     )
-    return Choice([float(s) for s in native], "data", reason)
+    return Decision([float(s) for s in native], "data", {"spacing": reason})
 
 
 def enlargement(spacings: Sequence[Sequence[float]], target: Sequence[float]) -> str | None:
@@ -143,3 +198,7 @@ def _mm(spacing: Sequence[float]) -> str:
 
 def _voxels(shape: Sequence[int]) -> str:
     return "×".join(str(s) for s in shape)
+
+
+def _words(table: Mapping[str, object]) -> str:
+    return ", ".join(word for word in table if word.isalpha())

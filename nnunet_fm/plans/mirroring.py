@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ from nnunet_fm.data.sides import find_opposites, find_sides
 from nnunet_fm.io.messages import listed
 from nnunet_fm.models.card import Recipe, read_mirror
 from nnunet_fm.planfile.schema import PlanError
-from nnunet_fm.plans.slices import AXES, read_conversion
+from nnunet_fm.plans.geometry import AXES, read_conversion
+from nnunet_fm.plans.plan import AXIS_NAMES, Decision, RawDataset
 from nnunet_fm.preprocessing.orientation import patient_axes
 
-NAMES = ("z", "y", "x")
 PUBLISHED = ("official", "thesis")
 """Variants that do as a publication did, whatever the labels are."""
 SHOWN = 6
@@ -25,7 +24,7 @@ SHOWN = 6
 
 @dataclass(frozen=True)
 class Data:
-    """What of a dataset decides about the axes that are mirrored.
+    """The part of a dataset that decides which axes are mirrored.
 
     Attributes:
         raw: folder in ``nnUNet_raw``, where a converter may have left a ``conversion.json``.
@@ -40,6 +39,11 @@ class Data:
     cases: Mapping[str, Mapping[str, Any]]
     reader: str
     transpose: Sequence[int]
+
+    @classmethod
+    def of(cls, dataset: RawDataset, axes: Sequence[int]) -> Data:
+        """The part of a dataset that counts, with the plan's order of the image axes."""
+        return cls(dataset.raw, dataset.json["labels"], dataset.cases, dataset.reader, axes)
 
     def image_axis(self, axis: int, dim: int) -> int:
         """Index into (z, y, x) of the image, of an axis of patches with ``dim`` axes."""
@@ -69,23 +73,14 @@ class Opposites:
 
     def why(self, forbidden: Sequence[int]) -> str:
         """A clause about image axes that are not mirrored for these labels."""
-        which = ", ".join(NAMES[axis] for axis in forbidden if axis in self.axes)
+        which = ", ".join(AXIS_NAMES[axis] for axis in forbidden if axis in self.axes)
         if self.unsure:
             return f"{which} may be the {self.name} axis, since {self.unsure}"
         return f"{which} is the {self.name} axis"
 
 
-@dataclass
-class Mirroring:
-    """The axes of the patch that are mirrored, who chose them, and sentences for the plan."""
-
-    axes: list[int]
-    origin: str
-    reasons: dict[str, str] = field(default_factory=dict)
-
-
-def choose_mirroring(recipe: Recipe, wish: object, variant: str, data: Data, dim: int) -> Mirroring:
-    """The axes that a training flips and its predictions mirror.
+def choose_mirroring(recipe: Recipe, wish: object, variant: str, data: Data, dim: int) -> Decision[list[int]]:
+    """Choose the axes of a patch that a training flips and its predictions mirror.
 
     Args:
         recipe: with the augmentation that is planned.
@@ -98,38 +93,38 @@ def choose_mirroring(recipe: Recipe, wish: object, variant: str, data: Data, dim
         PlanError: if the user names an axis that the patch does not have, or any where the augmentation flips nothing.
     """
     available = list(recipe.flipped_axes(dim))
-    by_user = None if wish is None else _wanted(wish, recipe, data, dim)
-    chosen = Mirroring(available, variant) if by_user is None else Mirroring(by_user, "user")
+    axes, origin = (available, variant) if wish is None else (_wanted(wish, recipe, data, dim), "user")
     if not available:
-        return chosen
+        return Decision(axes, origin)
     opposites, alike = _opposites(data)
-    if alike and chosen.axes and wish is None:
-        chosen.reasons["labels"] = (
+    reasons = {}
+    if alike and axes and wish is None:
+        reasons["labels"] = (
             f"labels that only look as if they told left from right ({listed(alike, most=SHOWN)}) change nothing: "
             f"all axes are mirrored; if that exchanges them, --mirror leaves one out"
         )
-        print(f"WARNING: {chosen.reasons['labels']}", file=sys.stderr)
+    warnings = tuple(reasons.values())
     if not opposites:
-        return chosen
+        return Decision(axes, origin, reasons, warnings)
     forbidden = [axis for axis in range(dim) if any(data.image_axis(axis, dim) in each.axes for each in opposites)]
     differ = ", ".join(each.differ for each in opposites)
     allowed = [axis for axis in available if axis not in forbidden]
-    others = f"--mirror {','.join(NAMES[data.image_axis(axis, dim)] for axis in allowed) or 'none'}"
-    if set(chosen.axes) <= set(allowed):
+    others = f"--mirror {','.join(AXIS_NAMES[data.image_axis(axis, dim)] for axis in allowed) or 'none'}"
+    if set(axes) <= set(allowed):
         if wish is None and not forbidden:
-            chosen.reasons["mirror"] = (
+            reasons["mirror"] = (
                 f"{differ}, but slices are cut across the {opposites[0].name} axis: no flip exchanges them"
             )
     elif wish is not None:
-        chosen.reasons["mirror"] = f"as asked, though {differ} ({others} does not exchange them)"
+        reasons["mirror"] = f"as asked, though {differ} ({others} does not exchange them)"
     elif variant in PUBLISHED:
-        chosen.reasons["mirror"] = f"as published, though {differ} ({others} does not exchange them)"
+        reasons["mirror"] = f"as published, though {differ} ({others} does not exchange them)"
     else:
-        chosen.axes, chosen.origin = allowed, "data"
+        axes, origin = allowed, "data"
         in_plane = [data.image_axis(axis, dim) for axis in forbidden]
         whys = [each.why(in_plane) for each in opposites if each.axes & set(in_plane)]
-        chosen.reasons["mirror"] = f"{differ}, and {' and '.join(whys)}: not mirrored (--mirror overrides)"
-    return chosen
+        reasons["mirror"] = f"{differ}, and {' and '.join(whys)}: not mirrored (--mirror overrides)"
+    return Decision(axes, origin, reasons, warnings)
 
 
 def _wanted(wish: object, recipe: Recipe, data: Data, dim: int) -> list[int]:
@@ -146,7 +141,7 @@ def _wanted(wish: object, recipe: Recipe, data: Data, dim: int) -> list[int]:
             f"not predict mirrored images that it was not trained on: leave mirror out, or take one of the "
             f"augmentations {', '.join(sorted(MIRRORING_PRESETS))}"
         )
-    patch = {NAMES[data.image_axis(axis, dim)]: axis for axis in range(dim)}
+    patch = {AXIS_NAMES[data.image_axis(axis, dim)]: axis for axis in range(dim)}
     axes = {patch.get(axis, -1) if isinstance(axis, str) else axis for axis in wanted}
     if not axes <= set(range(dim)):
         raise PlanError(
@@ -195,4 +190,4 @@ def _lateral(data: Data) -> tuple[frozenset[int], str | None]:
     axis = AXES[str(told).lower()]
     if axes is None or axes == {axis}:
         return frozenset({axis}), None
-    return axes | {axis}, unsure or f"conversion.json says that it is {NAMES[axis]}"
+    return axes | {axis}, unsure or f"conversion.json says that it is {AXIS_NAMES[axis]}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,9 @@ from numpy.typing import NDArray
 
 MAX_CASES = 200
 """Headers read at most; beyond that a share is known well enough."""
+
+HEADERS_KEPT = 4096
+"""Headers that stay in memory, a few kilobytes each."""
 
 REORIENTING_READER = "NibabelIOWithReorient"
 """nnU-Net's reader that turns every NIfTI image to RAS before anything else happens."""
@@ -57,9 +62,21 @@ def dataset_orientations(cases: Mapping[str, Mapping[str, Any]], reader: str) ->
 
 
 def read_header(file: str) -> sitk.ImageFileReader | None:
-    """SimpleITK's reader with the header of a file, whose voxels are not read; None where it cannot read that."""
+    """SimpleITK's reader with the header of a file, whose voxels are not read; None where it cannot read that.
+
+    Planning asks for the same headers several times: they are read again only after the file has changed.
+    """
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return _read_header(str(file), (found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@lru_cache(maxsize=HEADERS_KEPT)
+def _read_header(file: str, state: tuple[int, ...]) -> sitk.ImageFileReader | None:
     header = sitk.ImageFileReader()
-    header.SetFileName(str(file))
+    header.SetFileName(file)
     try:
         header.ReadImageInformation()
     except RuntimeError:  # damaged, or of a format of another reader: reading the voxels says so

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_fm.models.card import ModelCard, Variant
+from nnunet_fm.models.variants import iterations_on, on_dataset
 from nnunet_fm.planfile.schema import ADAPTATION_EPOCHS
-from nnunet_fm.plans.slices import on_dataset
 from nnunet_fm.records.training import FILE, TrainingRecord
 from nnunet_fm.studies.expand import Expansion, Training
 from nnunet_fm.studies.images import USUAL_CASES, USUAL_SHAPE, Images, look_at
@@ -96,8 +96,7 @@ class Estimator:
         epochs = study.budget.epochs or variant.epochs or 0
         if card.dim == 2 and epochs:
             return epochs * -(-slices // batch)
-        key = self.expansion.datasets[run.dataset].short.lower()
-        return variant.iterations or card.iterations.get(key, card.iterations["default"])
+        return iterations_on(card, variant, run.dataset)
 
     def seconds_per_iteration(self, training: Training) -> float:
         """Of a training on the GPU or the cores that it gets."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.models.variants import on_dataset
 from nnunet_fm.planfile.schema import STOCK_ITERATIONS
-from nnunet_fm.plans.slices import on_dataset
 from nnunet_fm.plans.stock import BASES, PLANNERS, base_plans
 from nnunet_fm.reporting.results import Run
 from nnunet_fm.studies.datasets import Dataset

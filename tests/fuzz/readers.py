@@ -29,7 +29,7 @@ from nnunet_fm.models.names import UnknownNameError
 from nnunet_fm.models.registry import grammar
 from nnunet_fm.planfile.schema import KEY, STOCK_KEY, PlanError, PlanKey, StockKey
 from nnunet_fm.planfile.untrusted import read_plans
-from nnunet_fm.plans.slices import converter_slice_axis
+from nnunet_fm.plans.geometry import converter_slice_axis
 from nnunet_fm.records.prediction import FILE as TIMES
 from nnunet_fm.records.prediction import PredictionTimes
 from nnunet_fm.records.training import FILE as RECORD

@@ -1,0 +1,41 @@
+"""Options that `nnunet-fm plan` and `nnunet-fm adapt` share, and the reading of ``--set``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+Force = Annotated[bool, typer.Option("--force", help="Replace plans that have trained models.")]
+Processes = Annotated[int, typer.Option("-npfp", min=1, help="Processes for a fingerprint that is missing.")]
+
+
+class Settings(NamedTuple):
+    """Changed recipe fields and network arguments."""
+
+    recipe: dict[str, Any]
+    network: dict[str, Any]
+
+
+def read_settings(words: list[str] | None) -> Settings:
+    """Read ``recipe.max_minutes=30`` as ``{"max_minutes": 30}``; values are JSON where they can be, else text.
+
+    Raises:
+        typer.BadParameter: for a word of another form.
+    """
+    settings = Settings({}, {})
+    for word in words or []:
+        key, equals, text = word.partition("=")
+        owner, dot, name = key.partition(".")
+        if not equals or not dot or owner not in ("recipe", "network"):
+            raise typer.BadParameter(
+                f"'{word}' is not of the form recipe.<field>=<value> or network.<argument>=<value>",
+                param_hint="--set",
+            )
+        changed = settings.recipe if owner == "recipe" else settings.network
+        try:
+            changed[name] = json.loads(text)
+        except json.JSONDecodeError:
+            changed[name] = text
+    return settings
