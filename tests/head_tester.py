@@ -97,7 +97,7 @@ class HeadTester:
         assert all(m.grad is not None and m.grad.any() for m in maps)
         gradients = {name: p.grad for name, p in head.named_parameters() if p.requires_grad}
         idle = {name for name, gradient in gradients.items() if gradient is None}
-        assert bool(idle) is head.idle_parameters, idle
+        assert bool(idle) is head.find_unused_parameters, idle
         zero = {name for name, gradient in gradients.items() if gradient is not None and not gradient.any()}
         assert all(self.no_effect and re.search(self.no_effect, name) for name in zero), zero
 

@@ -421,7 +421,7 @@ def test_rein_starts_as_officially() -> None:
 @reins
 def test_the_query_link_can_be_left_out(adapter: str) -> None:
     with_link, without = adapted(adapter).eval(), adapted(adapter, query_link=False).eval()
-    assert with_link.idle_parameters and not without.idle_parameters
+    assert with_link.find_unused_parameters and not without.find_unused_parameters
     without.load_state_dict({n: t for n, t in with_link.state_dict().items() if not n.startswith(QUERY_LINK)})
     with torch.no_grad():
         assert torch.equal(with_link(images()), without(images()))

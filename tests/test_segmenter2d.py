@@ -190,7 +190,7 @@ def test_faithful_repeats_the_published_input() -> None:
 def test_every_head_trains_on_a_processor(head: str) -> None:
     built = network("dinov2_s", head, "freeze", image_size=56).train()
     target = torch.randint(0, 3, (2, 1, 40, 48))
-    loss = built.objective(CrossEntropy())(built(torch.randn(2, 1, 40, 48)), target)
+    loss = built.wrap_loss(CrossEntropy())(built(torch.randn(2, 1, 40, 48)), target)
     loss.backward()
     assert torch.isfinite(loss)
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in built.head.parameters())

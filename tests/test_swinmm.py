@@ -217,7 +217,7 @@ REGION_LABELS = LabelManager({"background": 0, "whole": [1, 2, 3], "core": [2, 3
 @pytest.mark.parametrize("labels", [CLASS_LABELS, REGION_LABELS], ids=["classes", "regions"])
 def test_stock_prediction_of_a_window_is_the_mean_of_six_probabilities(network: SwinMM, labels: LabelManager) -> None:
     """What the predictor gets is a state dict and a network that knows nothing of the labels."""
-    network.objective(nn.Identity(), regions=labels.has_regions)
+    network.wrap_loss(nn.Identity(), regions=labels.has_regions)
     saved = pickle.loads(pickle.dumps(network.state_dict()))
     fresh = narrow()
     fresh.load_state_dict(saved)
@@ -243,9 +243,9 @@ def test_stock_prediction_of_a_window_is_the_mean_of_six_probabilities(network: 
 
 def test_only_a_training_on_regions_changes_the_state_dict(network: SwinMM) -> None:
     names = set(manifest("swinmm")["state_dict"])
-    assert isinstance(network.objective(nn.L1Loss()), MutualLoss)
+    assert isinstance(network.wrap_loss(nn.L1Loss()), MutualLoss)
     assert set(network.state_dict()) == names
-    network.objective(nn.L1Loss(), regions=True)
+    network.wrap_loss(nn.L1Loss(), regions=True)
     marked = network.state_dict()
     assert set(marked) - names == {"regions"}
     for other in (narrow(), nn.Sequential(narrow())):
@@ -370,7 +370,7 @@ def test_ignored_voxels_take_part_in_the_divergence_alone() -> None:
 
 def test_a_training_step_reaches_every_parameter(network: SwinMM) -> None:
     x, target = torch.rand(1, 1, *SIZE), torch.randint(CLASSES, (1, 1, *SIZE)).float()
-    loss = network.objective(stock_loss(False))
+    loss = network.wrap_loss(stock_loss(False))
     value = loss(network(x), target)
     value.backward()
     without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
@@ -469,7 +469,7 @@ def test_a_fine_tuned_file_of_another_patch_and_classes_fills_all_but_the_head(t
     state_dict = {f"module.{name}": tensor for name, tensor in other.state_dict().items()}
     torch.save({"epoch": 3, "best_acc": 0.5, "state_dict": state_dict}, file)
     network = SwinMM(1, CLASSES)
-    network.objective(nn.L1Loss(), regions=regions)
+    network.wrap_loss(nn.L1Loss(), regions=regions)
     found = section(network, file, 1)
     assert len(found.matched) == 173 and len(found.missing) == 2
     assert set(found.adapted) == {"cross_atte6.position_embeddings"} | ({"regions"} if regions else set())
@@ -526,7 +526,7 @@ def test_logits_are_float32_and_close_in_bfloat16(network: SwinMM, monkeypatch: 
     assert (low.exp() - high.exp()).abs().mean() < 0.02
     outputs = network.train()(x)
     assert all(out.dtype == torch.float32 for out in outputs)
-    network.objective(stock_loss(False))(outputs, torch.zeros(1, 1, *SIZE)).backward()
+    network.wrap_loss(stock_loss(False))(outputs, torch.zeros(1, 1, *SIZE)).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 

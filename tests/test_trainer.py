@@ -432,11 +432,11 @@ def test_the_network_wraps_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(make_plan("regions"))
     asked: list[tuple[Any, bool]] = []
 
-    def objective(self: Any, loss: torch.nn.Module, *, regions: bool = False) -> torch.nn.Module:
+    def wrap_loss(self: Any, loss: torch.nn.Module, *, regions: bool = False) -> torch.nn.Module:
         asked.append((loss, regions))
         return torch.nn.Identity()
 
-    monkeypatch.setattr("nnunet_fm.networks.stunet.STUNet.objective", objective)
+    monkeypatch.setattr("nnunet_fm.networks.stunet.STUNet.wrap_loss", wrap_loss)
     trainer.initialize()
     assert type(trainer.loss) is torch.nn.Identity
     assert [(type(loss), regions) for loss, regions in asked] == [(DeepSupervisionWrapper, True)]

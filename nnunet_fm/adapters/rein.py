@@ -40,7 +40,7 @@ class Rein(nn.Module):
         query_width: int = 256,
     ) -> None:
         super().__init__()
-        self.idle_parameters = query_link
+        self.find_unused_parameters = query_link
         if rank is None:
             self.learnable_tokens = nn.Parameter(torch.empty(depth, tokens, width))
         else:

@@ -25,7 +25,7 @@ class Head(nn.Module):
         loss_weights: weights of its outputs in the training loss; more than one entry for a head of several stages.
         keys_to_classifier: prefixes of the parameters that depend on the number of classes.
         frozen_keys: submodules that are never trained.
-        idle_parameters: whether trained parameters exist that no output depends on, there for official names.
+        find_unused_parameters: whether trained parameters exist that no output depends on, there for official names.
         neck: turns the last map into what the decoder takes; None where the backbone does.
         neck_in_backbone: whether the neck belongs to the backbone where that officially has one.
         starts_mask_decoder: whether ``from_official`` gives tensors of the mask decoder, too.
@@ -35,7 +35,7 @@ class Head(nn.Module):
     loss_weights: tuple[float, ...] = (1.0,)
     keys_to_classifier: tuple[str, ...]
     frozen_keys: tuple[str, ...] = ()
-    idle_parameters: bool = False
+    find_unused_parameters: bool = False
     neck: nn.Module | None
     neck_in_backbone: bool = False
     starts_mask_decoder: bool = False

@@ -28,7 +28,7 @@ class DAHead(Head):
     """
 
     keys_to_classifier = ("conv_seg", "pam_conv_seg", "cam_conv_seg")
-    idle_parameters = True
+    find_unused_parameters = True
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ class SAMHead(Head):
     """
 
     maps = 1
-    idle_parameters = True  # embeddings of points, boxes and masks; the predicted IoU; the kernel of the first mask
+    find_unused_parameters = True  # embeddings of points, boxes and masks; predicted IoU; kernel of the first mask
     keys_to_classifier: tuple[str, ...] = (
         "mask_decoder.mask_tokens",
         "mask_decoder.output_hypernetworks_mlps",  # as a whole: a file for more classes has more of them

@@ -122,7 +122,7 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
         return ()
 
     @property
-    def idle_parameters(self) -> bool:
+    def find_unused_parameters(self) -> bool:
         """Whether some trained parameters get no gradient, so that DistributedDataParallel must look for them."""
         return False
 
@@ -130,11 +130,11 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
         """Names of parameters that never decay beside norms and biases, such as position embeddings."""
         return set()
 
-    def objective(self, loss: nn.Module, *, regions: bool = False) -> nn.Module:
-        """The loss of a training, ``(outputs, target) -> scalar``, from the recipe's loss of one output or level.
+    def wrap_loss(self, loss: nn.Module, *, regions: bool = False) -> nn.Module:
+        """Wrap the recipe's loss of one output into the training loss ``(outputs, target) -> scalar``.
 
         Args:
-            loss: the recipe's.
+            loss: of the recipe.
             regions: whether labels are regions that may overlap (sigmoid), not exclusive classes (softmax).
         """
         return loss

@@ -119,8 +119,8 @@ class FoundationSegmenter2D(FoundationNetwork):
         return tuple(f"head.{key}" for key in self.head.frozen_keys)
 
     @property
-    def idle_parameters(self) -> bool:
-        return self.head.idle_parameters or getattr(self.rein, "idle_parameters", False) or self.faithful
+    def find_unused_parameters(self) -> bool:
+        return self.head.find_unused_parameters or getattr(self.rein, "find_unused_parameters", False) or self.faithful
 
     @property
     def size_multiple(self) -> tuple[int, ...]:
@@ -130,7 +130,7 @@ class FoundationSegmenter2D(FoundationNetwork):
     def several_outputs(self) -> bool:
         return self.training and len(self.head.loss_weights) > 1
 
-    def objective(self, loss: nn.Module, *, regions: bool = False) -> nn.Module:
+    def wrap_loss(self, loss: nn.Module, *, regions: bool = False) -> nn.Module:
         return loss if len(self.head.loss_weights) == 1 else StagesLoss(loss, self.head.loss_weights)
 
     def neck_to_backbone(self) -> None:

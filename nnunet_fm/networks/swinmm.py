@@ -168,7 +168,7 @@ class SwinMM(SwinUNETR):
     regions: bool = False
     """Whether outputs are independent probabilities of overlapping regions (sigmoid), which are fused otherwise.
 
-    A plan does not tell, `objective` does; from then on the state dict carries it to prediction.
+    A plan does not tell, `wrap_loss` does; from then on the state dict carries it to prediction.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class SwinMM(SwinUNETR):
             for view, bottleneck in zip((first, second), fused, strict=True):
                 yield exchange(self.decode(bottleneck, features[view]), view)
 
-    def objective(self, loss: nn.Module, *, regions: bool = False) -> nn.Module:
+    def wrap_loss(self, loss: nn.Module, *, regions: bool = False) -> nn.Module:
         self.regions = regions
         return MutualLoss(loss, regions)
 

@@ -1,4 +1,4 @@
-"""What the trainers that adapt a trained model share: its weights, which part is trained, whose labels are hidden."""
+"""Base of the trainers that adapt a trained model: its weights, the trained part, and hidden labels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from nnunet_fm.weights.files import read_trained
 
 
 class AdaptingTrainer(fm_trainer):
-    """Adapts a trained model, the source, to the dataset of a plan of ``nnunet-fm adapt``, the target.
+    """Adapt a trained model (the source) to the dataset of a plan of ``nnunet-fm adapt`` (the target).
 
     Weights are those of the source's checkpoint. The labels of training cases that are not to be used are hidden from
     everything: choice of patches, augmentation, loss. Validation cases choose ``checkpoint_best`` as in any training.
@@ -42,7 +42,7 @@ class AdaptingTrainer(fm_trainer):
 
     @property
     def adaptation(self) -> Adaptation:
-        """The plan's entry; `resolve` sees to it that there is one."""
+        """Entry of the plan; `resolve` refuses plans without one."""
         assert self.setting.adaptation is not None
         return self.setting.adaptation
 
@@ -65,7 +65,7 @@ class AdaptingTrainer(fm_trainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """The source's network with random weights, of which only what the plan says is trained."""
+        """Build the source's network with random weights, and train only the part that the plan names."""
         network = super().build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
         )
@@ -128,7 +128,7 @@ class AdaptingTrainer(fm_trainer):
         return file
 
     def _build_loss(self) -> nn.Module:
-        """The recipe's loss for validation; the adaptation's own over all outputs is made beside it."""
+        """Build the recipe's loss for validation, and the adaptation's loss over all outputs for training."""
         self.adaptation_loss = self._over_outputs(self.level_loss(), nnUNetTrainer._build_loss(self))
         return super()._build_loss()
 
@@ -139,7 +139,7 @@ class AdaptingTrainer(fm_trainer):
 
     @abstractmethod
     def level_loss(self) -> nn.Module:
-        """The adaptation's loss of one output."""
+        """Loss of the adaptation for one output of the network."""
 
     # Which labels are seen
 
@@ -183,6 +183,6 @@ class AdaptingTrainer(fm_trainer):
         return in_two_views(pipeline, self.num_input_channels) if self.two_views else pipeline
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
-        """As any trainer's, without the batches that were left out."""
+        """Log the mean loss of the batches that were not left out."""
         used = [output for output in train_outputs if np.isfinite(output["loss"])]
         super().on_train_epoch_end(used or train_outputs[:1])

@@ -1,4 +1,4 @@
-"""fm_trainer_entropymin: makes the predictions of a trained model on another dataset surer, without any labels."""
+"""fm_trainer_entropymin: minimises the entropy of predictions on another dataset, without labels."""
 
 from __future__ import annotations
 

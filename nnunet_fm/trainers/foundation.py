@@ -152,7 +152,7 @@ class fm_trainer(BudgetTrainer):
             self.callbacks.append(FeatureCacheReport(self, cache))
 
     def _official_files(self) -> list[tuple[Part, Path]]:
-        """The official file of each part that starts from one, unaltered since it was planned."""
+        """Official file of each part that starts from one, compared with the hash in the plan."""
         files: list[tuple[Part, Path]] = []
         missing: dict[str, str] = {}
         for part in self.setting.parts:
@@ -214,12 +214,12 @@ class fm_trainer(BudgetTrainer):
         )
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, ProgressSchedule]:
-        """Optimiser over what the adapter leaves trainable, and its schedule over the training's progress."""
+        """Build the optimiser of the trainable parameters, and its schedule over the training's progress."""
         optimizer = build_optimizer(self.bare_network, self.recipe)
         return optimizer, ProgressSchedule(optimizer, self.recipe)
 
     def _build_loss(self) -> nn.Module:
-        """The recipe's loss, applied to several outputs where deep supervision is on, wrapped by the network."""
+        """Build the recipe's loss, over several outputs with deep supervision, wrapped by the network."""
         loss = super()._build_loss()
         level = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
         if self.recipe.loss == "ce":
@@ -229,15 +229,15 @@ class fm_trainer(BudgetTrainer):
         return self._over_outputs(in_few_passes(level), loss)
 
     def _over_outputs(self, level: nn.Module, stock: nn.Module) -> nn.Module:
-        """A loss of one output, over all that the network has; weights are those of nnU-Net's own loss, ``stock``."""
+        """Apply a loss of one output to all outputs, with the weights of nnU-Net's own loss ``stock``."""
         loss = level
         if isinstance(stock, DeepSupervisionWrapper):
-            enlarged = self.recipe.supervision == "outputs"
-            loss = OutputSupervision(level) if enlarged else DeepSupervisionWrapper(level, stock.weight_factors)
-        return self.bare_network.objective(loss, regions=self.label_manager.has_regions)
+            upsampled = self.recipe.supervision == "outputs"
+            loss = OutputSupervision(level) if upsampled else DeepSupervisionWrapper(level, stock.weight_factors)
+        return self.bare_network.wrap_loss(loss, regions=self.label_manager.has_regions)
 
     def budget_of_fold(self) -> Budget:
-        """The plan's passes over the samples of the fold's training cases, where the plan counts in these."""
+        """Count the iterations of the fold, for plans that count passes over its training cases."""
         setting, batch = self.setting, self.configuration_manager.batch_size
         if setting.epochs is None:
             return self.budget
@@ -264,7 +264,7 @@ class fm_trainer(BudgetTrainer):
         return self.bare_network.deep_supervision_scales if self.enable_deep_supervision else None
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """Switch the extra outputs; nnU-Net switches them on after validation whether they were in use or not."""
+        """Switch the extra outputs; they stay off where the recipe does not use them."""
         self.bare_network.deep_supervision = enabled and self.enable_deep_supervision
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(
@@ -301,7 +301,7 @@ class fm_trainer(BudgetTrainer):
         return nnUNetTrainer.get_validation_transforms(scales, *args, **kwargs)
 
     def _target_scales(self, scales: list[list[float]] | None) -> list[list[float]] | None:
-        """Scales of the targets: those of the outputs, or full resolution alone where outputs are enlarged."""
+        """Scales of the targets: those of the outputs, or full resolution alone if outputs are upsampled."""
         if scales is None or self.recipe.supervision == "targets":
             return scales
         return [[1.0] * len(scales[0])]
@@ -336,11 +336,11 @@ class fm_trainer(BudgetTrainer):
     def on_train_epoch_start(self) -> None:
         self.network.train()
         self.lr_scheduler.step(self.progress)
-        rate = max(group["lr"] for group in self.optimizer.param_groups)  # the head's, with layer decay
+        learning_rate = max(group["lr"] for group in self.optimizer.param_groups)  # the head's, with layer decay
         self.print_to_log_file("")
         self.print_to_log_file(f"Epoch {self.current_epoch}")
-        self.print_to_log_file(f"Current learning rate: {rate:.3g}")
-        self.logger.log("lrs", rate, self.current_epoch)
+        self.print_to_log_file(f"Current learning rate: {learning_rate:.3g}")
+        self.logger.log("lrs", learning_rate, self.current_epoch)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Take one optimiser step, with the recipe's learning rate for this step and its gradient clipping."""
@@ -386,7 +386,7 @@ class fm_trainer(BudgetTrainer):
     # Checkpoints
 
     def network_state(self) -> dict[str, Tensor]:
-        """Frozen weights that are those of an official file are left out (see `nnunet_fm.weights.slim`)."""
+        """State dict without frozen weights that an official file holds (see `nnunet_fm.weights.slim`)."""
         return slim_state_dict(self.bare_network)
 
     def extra_state(self) -> dict[str, Any]:
@@ -418,4 +418,4 @@ def _distributed(network: FoundationNetwork, **arguments: Any) -> DistributedDat
     """Wrap in DDP, with ``find_unused_parameters`` if trained parameters of the network get no gradient."""
     if next(network.parameters()).device.type == "cpu":
         arguments.pop("device_ids", None)  # an index is a GPU's
-    return DistributedDataParallel(network, find_unused_parameters=network.idle_parameters, **arguments)
+    return DistributedDataParallel(network, find_unused_parameters=network.find_unused_parameters, **arguments)

@@ -1,4 +1,4 @@
-"""nnU-Net's two ways of loading batches, which name the case that failed, or the memory that was needed.
+"""Data loaders whose errors name the case, or say that memory ran out.
 
 nnU-Net says "One or more background workers are no longer alive" whatever the reason.
 """
@@ -28,7 +28,7 @@ NAME_BYTES = 256
 
 
 def loading_processes() -> int:
-    """Processes that load data: as ``nnUNet_n_proc_DA`` says, else nnU-Net's number, but no more than usable cores."""
+    """Number of loading processes: ``nnUNet_n_proc_DA``, else nnU-Net's number, but no more than usable cores."""
     wanted = int(get_allowed_n_proc_DA())
     return wanted if "nnUNet_n_proc_DA" in os.environ else min(wanted, usable_cores())
 
@@ -38,7 +38,7 @@ class LoadingError(RuntimeError):
 
 
 class _Noted:
-    """nnU-Net's dataset, which notes the case that each process reads.
+    """Wrap nnU-Net's dataset to note the case that each process reads.
 
     Args:
         data: the dataset.
@@ -64,9 +64,9 @@ class _Noted:
 
 
 def _in_worker(set_thread_id: Callable[[int], None], data: _Noted, number: int) -> None:
-    """What a process that loads data does first: it notes its cases in a row of its own, and ends with its parent.
+    """Start a loading process: note its cases in its own row, and end it with its parent.
 
-    Ctrl-C reaches all processes of a terminal: this one leaves it to the parent, or would print a traceback as well.
+    Ctrl-C reaches all processes of a terminal; here it is ignored, so that only the parent prints a message.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     set_thread_id(number)
@@ -75,7 +75,7 @@ def _in_worker(set_thread_id: Callable[[int], None], data: _Noted, number: int) 
 
 
 def _watch(loader: Any, processes: int) -> Any:
-    """Let a loader note its cases; returns the notes. ``processes`` is 0 where it works in this process."""
+    """Note the cases of a loader, and return the notes; ``processes`` is 0 for loading in this process."""
     notes: Any = RawArray(ctypes.c_char, processes * NAME_BYTES) if processes else bytearray(NAME_BYTES)
     loader._data = _Noted(loader._data, notes)
     loader.set_thread_id = partial(_in_worker, loader.set_thread_id, loader._data)
@@ -83,7 +83,7 @@ def _watch(loader: Any, processes: int) -> Any:
 
 
 def _cases(notes: Any) -> list[str]:
-    """The case that each process read last."""
+    """Name of the case that each process read last."""
     raw = bytes(notes)
     rows = (raw[start : start + NAME_BYTES].rstrip(b"\0") for start in range(0, len(raw), NAME_BYTES))
     return [row.decode(errors="replace") for row in rows]
@@ -101,7 +101,7 @@ def shape_of(data: Any, case: str) -> tuple[int, ...]:
 
 
 def _damaged(data: Any, cases: list[str]) -> LoadingError | None:
-    """The first of these cases of a dataset that cannot be read as a whole."""
+    """Error for the first of these cases whose files are damaged; None if all can be read."""
     while not hasattr(data, "source_folder"):  # one that hides labels
         data = data._data
     for case in dict.fromkeys(filter(None, cases)):
@@ -120,14 +120,14 @@ def _damaged(data: Any, cases: list[str]) -> LoadingError | None:
 
 
 def end_loaders(*loaders: Any) -> None:
-    """End the processes of loaders: those of an interrupted training would complain that they are gone."""
+    """End the processes of loaders, or those of an interrupted training would print errors."""
     for loader in loaders:
         if isinstance(loader, NonDetMultiThreadedAugmenter):
             loader._finish()
 
 
 class ThisProcessLoader(SingleThreadedAugmenter):
-    """Loads batches in this process."""
+    """Load batches in this process."""
 
     def __init__(self, data_loader: Any, transform: Any) -> None:
         super().__init__(data_loader, transform)
@@ -146,7 +146,7 @@ class ThisProcessLoader(SingleThreadedAugmenter):
 
 
 class ProcessLoader(NonDetMultiThreadedAugmenter):
-    """Loads batches in other processes, which end with this one."""
+    """Load batches in other processes, which end with this one."""
 
     def __init__(self, data_loader: Any, transform: Any, num_processes: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(data_loader, transform, num_processes, *args, **kwargs)
@@ -169,7 +169,7 @@ class ProcessLoader(NonDetMultiThreadedAugmenter):
         super()._finish(*args, **kwargs)
 
     def _killed(self, cases: list[str]) -> LoadingError | None:
-        """A process that ended by a signal, as the system ends one when memory runs out."""
+        """Error for processes that a signal ended, as when memory runs out; None if there are none."""
         dead = [number for number, end in enumerate(self._ends) if end is not None and end < 0]
         if not dead:
             return None

@@ -103,7 +103,7 @@ class BudgetTrainer(nnUNetTrainer):
 
     @property
     def bare_network(self) -> nn.Module:
-        """The network without DDP and compile wrappers."""
+        """Network without DDP and compile wrappers."""
         module = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         return cast(nn.Module, getattr(module, "_orig_mod", module))
 
@@ -146,7 +146,7 @@ class BudgetTrainer(nnUNetTrainer):
         super().initialize()
 
     def budget_of_fold(self) -> Budget:
-        """The budget for the training cases of the fold."""
+        """Budget for the training cases of the fold."""
         return self.budget
 
     @property

@@ -1,4 +1,4 @@
-"""The optimiser of a recipe, over what the adapter leaves trainable."""
+"""Optimiser of a recipe for the trainable parameters of a network."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def build_optimizer(network: FoundationNetwork, recipe: Recipe) -> torch.optim.O
 
 
 def parameter_groups(network: FoundationNetwork, recipe: Recipe) -> list[dict[str, Any]]:
-    """Groups of trainable parameters with a rate and a weight decay each; arguments as `build_optimizer`."""
+    """Groups of trainable parameters with a learning rate and a weight decay each; arguments as `build_optimizer`."""
     without_decay: set[str] = set() if recipe.decay_norms else network.no_weight_decay()
     groups: list[dict[str, Any]]
     if recipe.layer_decay < 1:

@@ -1,4 +1,4 @@
-"""The random state of a training: seeding, and taking it along in checkpoints."""
+"""Random state of a training: seeds, and the state that a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The present state of all generators."""
+    """Present state of all generators."""
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -27,7 +27,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Continue from a state; that of GPUs only on as many GPUs."""
+    """Continue from a state; the generators of GPUs need the same number of GPUs."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"].cpu())

@@ -59,7 +59,7 @@ def rate_factor(recipe: Recipe, progress: float) -> float:
 
 
 class ProgressSchedule:
-    """Sets the learning rate of an optimiser from the progress of the training.
+    """Set the learning rate of an optimiser from the progress of the training.
 
     Each parameter group keeps its own ratio to the recipe's rate, at the end of the training too.
     """
@@ -69,7 +69,7 @@ class ProgressSchedule:
         self._base = [group["lr"] for group in optimizer.param_groups]
 
     def step(self, progress: float) -> None:
-        """Set the rates for this progress (0 to 1)."""
+        """Set the learning rates for this progress (0 to 1)."""
         factor = rate_factor(self.recipe, progress)
         for group, base in zip(self.optimizer.param_groups, self._base, strict=True):
             group["lr"] = base * factor

@@ -1,4 +1,4 @@
-"""fm_trainer_selftraining: teaches a trained model what it is sure of on another dataset, and a few labelled cases."""
+"""fm_trainer_selftraining: trains on confident pseudo-labels of another dataset and on a few labelled cases."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class fm_trainer_selftraining(AdaptingTrainer):
         return outputs[0] if self.enable_deep_supervision else torch.stack(list(outputs)).mean(0)
 
     def _predictor(self) -> nn.Module:
-        """What makes the pseudo-labels of this iteration: the network itself, or a teacher that follows it."""
+        """Network that makes the pseudo-labels of this iteration: the trained one, or a teacher that follows it."""
         adaptation = self.adaptation
         if adaptation.update_every == 1 and adaptation.teacher_momentum is None:
             return self.bare_network
@@ -78,7 +78,7 @@ class fm_trainer_selftraining(AdaptingTrainer):
         return self._teacher.network
 
     def _empty(self, pooled: Tensor) -> bool:
-        """Whether nothing counts in the batch, in any process: all must go the same way."""
+        """Whether no pixel of the batch counts in any process; all processes must decide alike."""
         counted = (pooled != NOT_COUNTED).any()
         if self.is_ddp:
             anywhere = counted.to(torch.uint8)

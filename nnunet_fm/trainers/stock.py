@@ -44,11 +44,11 @@ class fm_trainer_stock(BudgetTrainer):
 
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
-        """nnU-Net's own; its blur does not choose between two methods by timing them, so that a seed fixes a run."""
+        """nnU-Net's transforms, but the blur does not choose its method by timing, so that a seed fixes a run."""
         return without_timing(nnUNetTrainer.get_training_transforms(*args, **kwargs))
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One optimiser step of nnU-Net's, with the rate of the progress."""
+        """Take nnU-Net's optimiser step, with the learning rate of the progress."""
         self.lr_scheduler.step(self.progress * self.num_epochs)
         output: dict[str, Any] = super().train_step(batch)
         self.check_loss(float(output["loss"]), batch)

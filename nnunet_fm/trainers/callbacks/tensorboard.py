@@ -44,7 +44,7 @@ class TensorBoardLogger:
         self._step, self._purge = 0, False
 
     def start(self, epoch: int) -> None:
-        """A training starts at this epoch: what an earlier run wrote for it and later ones goes."""
+        """Start at this epoch, and remove events that an earlier run wrote for it and later ones."""
         if epoch == 0:
             for file in self.folder.glob("events.out.tfevents.*"):
                 file.unlink()

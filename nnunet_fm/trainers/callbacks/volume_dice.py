@@ -56,7 +56,7 @@ def label_map(logits: Tensor, trainer: nnUNetTrainer) -> Tensor:
 
 
 class VolumeDice:
-    """Measures the mean Dice and intersection over union of whole volumes in preprocessed space.
+    """Measure the mean Dice and intersection over union of whole volumes in preprocessed space.
 
     Args:
         trainer: an initialised trainer; its plans, fold, labels, device and mirroring axes are followed.

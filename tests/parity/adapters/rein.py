@@ -61,4 +61,4 @@ def outputs(case: Case) -> dict[str, Tensor]:
     blocks = [int(match[1]) for out in case.outputs if (match := re.fullmatch(r"feat(\d+)", out.name))]
     maps = backbone.features(x, blocks, norm="none", refine=module)
     found_maps = {f"feat{block}": out for block, out in zip(blocks, maps, strict=True)}
-    return {"querys": module.queries(), **found_maps} if module.idle_parameters else found_maps
+    return {"querys": module.queries(), **found_maps} if module.find_unused_parameters else found_maps
