@@ -37,15 +37,17 @@ def studies(root: Path) -> Subjects:
         by_rule: dict[str, dict[str, Any]] = {}
         for job in prepared.jobs.values():
             cores, hours = threads(study, prepared.machine, job.rule), prepared.estimate.hours[job.id]
-            by_rule.setdefault(job.rule, {})[job.id] = {**asdict(job), "cores": cores, "hours": hours}
+            needs = job.needs if len(job.needs) < 6 else {"jobs": len(job.needs), "all": _hash(job.needs)}
+            entry = {**asdict(job), "needs": needs, "cores": cores, "hours": hours}
+            by_rule.setdefault(job.rule, {})[job.id] = entry
         runs = {
             run: {**training.run.model_dump(mode="json"), "targets": list(training.targets)}
             for run, training in prepared.expansion.trainings.items()
         }
         tables = {"runs": runs, **{f"jobs, {rule}": jobs for rule, jobs in by_rule.items()}}
         shown = against_first if file.stem in IN_FULL else _ends
-        content = {name: shown(table) for name, table in tables.items()}
-        yield f"study/{file.stem}", plain({"order": _hash(list(prepared.jobs)), **content}, root)
+        content = {name: shown(plain(table, root)) for name, table in tables.items()}
+        yield f"study/{file.stem}", {"order": _hash(list(prepared.jobs)), **content}
     yield "study/dry run", _dry_run(root, FILES[0])
 
 
@@ -56,7 +58,7 @@ def _ends(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hash(content: Any) -> str:
-    return sha256(json.dumps(content).encode()).hexdigest()
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _dry_run(root: Path, file: Path) -> Any:
