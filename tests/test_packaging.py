@@ -183,6 +183,7 @@ def test_stock_names_import_nothing_of_ours(fresh_venv) -> None:
         "nnunet_fm.hook.names",
         "nnunet_fm.hook.own_classes",
         "nnunet_fm.hook.wrap",
+        "nnunet_fm.cpu",
         "nnunet_fm.cpu.limits",
     }
 
