@@ -17,8 +17,8 @@ import psutil
 import pytest
 import SimpleITK as sitk
 
-from nnunet_fm.cli.demo import _Run
 from nnunet_fm.dataset_conversion.demo import unpack
+from nnunet_fm.studies.demo import Demo
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,7 +65,7 @@ def test_bundled_data_stay_small_and_carry_their_licence() -> None:
 
 
 def test_a_failed_step_shows_the_end_of_its_output(tmp_path: Path) -> None:
-    run = _Run(tmp_path, as_json=True)
+    run = Demo(tmp_path, as_json=True)
     program = Path(sys.executable).name
     run.nnunet("first", program, "-c", "import os; print(os.environ['nnUNet_raw'])")
     assert (tmp_path / "logs" / "first.txt").read_text().strip() == str(tmp_path / "nnUNet_raw")
@@ -75,10 +75,11 @@ def test_a_failed_step_shows_the_end_of_its_output(tmp_path: Path) -> None:
 
 def test_a_demo_that_is_ended_ends_its_commands(tmp_path: Path) -> None:
     code = (
-        "import signal, sys; from pathlib import Path; from nnunet_fm.cli.demo import _end, _Run\n"
+        "import signal, sys; from pathlib import Path; from nnunet_fm.cli.demo import _end\n"
+        "from nnunet_fm.studies.demo import Demo\n"
         "signal.signal(signal.SIGTERM, _end)\n"
         "words = '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'\n"
-        "_Run(Path(sys.argv[1]), as_json=True).nnunet('train', Path(sys.executable).name, *words)\n"
+        "Demo(Path(sys.argv[1]), as_json=True).nnunet('train', Path(sys.executable).name, *words)\n"
     )
     demo = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
     log, deadline = tmp_path / "logs" / "train.txt", time.monotonic() + 60

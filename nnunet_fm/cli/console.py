@@ -11,6 +11,9 @@ from typing import Annotated
 import typer
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JsonObject = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+JsonObjectOnly = Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nnunet_fm.cli.completion import complete_converters
-from nnunet_fm.cli.console import Quiet
+from nnunet_fm.cli.console import JsonObject, Quiet, bars
 from nnunet_fm.cli.table import print_table
 from nnunet_fm.dataset_conversion import CONVERTERS, get_converter
 
 if TYPE_CHECKING:
-    from nnunet_fm.dataset_conversion.problems import Problem
+    from nnunet_fm.dataset_conversion.problems import ConversionError, Problem
     from nnunet_fm.dataset_conversion.run import Report
 
 EPILOG = """
@@ -34,30 +34,44 @@ Then: nnUNetv2_plan_and_preprocess -d 501 -pl FMPlanner_stunet_b --verify_datase
 """
 
 
+Dataset = Annotated[
+    str,
+    typer.Argument(help=f"One of {', '.join(CONVERTERS)}.", show_default=False, autocompletion=complete_converters),
+]
+Source = Annotated[Path, typer.Argument(help="Folder, zip or tar as downloaded; only read.", show_default=False)]
+DatasetId = Annotated[int, typer.Option("-d", "--dataset-id", min=1, max=999, help="Dataset number, 1 to 999.")]
+Domain = Annotated[str | None, typer.Option("--domain", help="Which of several domains, e.g. t1.")]
+LabelSet = Annotated[str | None, typer.Option("--labels", help="Which of several sets of labels.")]
+Split = Annotated[str | None, typer.Option("--split", help="official, thesis, or a JSON, CSV or text file.")]
+Thesis = Annotated[bool, typer.Option("--thesis", help="Intensities, pixel size and edge of the thesis.")]
+N4 = Annotated[bool | None, typer.Option("--n4/--no-n4", help="Correct the bias field.", show_default=False)]
+SkullStrip = Annotated[str | None, typer.Option("--skull-strip", help="labels, no, or a folder or table of masks.")]
+Outside = Annotated[
+    str | None, typer.Option("--outside", help="What becomes of voxels that one channel does not show.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="List all problems, write nothing.")]
+SkipInvalid = Annotated[bool, typer.Option("--skip-invalid", help="Leave out what cannot be converted.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a folder of the same name.")]
+Processes = Annotated[int, typer.Option("-np", min=1, help="Cases at a time, each up to 4 GB.")]
+
+
 def convert(
-    dataset: Annotated[
-        str,
-        typer.Argument(help=f"One of {', '.join(CONVERTERS)}.", show_default=False, autocompletion=complete_converters),
-    ],
-    source: Annotated[Path, typer.Argument(help="Folder, zip or tar as downloaded; only read.", show_default=False)],
-    dataset_id: Annotated[int, typer.Option("-d", "--dataset-id", min=1, max=999, help="Dataset number, 1 to 999.")],
-    domain: Annotated[str | None, typer.Option("--domain", help="Which of several domains, e.g. t1.")] = None,
-    labels: Annotated[str | None, typer.Option("--labels", help="Which of several sets of labels.")] = None,
-    split: Annotated[str | None, typer.Option("--split", help="official, thesis, or a JSON, CSV or text file.")] = None,
-    thesis: Annotated[bool, typer.Option("--thesis", help="Intensities, pixel size and edge of the thesis.")] = False,
-    n4: Annotated[bool | None, typer.Option("--n4/--no-n4", help="Correct the bias field.", show_default=False)] = None,
-    skull_strip: Annotated[
-        str | None, typer.Option("--skull-strip", help="labels, no, or a folder or table of masks.")
-    ] = None,
-    outside: Annotated[
-        str | None, typer.Option("--outside", help="What becomes of voxels that one channel does not show.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="List all problems, write nothing.")] = False,
-    skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Leave out what cannot be converted.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a folder of the same name.")] = False,
-    processes: Annotated[int, typer.Option("-np", min=1, help="Cases at a time, each up to 4 GB.")] = 2,
+    dataset: Dataset,
+    source: Source,
+    dataset_id: DatasetId,
+    domain: Domain = None,
+    labels: LabelSet = None,
+    split: Split = None,
+    thesis: Thesis = False,
+    n4: N4 = None,
+    skull_strip: SkullStrip = None,
+    outside: Outside = None,
+    dry_run: DryRun = False,
+    skip_invalid: SkipInvalid = False,
+    force: Force = False,
+    processes: Processes = 2,
     quiet: Quiet = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonObject = False,
 ) -> None:
     """Convert a downloaded dataset to nnUNet_raw/Dataset<ID>_<Name>, with labels, split and a record of what was done.
 
@@ -77,35 +91,32 @@ def convert(
     if raw is None and not dry_run:
         raise ConversionError("the variable nnUNet_raw is not set: it names the folder that datasets are written to")
     try:
-        with _removing_temporary_files(), _progress(hidden=quiet) as progress:
+        with _removing_temporary_files(), bars(hidden=quiet) as bar:
             report = run(
-                converter,
-                source,
-                dataset_id,
-                options,
-                None if raw is None else Path(raw),
-                dry_run=dry_run,
-                skip_invalid=skip_invalid,
-                force=force,
-                processes=processes,
-                progress=progress,
-            )
+                converter, source, dataset_id, options, None if raw is None else Path(raw), dry_run=dry_run,
+                skip_invalid=skip_invalid, force=force, processes=processes, progress=bar("cases"),
+            )  # fmt: skip
     except ConversionError as error:
-        if as_json:
-            print(json.dumps({"status": "failed", "reason": str(error), "problems": _rows(error.problems)}, indent=2))
-        elif len(error.problems) > 1:  # faults, which are told to the quiet, too
-            _print_problems(error.problems)
+        _print_failure(error, as_json)
         raise
-    if as_json:
-        content = {**asdict(report), "folder": None if report.folder is None else str(report.folder)}
-        print(json.dumps(content, indent=2))
-    elif not quiet:
-        _print(report)
+    _print(report, as_json, quiet)
     if dry_run and report.problems and not skip_invalid:
         raise ConversionError(f"{len(report.problems)} problems in {source}")
 
 
-def _print(report: Report) -> None:
+def _print_failure(error: ConversionError, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"status": "failed", "reason": str(error), "problems": _rows(error.problems)}, indent=2))
+    elif len(error.problems) > 1:  # faults, which are told to the quiet, too
+        _print_problems(error.problems)
+
+
+def _print(report: Report, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        content = {**asdict(report), "folder": None if report.folder is None else str(report.folder)}
+        print(json.dumps(content, indent=2))
+    if as_json or quiet:
+        return
     if report.problems:
         _print_problems(report.problems)
     for note in report.notes:
@@ -141,14 +152,3 @@ def _removing_temporary_files() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _progress(*, hidden: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar over cases on standard error, if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), disable=hidden or not sys.stderr.isatty()) as bar:
-        task = bar.add_task("cases", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from nnunet_fm.cli.console import Quiet
-from nnunet_fm.cpu.limits import environment, usable_cores
-from nnunet_fm.io.atomic_write import replacing
-
-if TYPE_CHECKING:
-    import pandas as pd
+from nnunet_fm.cli.console import JsonObjectOnly, Quiet
 
 EPILOG = """
 Examples:
@@ -32,28 +23,22 @@ Examples:
   nnunet-fm demo --unpack 904
 """
 
-DATASET = 904
-MODEL = "stunet_s"
-PLANS = "FMPlans_demo"
-TRAINER = "fm_trainer_scratch"
-CONFIGURATION = "3d_fullres"
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
+Minutes = Annotated[float, typer.Option("--minutes", min=0.05, help="Minutes of training.")]
+Unpack = Annotated[
+    int | None,
+    typer.Option(
+        "--unpack", min=1, max=999, help="Only write the images, as this dataset number into nnUNet_raw.", metavar="ID"
+    ),
+]
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("nnunet_fm_demo"),
-    minutes: Annotated[float, typer.Option("--minutes", min=0.05, help="Minutes of training.")] = 6.0,
-    unpack: Annotated[
-        int | None,
-        typer.Option(
-            "--unpack",
-            min=1,
-            max=999,
-            help="Only write the images, as this dataset number into nnUNet_raw.",
-            metavar="ID",
-        ),
-    ] = None,
+    output: Output = Path("nnunet_fm_demo"),
+    minutes: Minutes = 6.0,
+    unpack: Unpack = None,
     quiet: Quiet = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")] = False,
+    as_json: JsonObjectOnly = False,
 ) -> None:
     """Plan, preprocess, train and predict on real hippocampus MRI, with Dice and pictures, on a CPU.
 
@@ -67,27 +52,10 @@ def demo(
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty: choose another folder with --output, or remove it")
     signal.signal(signal.SIGTERM, _end)
-    run = _Run(output, as_json=as_json, quiet=quiet)
-    run.unpack()
-    run.nnunet("fingerprint", "nnUNetv2_extract_fingerprint", "-d", DATASET, "-np", run.processes)
-    run.nnunet(
-        "plan", "nnunet-fm", "plan", "-d", DATASET, "-m", MODEL, "--variant", "quick", "--minutes", f"{minutes:g}",
-        "--name", PLANS,
-    )  # fmt: skip
-    run.nnunet(
-        "preprocess", "nnUNetv2_preprocess", "-d", DATASET, "-plans_name", PLANS, "-c", CONFIGURATION,
-        "-np", run.processes, "--no_pbar",
-    )  # fmt: skip
-    run.nnunet(
-        "train", "nnUNetv2_train", DATASET, CONFIGURATION, "all", "-tr", TRAINER, "-p", PLANS, "-device", "cpu",
-        watch=run.watch_training(minutes),
-    )  # fmt: skip
-    images, predictions = run.dataset / "imagesTs", output / "predictions"
-    run.nnunet(
-        "predict", "nnUNetv2_predict", "-d", DATASET, "-i", images, "-o", predictions, "-c", CONFIGURATION,
-        "-f", "all", "-tr", TRAINER, "-p", PLANS, "-device", "cpu", "-npp", 1, "-nps", 1, "--disable_progress_bar",
-    )  # fmt: skip
-    result = run.report(predictions)
+
+    from nnunet_fm.studies.demo import Demo
+
+    result = Demo(output, as_json=as_json, quiet=quiet).run(minutes)
     if as_json:
         print(json.dumps(result))
 
@@ -108,199 +76,3 @@ def _unpack(dataset_id: int, quiet: bool, as_json: bool) -> None:
         print(json.dumps({"folder": str(folder), "credit": CREDIT}))
     elif not quiet:
         print(f"{folder}: {CREDIT}")
-
-
-class _Run:
-    """One run of the demo: its folders, the commands it printed and the seconds each step took."""
-
-    def __init__(self, output: Path, *, as_json: bool, quiet: bool = False) -> None:
-        from rich.console import Console
-
-        self.output = output
-        # With --json, standard output belongs to the JSON object.
-        self.console = Console(stderr=as_json, highlight=False, soft_wrap=True, quiet=quiet)
-        self.folders = {name: output / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-        self.dataset = self.folders["nnUNet_raw"]
-        self.processes = min(2, usable_cores())
-        self.settings = {
-            **{name: str(folder) for name, folder in self.folders.items()},
-            # Unset, nnU-Net starts up to twelve loader workers and eight processes, whatever the machine.
-            "nnUNet_n_proc_DA": "0",
-            "nnUNet_def_n_proc": str(self.processes),
-        }
-        self.commands: list[str] = []
-        self.seconds: dict[str, float] = {}
-
-    @property
-    def fold(self) -> Path:
-        """Folder of the trained model."""
-        return self.folders["nnUNet_results"] / self.dataset.name / f"{TRAINER}__{PLANS}__{CONFIGURATION}" / "fold_all"
-
-    def unpack(self) -> None:
-        """Write the bundled dataset into nnUNet_raw and say how to repeat what follows."""
-        from nnunet_fm.dataset_conversion.demo import CREDIT, unpack
-
-        for folder in self.folders.values():
-            folder.mkdir(parents=True)
-        self.dataset = unpack(self.folders["nnUNet_raw"], DATASET)
-        self.console.print(f"Data: {CREDIT}\n")
-        for name, value in self.settings.items():
-            self._show(f"export {name}={shlex.quote(value)}")
-
-    def nnunet(self, step: str, program: str, *arguments: object, watch: Callable[[], str] | None = None) -> None:
-        """Run a command of this environment as a user would; its output goes to a log, its time is taken.
-
-        Raises:
-            RuntimeError: if the command fails; the message has the end of its output and the log's place.
-        """
-        words = [program, *map(str, arguments)]
-        self._show(shlex.join(words))
-        log = self.output / "logs" / f"{step}.txt"
-        log.parent.mkdir(exist_ok=True)
-        started = time.monotonic()
-        with log.open("wb") as stream:
-            # The programs of this interpreter's environment, which need not be activated.
-            words[0] = str(Path(sys.executable).with_name(program))
-            process = subprocess.Popen(
-                words,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env=environment() | self.settings,
-                stdin=subprocess.DEVNULL,
-            )
-            try:
-                self._wait(process, step, started, watch)
-            except BaseException:
-                process.terminate()
-                process.wait()
-                raise
-        self.seconds[step] = round(time.monotonic() - started, 1)
-        if process.returncode != 0:
-            last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
-            raise RuntimeError(f"{program} failed with exit code {process.returncode}: {' | '.join(last)} (see {log})")
-
-    def _wait(
-        self, process: subprocess.Popen[bytes], step: str, started: float, watch: Callable[[], str] | None
-    ) -> None:
-        with self.console.status(step) as status:
-            while process.poll() is None:
-                time.sleep(0.5)
-                seconds = time.monotonic() - started
-                status.update(f"{step}: {watch() if watch else f'{seconds:.0f} s'}")
-
-    def watch_training(self, minutes: float) -> Callable[[], str]:
-        """A function that says how far the training is: elapsed, left, epoch and Dice from its log."""
-        from nnunet_fm.reporting.training_log import newest_log, parse_log
-
-        started = time.monotonic()
-
-        def state() -> str:
-            elapsed = time.monotonic() - started
-            left = max(0.0, 60 * minutes - elapsed)
-            log = newest_log(self.fold)
-            epochs = parse_log(log.read_text(encoding="utf-8")) if log else None
-            dice = (
-                f", epoch {len(epochs)}, pseudo Dice {epochs['dice'].iloc[-1]:.3f}"
-                if epochs is not None and len(epochs)
-                else ""
-            )
-            return f"{elapsed:.0f} s, about {left:.0f} s left{dice}"
-
-        return state
-
-    def report(self, predictions: Path) -> dict[str, Any]:
-        """Score the predictions, write the page, print the table; returns what --json prints."""
-        from nnunet_fm.metrics.folder import evaluate_folder
-        from nnunet_fm.metrics.labels import foreground
-        from nnunet_fm.metrics.scores_table import DICE
-        from nnunet_fm.metrics.summary import mean_foreground, mean_per_class
-        from nnunet_fm.reporting.overlay import overlay_figure
-        from nnunet_fm.reporting.page import write_page
-        from nnunet_fm.reporting.training_log import newest_log, parse_log
-
-        started = time.monotonic()
-        labels = json.loads((self.dataset / "dataset.json").read_text(encoding="utf-8"))["labels"]
-        scores = evaluate_folder(predictions, self.dataset / "labelsTs", labels, metrics=[DICE])
-        classes, _ = foreground(labels)
-        figures = []
-        pictures = []
-        for rank, case in _worst_median_best(scores).items():
-            files = (self.dataset / "imagesTs" / f"{case}_0000.nii.gz", self.dataset / "labelsTs" / f"{case}.nii.gz")
-            dice = scores.loc[scores["case"] == case, "value"].mean()
-            figure = overlay_figure(*files, predictions / f"{case}.nii.gz", classes)
-            figures.append((f"{case}, {rank} of the unseen cases: mean Dice {dice:.3f}", figure))
-            pictures.append(self.output / "pictures" / f"{rank}_{case}.png")
-            pictures[-1].parent.mkdir(exist_ok=True)
-            with replacing(pictures[-1]) as partial:
-                figure.savefig(partial, format="png")
-        log = newest_log(self.fold)
-        epochs = parse_log(log.read_text(encoding="utf-8") if log else "")
-        page = self.output / "page.html"
-        self.seconds["report"] = round(time.monotonic() - started, 1)
-        write_page(
-            page,
-            title="nnunet-fm demo: hippocampus MRI",
-            scores=scores,
-            log=epochs,
-            seconds=self.seconds,
-            commands=self.commands,
-            overlays=figures,
-            facts={
-                "Network": "STU-Net small, from random weights",
-                "Training": f"{len(os.listdir(self.dataset / 'labelsTr'))} cases, {_iterations(self.fold)} iterations",
-                "Curve": "of the training cases: fold `all` keeps none back",
-                "Cores": str(usable_cores()),
-                "Data": "Medical Segmentation Decathlon, Task04_Hippocampus, CC BY-SA 4.0",
-            },
-        )
-        result = {
-            "mean_dice": round(mean_foreground(scores), 4),
-            "dice_per_class": {name: round(value, 4) for name, value in mean_per_class(scores).items()},
-            "seconds": {**self.seconds, "total": round(sum(self.seconds.values()), 1)},
-            "iterations": _iterations(self.fold),
-            "output": str(self.output),
-            "page": str(page),
-            "pictures": [str(picture) for picture in pictures],
-            "plans": str(self.folders["nnUNet_preprocessed"] / self.dataset.name / f"{PLANS}.json"),
-            "model": str(self.fold.parent),
-            "predictions": str(predictions),
-        }
-        self._print_table(scores, result)
-        return result
-
-    def _print_table(self, scores: pd.DataFrame, result: dict[str, Any]) -> None:
-        from rich.table import Table
-
-        from nnunet_fm.metrics.summary import per_case
-
-        table = Table(title="Dice on unseen cases")
-        table.add_column("case")
-        by_case = per_case(scores)
-        for name in by_case.columns:
-            table.add_column(name, justify="right")
-        for case, row in by_case.iterrows():
-            table.add_row(str(case), *(f"{value:.3f}" for value in row))
-        table.add_section()
-        table.add_row("mean", *(f"{value:.3f}" for value in by_case.mean()))
-        self.console.print(table)
-        steps = ", ".join(f"{step} {seconds:.0f}" for step, seconds in result["seconds"].items())
-        self.console.print(f"Mean foreground Dice {result['mean_dice']:.3f}. Seconds: {steps}.")
-        self.console.print(f"Page with pictures: {result['page']}")
-
-    def _show(self, command: str) -> None:
-        self.commands.append(command)
-        self.console.print(f"$ {command}", markup=False)
-
-
-def _worst_median_best(scores: pd.DataFrame) -> dict[str, str]:
-    """Cases of lowest, middle and highest mean Dice, so that the pictures do not flatter."""
-    ranked = scores.groupby("case")["value"].mean().sort_values().index
-    return {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
-
-
-def _iterations(fold: Path) -> int:
-    """Optimiser steps of the finished training, from its checkpoint."""
-    import torch
-
-    checkpoint = torch.load(fold / "checkpoint_final.pth", map_location="cpu", weights_only=False, mmap=True)
-    return int(checkpoint["nnunet_fm"]["iteration"])

@@ -11,7 +11,7 @@ import typer
 
 from nnunet_fm.cli.checks.finding import OK, PROBLEM, Check
 from nnunet_fm.cli.completion import complete_datasets
-from nnunet_fm.cli.console import working
+from nnunet_fm.cli.console import JsonObject, working
 
 EPILOG = """
 Examples:
@@ -51,7 +51,7 @@ def doctor(
         bool,
         typer.Option("--fix", help="Make nnU-Net's folders, remove what killed commands left; never data or results."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonObject = False,
 ) -> None:
     """Check versions, the import hook, nnU-Net's folders and the machine; each problem comes with its cure."""
     if dataset is None and (configuration or plans):

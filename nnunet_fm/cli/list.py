@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nnunet_fm.cli.console import Json
 from nnunet_fm.cli.table import print_table
 
 SHOWN = 3
@@ -37,7 +38,7 @@ class What(str, Enum):
 
 def list_(
     what: Annotated[What, typer.Argument(help="What to list.")] = What.models,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
     parameters: Annotated[
         bool, typer.Option("--parameters", help="Models: how many parameters each head and adapter trains.")
     ] = False,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nnunet_fm.cli.console import Quiet, results_only, working
+from nnunet_fm.cli.console import JsonObjectOnly, Quiet, results_only, working
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +46,7 @@ def study(
     profile: Annotated[str | None, typer.Option("--profile", help="Profile of Snakemake, to run on a cluster.")] = None,
     example: Annotated[bool, typer.Option("--example", help="Print a study file with comments.")] = False,
     quiet: Quiet = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")] = False,
+    as_json: JsonObjectOnly = False,
 ) -> None:
     """Train, test and report a whole comparison; finished work is never repeated."""
     if example:

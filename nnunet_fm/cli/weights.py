@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nnunet_fm.cli.completion import complete_models
-from nnunet_fm.cli.console import Quiet, working
+from nnunet_fm.cli.console import Json, Quiet, working
 from nnunet_fm.cli.table import print_table
 
 if TYPE_CHECKING:
@@ -73,7 +73,6 @@ AnyNames = Annotated[
     list[str] | None,
     typer.Argument(metavar="[NAME|MODEL...]", help="Weights, or models; all.", autocompletion=complete_models),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, epilog=EPILOG)
 
@@ -84,7 +83,7 @@ def _weights() -> None:
 
 
 @app.command("list", epilog="Example:\n\n  nnunet-fm weights list --json")
-def list_(as_json: AsJson = False) -> None:
+def list_(as_json: Json = False) -> None:
     """List the official weights of all models: file, licence, whether at hand, hash, source."""
     from nnunet_fm.models.official import officials
 
@@ -97,7 +96,7 @@ def list_(as_json: AsJson = False) -> None:
 
 
 @app.command(epilog=PULL_EPILOG)
-def pull(names: Names, quiet: Quiet = False, as_json: AsJson = False) -> None:
+def pull(names: Names, quiet: Quiet = False, as_json: Json = False) -> None:
     """Download weights into the weights folder; for files on drives, print where a person gets them."""
     from nnunet_fm.models.official import get_official
 
@@ -112,7 +111,7 @@ def add(
     ] = None,
     link: Annotated[bool, typer.Option("--link", help="Link to the file instead of copying it.")] = False,
     quiet: Quiet = False,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """Put a downloaded file into the weights folder, after a check of every name and shape in it."""
     from nnunet_fm.models.official import check, get_official, officials
@@ -145,7 +144,7 @@ def add(
 
 
 @app.command(epilog=VERIFY_EPILOG)
-def verify(names: AnyNames = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
+def verify(names: AnyNames = None, quiet: Quiet = False, as_json: Json = False) -> None:
     """Check the files at hand: hash against the published or pinned one, names and shapes against the network."""
     from nnunet_fm.models.official import get_official, officials
 
@@ -162,7 +161,7 @@ def verify(names: AnyNames = None, quiet: Quiet = False, as_json: AsJson = False
 def bundle(
     folder: Annotated[Path, typer.Argument(help="A trained folder: fm_trainer__PLANS__CONFIGURATION, or one fold_X.")],
     quiet: Quiet = False,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """Rewrite a trained folder's slim checkpoints as full ones, which need no official file to predict."""
     from nnunet_fm.weights.bundle import bundle as rewrite
