@@ -26,7 +26,16 @@ from nnunet_fm import dataset_conversion
 from nnunet_fm.cli.app import main
 from nnunet_fm.dataset_conversion import CONVERTERS, get_converter, skull, steps
 from nnunet_fm.dataset_conversion import run as run_module
-from nnunet_fm.dataset_conversion.base import Case, Choice, Converter, Listing, Options, Source, Work, read_source
+from nnunet_fm.dataset_conversion.base import (
+    AllowedValues,
+    Case,
+    ConversionOptions,
+    Converter,
+    ImageSource,
+    Listing,
+    Work,
+    read_source,
+)
 from nnunet_fm.dataset_conversion.flat_hdf5 import FlatVolume, flat_volumes
 from nnunet_fm.dataset_conversion.freesurfer import BRAIN
 from nnunet_fm.dataset_conversion.labels import LabelTable, count_values, merge_masks, whole_numbers
@@ -341,7 +350,7 @@ def flat(tmp_path: Path) -> Callable[..., list[FlatVolume]]:
 
 def read_flat(volume: FlatVolume, tmp_path: Path) -> Volume:
     tree = open_tree(tmp_path / "source", _folder(tmp_path, f"s_{len(list(tmp_path.iterdir()))}"))
-    return read_source(volume.image, Work(Options(), tree, tmp_path / "work"))
+    return read_source(volume.image, Work(ConversionOptions(), tree, tmp_path / "work"))
 
 
 def test_volumes_are_cut_by_cumulative_counts(flat: Callable[..., list[FlatVolume]], tmp_path: Path) -> None:
@@ -649,13 +658,13 @@ class Toy(Converter):
     layouts: ClassVar = {"toy": "c1_0.nii.gz, c1_1.nii.gz and c1_seg.nii.gz"}
     channels = ("T1", "CT")
     slice_axis = 1
-    domain = Choice(("x", "y"))
+    domain = AllowedValues(("x", "y"))
     splits: ClassVar = {"official": "train and test by name"}
     n4 = False
     skull_strip = "no"
     thesis = Thesis("percentile", 16, 0.7, n4=True, skull_strip=True)
 
-    def cases(self, tree: Tree, options: Options) -> Listing:
+    def cases(self, tree: Tree, options: ConversionOptions) -> Listing:
         found, problems = tree.collect(
             {
                 "one": r"(?P<case>[ct]\d)_0\.nii\.gz",
@@ -667,8 +676,8 @@ class Toy(Converter):
         cases = [
             Case(
                 name,
-                (Source(files["one"]), Source(files["two"])),
-                tuple(Source(files[role]) for role in ("label",) if role in files),
+                (ImageSource(files["one"]), ImageSource(files["two"])),
+                tuple(ImageSource(files[role]) for role in ("label",) if role in files),
                 "test" if name.startswith("t") else "val" if name == "c2" else "train",
             )
             for name, files in found.items()
@@ -875,8 +884,8 @@ def test_names_that_clash_or_are_none_are_refused(tmp_path: Path) -> None:
     class Clashing(Toy):
         names: ClassVar[tuple[str, ...]] = ("a", "A")
 
-        def cases(self, tree: Tree, options: Options) -> Listing:
-            return Listing("toy", [Case(name, (Source("x"),), (Source("y"),)) for name in self.names])
+        def cases(self, tree: Tree, options: ConversionOptions) -> Listing:
+            return Listing("toy", [Case(name, (ImageSource("x"),), (ImageSource("y"),)) for name in self.names])
 
     fill(tmp_path / "source", "x", "y")
     with pytest.raises(ConversionError, match="another case is called"):
@@ -890,9 +899,9 @@ def test_masks_of_structures_are_merged_by_default(tmp_path: Path) -> None:
     class Organs(Toy):
         channels = ("CT",)
 
-        def cases(self, tree: Tree, options: Options) -> Listing:
-            masks = (Source("a.nii.gz", structure="a"), Source("b.nii.gz", structure="b"))
-            return Listing("toy", [Case("one", (Source("image.nii.gz"),), masks)])
+        def cases(self, tree: Tree, options: ConversionOptions) -> Listing:
+            masks = (ImageSource("a.nii.gz", structure="a"), ImageSource("b.nii.gz", structure="b"))
+            return Listing("toy", [Case("one", (ImageSource("image.nii.gz"),), masks)])
 
     a, b = np.zeros((4, 5, 6), np.uint8), np.zeros((4, 5, 6), np.uint8)
     a[1:3], b[2:4] = 1, 1
@@ -918,7 +927,7 @@ def test_files_of_several_cases_are_unpacked_once(tmp_path: Path, monkeypatch: p
     class Flat(Toy):
         channels = ("T1",)
 
-        def cases(self, tree: Tree, options: Options) -> Listing:
+        def cases(self, tree: Tree, options: ConversionOptions) -> Listing:
             volumes = flat_volumes(tree, "data.zip/a.hdf5", 0.7)
             return Listing("toy", [Case(f"c{v.index}", (v.image,), (v.label,)) for v in volumes])
 
@@ -1050,8 +1059,8 @@ def test_nnunets_variable_is_needed_to_write_only(
 
 def test_legal_values_of_a_dataset_that_knows_everything(tmp_path: Path) -> None:
     toys = Toy()
-    assert toys.options() == Options(labels="all")
-    assert toys.options(thesis=True) == Options(labels="all", thesis=True, n4=True, skull_strip="labels")
+    assert toys.options() == ConversionOptions(labels="all")
+    assert toys.options(thesis=True) == ConversionOptions(labels="all", thesis=True, n4=True, skull_strip="labels")
     for options, message in (
         ({"domain": "z"}, "'z' is not a value of --domain: x, y"),
         ({"labels": "c"}, "'c' is not a value of --labels: all, b"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_fm.dataset_conversion.base import Options
+from nnunet_fm.dataset_conversion.base import ConversionOptions
 from nnunet_fm.dataset_conversion.hanseg import IGNORE, ORGANS
 from nnunet_fm.dataset_conversion.problems import ConversionError, UsageError
 from nnunet_fm.dataset_conversion.registration import register_rigidly
@@ -229,7 +229,7 @@ class TestHaNSeg(ConverterTester):
         chosen: dict[str, Any] = {"ctmr": "keep", "mr": "background", "ct": None}
         for domain, outside in chosen.items():
             options = self.converter.options(domain=domain)
-            assert isinstance(options, Options) and options.outside == outside
+            assert isinstance(options, ConversionOptions) and options.outside == outside
 
 
 def phantom() -> tuple[Volume, Volume, Volume]:

@@ -94,7 +94,7 @@ class TestMRSpineSeg(ConverterTester):
         assert get_converter("MRSegV").name == "mrspineseg"
 
     def test_lumbar_labels_are_those_of_verse(self, tmp_path: Path) -> None:
-        """Source: upwards from L5 (2) to L1 (6)."""
+        """ImageSource: upwards from L5 (2) to L1 (6)."""
         assert self.converter.label_sets["lumbar"].names == get_converter("verse").label_sets["lumbar"].names
         self.make_tree(tmp_path / "source", "official")
         folder = self.convert(tmp_path / "source", tmp_path / "raw").folder

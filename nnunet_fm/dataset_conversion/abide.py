@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
-from nnunet_fm.dataset_conversion.base import Case, Choice, Options, Source, Work
+from nnunet_fm.dataset_conversion.base import AllowedValues, Case, ConversionOptions, ImageSource, Work
 from nnunet_fm.dataset_conversion.brain import FLAT, BrainConverter, Subjects
 from nnunet_fm.dataset_conversion.problems import Invalid, Problem
 from nnunet_fm.dataset_conversion.steps import Thesis
@@ -38,7 +38,7 @@ class ABIDE(BrainConverter):
     reference = "https://doi.org/10.1038/mp.2013.78"
     channels = ("T1w",)
     label_grid = "resample"
-    domain = Choice(SITES, "caltech", "Which site.")
+    domain = AllowedValues(SITES, "caltech", "Which site.")
     positions: ClassVar = {"train": range(10), "val": range(10, 15), "test": range(16, 36)}
     depths: ClassVar = {"stanford": 132}
     margin = 20
@@ -65,13 +65,13 @@ class ABIDE(BrainConverter):
         "the laboratory's crop of Caltech (80 rows of its files): both sites are cropped to the labels, as Stanford is",
     )
 
-    def subjects(self, tree: Tree, options: Options) -> Subjects:
+    def subjects(self, tree: Tree, options: ConversionOptions) -> Subjects:
         """Subjects of one site."""
         site = replace(tree, entries={n: e for n, e in tree.entries.items() if _site(tree, n) == options.domain})
         found = self._laboratory(site, options)
         return found if found.cases or found.problems else self._public(site)
 
-    def flat_files(self, tree: Tree, options: Options) -> list[tuple[str, Mapping[str, str]]]:
+    def flat_files(self, tree: Tree, options: ConversionOptions) -> list[tuple[str, Mapping[str, str]]]:
         """By their folder: all sites' files have similar names."""
         return [
             (file, match.groupdict())
@@ -85,7 +85,7 @@ class ABIDE(BrainConverter):
             raise Invalid(file, f"another grid than the image: {difference}")
         return super().fit(label, grid, file, work)
 
-    def _laboratory(self, tree: Tree, options: Options) -> Subjects:
+    def _laboratory(self, tree: Tree, options: ConversionOptions) -> Subjects:
         """With ``--n4``, the laboratory's own corrected image is taken where there is one."""
         found, problems = tree.collect(
             {
@@ -147,7 +147,7 @@ class ABIDE(BrainConverter):
 
 
 def _case(subject: str, image: str, label: str, *, corrected: bool = False) -> Case:
-    return Case(f"abide_{subject}", (Source(image),), (Source(label),), subject=subject, corrected=corrected)
+    return Case(f"abide_{subject}", (ImageSource(image),), (ImageSource(label),), subject=subject, corrected=corrected)
 
 
 def _site(tree: Tree, file: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from nnunet_fm.dataset_conversion.base import Case, Converter, Listing, Options, Source
+from nnunet_fm.dataset_conversion.base import Case, ConversionOptions, Converter, ImageSource, Listing
 from nnunet_fm.dataset_conversion.labels import LabelTable
 from nnunet_fm.dataset_conversion.tree import Tree
 
@@ -62,7 +62,7 @@ class AortaSeg24(Converter):
         "whether labels of the older CIS-UNet files have the same numbers",
     )
 
-    def cases(self, tree: Tree, options: Options) -> Listing:
+    def cases(self, tree: Tree, options: ConversionOptions) -> Listing:
         """Pairs of image and mask; numbers come from the names, never from counting."""
         used = next((folder for folder, pattern in MASKS.items() if tree.match(pattern)), "masks")
         found, problems = tree.collect({"image": r"images/subject(?P<case>\d{3})_CTA\.mha", "label": MASKS[used]})
@@ -85,7 +85,7 @@ class AortaSeg24(Converter):
             which = f" ({', '.join(f'{i:03d}' for i in absent)})" if len(absent) <= 10 else ""
             notes.append(f"{len(absent)} of the 50 public cases are not used{which}")
         cases = [
-            Case(f"subject{number}", (Source(files["image"]),), (Source(files["label"]),))
+            Case(f"subject{number}", (ImageSource(files["image"]),), (ImageSource(files["label"]),))
             for number, files in found.items()
         ]
         return Listing(layout, cases, problems, notes)

@@ -14,12 +14,14 @@ A new converter is a subclass of `Converter` in a file of its own, and a line in
         slice_axis = 0                            # of (z, y, x) in RAS: axial
         layouts: ClassVar = {"msd": "imagesTr/spleen_2.nii.gz with labelsTr/spleen_2.nii.gz"}
 
-        def cases(self, tree: Tree, options: Options) -> Listing:
+        def cases(self, tree: Tree, options: ConversionOptions) -> Listing:
             found, problems = tree.collect({
                 "image": r"imagesTr/spleen_(?P<case>\\d+)\\.nii\\.gz",
                 "label": r"labelsTr/spleen_(?P<case>\\d+)\\.nii\\.gz",
             })
-            cases = [Case(f"spleen_{i}", (Source(f["image"]),), (Source(f["label"]),)) for i, f in found.items()]
+            cases = [
+                Case(f"spleen_{i}", (ImageSource(f["image"]),), (ImageSource(f["label"]),)) for i, f in found.items()
+            ]
             return Listing("msd", cases, problems)
 
 Everything else has a default: images are read, checked and written in the number type of the source; labels must be
@@ -60,7 +62,7 @@ MAX_OUTSIDE = 0.001
 
 
 @dataclass(frozen=True)
-class Choice:
+class AllowedValues:
     """Values that an option takes.
 
     Attributes:
@@ -75,7 +77,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Options:
+class ConversionOptions:
     """What a user chose of what a dataset offers; see `Converter.options`.
 
     Attributes:
@@ -98,7 +100,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """Where one image, label map or mask comes from.
 
     Attributes:
@@ -134,8 +136,8 @@ class Case:
     """
 
     name: str
-    images: tuple[Source, ...]
-    labels: tuple[Source, ...] = ()
+    images: tuple[ImageSource, ...]
+    labels: tuple[ImageSource, ...] = ()
     part: Literal["train", "val", "test"] = "train"
     subject: str = ""
     corrected: bool = False
@@ -188,7 +190,7 @@ class Work:
     """
 
     def __init__(
-        self, options: Options, tree: Tree, folder: Path, known: Mapping[str, tuple[Path, str]] | None = None
+        self, options: ConversionOptions, tree: Tree, folder: Path, known: Mapping[str, tuple[Path, str]] | None = None
     ) -> None:
         self.options = options
         self.sources: dict[str, str] = {}
@@ -269,8 +271,8 @@ class Converter(ABC):
     layouts: ClassVar[Mapping[str, str]]
     label_grid: ClassVar[Literal["same", "resample"]] = "same"
     background_only: ClassVar[bool] = False
-    domain: ClassVar[Choice | None] = None
-    outside: ClassVar[Choice | None] = None
+    domain: ClassVar[AllowedValues | None] = None
+    outside: ClassVar[AllowedValues | None] = None
     splits: ClassVar[Mapping[str, str]] = {}
     default_split: ClassVar[str | None] = None
     n4: ClassVar[bool | None] = None
@@ -284,7 +286,7 @@ class Converter(ABC):
     # What every converter writes itself
 
     @abstractmethod
-    def cases(self, tree: Tree, options: Options) -> Listing:
+    def cases(self, tree: Tree, options: ConversionOptions) -> Listing:
         """List the cases of a tree; an empty listing means that the tree has none of the known layouts.
 
         Only names are looked at here (and headers, where a format keeps its cases in one file).
@@ -292,15 +294,15 @@ class Converter(ABC):
 
     # What some converters override
 
-    def dataset_name(self, options: Options) -> str:
+    def dataset_name(self, options: ConversionOptions) -> str:
         """Name of nnU-Net's folder after the number."""
         return self.dataset if options.domain is None else f"{self.dataset}_{options.domain.upper()}"
 
-    def channel_names(self, options: Options) -> tuple[str, ...]:
+    def channel_names(self, options: ConversionOptions) -> tuple[str, ...]:
         """Channels of a domain."""
         return self.channels
 
-    def table(self, options: Options) -> LabelTable:
+    def table(self, options: ConversionOptions) -> LabelTable:
         """Label table of the user's choice."""
         return self.label_sets[options.labels]
 
@@ -322,13 +324,13 @@ class Converter(ABC):
         label = self.read_label(case, images[0].grid, work) if case.labels else None
         return images, label
 
-    def read_image(self, source: Source, work: Work) -> Volume:
+    def read_image(self, source: ImageSource, work: Work) -> Volume:
         """One channel, with finite values."""
         volume = read_source(source, work)
         check_finite(volume, source.file)
         return volume
 
-    def case_table(self, case: Case, options: Options) -> LabelTable:
+    def case_table(self, case: Case, options: ConversionOptions) -> LabelTable:
         """The table of one case, where numbers change their meaning from release to release."""
         return self.table(options)
 
@@ -435,7 +437,7 @@ class Converter(ABC):
         n4: bool | None = None,
         skull_strip: str | None = None,
         outside: str | None = None,
-    ) -> Options:
+    ) -> ConversionOptions:
         """The user's options, checked; None is the dataset's default.
 
         Raises:
@@ -457,7 +459,7 @@ class Converter(ABC):
             if skull_strip not in ("labels", "no") and not Path(skull_strip).exists():
                 raise self._unknown("skull-strip", skull_strip, ("labels", "no", "a folder or table that exists"))
         default_strip = "labels" if settings and settings.skull_strip else self.skull_strip or "no"
-        return Options(
+        return ConversionOptions(
             domain=self._choose("domain", self.domain, domain),
             labels=labels or legal[0],
             split=split or self.default_split,
@@ -484,7 +486,7 @@ class Converter(ABC):
             known["outside"] = self.outside.values
         return known
 
-    def _choose(self, option: str, choice: Choice | None, value: str | None) -> str | None:
+    def _choose(self, option: str, choice: AllowedValues | None, value: str | None) -> str | None:
         if choice is None:
             if value is not None:
                 raise self._unknown(option, value, ())
@@ -500,7 +502,7 @@ class Converter(ABC):
         return UsageError(f"{self.name} has no option --{option}; it takes {known}")
 
 
-def read_source(source: Source, work: Work) -> Volume:
+def read_source(source: ImageSource, work: Work) -> Volume:
     """Read one source by the form it has: a DICOM series, PNG slices, a part of an HDF5 file, or a volume."""
     paths = [work.path(file) for file in source.all_files]
     kind = paths[0].suffix.lower()

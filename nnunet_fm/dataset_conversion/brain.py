@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_fm.dataset_conversion import flat_hdf5
-from nnunet_fm.dataset_conversion.base import PLAIN_READER, Case, Converter, Listing, Options, Work
+from nnunet_fm.dataset_conversion.base import PLAIN_READER, Case, ConversionOptions, Converter, Listing, Work
 from nnunet_fm.dataset_conversion.freesurfer import BRAIN
 from nnunet_fm.dataset_conversion.labels import LabelTable
 from nnunet_fm.dataset_conversion.problems import ConversionError, Invalid, Problem
@@ -82,14 +82,14 @@ class BrainConverter(Converter):
     same_people: ClassVar[bool] = False
 
     @abstractmethod
-    def subjects(self, tree: Tree, options: Options) -> Subjects:
+    def subjects(self, tree: Tree, options: ConversionOptions) -> Subjects:
         """Images with FreeSurfer's labels, of one domain."""
 
     @abstractmethod
-    def flat_files(self, tree: Tree, options: Options) -> list[tuple[str, Mapping[str, str]]]:
+    def flat_files(self, tree: Tree, options: ConversionOptions) -> list[tuple[str, Mapping[str, str]]]:
         """The laboratory's files of one domain, with the groups of `FLAT`."""
 
-    def cases(self, tree: Tree, options: Options) -> Listing:
+    def cases(self, tree: Tree, options: ConversionOptions) -> Listing:
         """Cases of one domain.
 
         Raises:
@@ -103,7 +103,7 @@ class BrainConverter(Converter):
                     raise ConversionError(f"{tree.source}: has {other}, not {options.domain}: add --domain {other}")
         return listing
 
-    def case_table(self, case: Case, options: Options) -> LabelTable:
+    def case_table(self, case: Case, options: ConversionOptions) -> LabelTable:
         """The laboratory's files have the classes already."""
         return CLASSES if case.labels[0].details else self.table(options)
 
@@ -154,7 +154,7 @@ class BrainConverter(Converter):
         )
         return images, resample(label, grid, label=True)
 
-    def _list(self, tree: Tree, options: Options) -> Listing:
+    def _list(self, tree: Tree, options: ConversionOptions) -> Listing:
         found = self.subjects(tree, options)
         if found.cases or found.problems:
             return self._placed(tree, found, options)
@@ -163,7 +163,7 @@ class BrainConverter(Converter):
     def _part(self, position: int) -> Part | None:
         return next((part for part, positions in self.positions.items() if position in positions), None)
 
-    def _placed(self, tree: Tree, found: Subjects, options: Options) -> Listing:
+    def _placed(self, tree: Tree, found: Subjects, options: ConversionOptions) -> Listing:
         """Parts by position; subjects that cannot be converted keep theirs, so that others do not move up."""
         cases = list(found.cases.values())
         notes = list(found.notes)
@@ -185,7 +185,7 @@ class BrainConverter(Converter):
             notes.append(f"{unused} of {len(subjects)} subjects are in no part of the published split")
         return Listing(found.layout, cases, found.problems, notes)
 
-    def _flat(self, tree: Tree, options: Options) -> Listing:
+    def _flat(self, tree: Tree, options: ConversionOptions) -> Listing:
         cases: dict[int, Case] = {}
         origin: dict[int, str] = {}
         problems = []

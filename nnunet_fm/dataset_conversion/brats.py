@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from nnunet_fm.dataset_conversion.base import Case, Choice, Converter, Listing, Options, Source
+from nnunet_fm.dataset_conversion.base import AllowedValues, Case, ConversionOptions, Converter, ImageSource, Listing
 from nnunet_fm.dataset_conversion.labels import LabelTable, LabelValue
 from nnunet_fm.dataset_conversion.problems import ConversionError
 from nnunet_fm.dataset_conversion.splits import SEED, Split
@@ -141,7 +141,7 @@ class BraTS(Converter):
     channels = tuple(CHANNELS.values())
     label_sets: ClassVar = {name: RELEASES["2018"].table(name) for name in NUMBERS}
     slice_axis = 1
-    domain = Choice(("t1", "flair"), None, "One sequence; without it, all are channels.")
+    domain = AllowedValues(("t1", "flair"), None, "One sequence; without it, all are channels.")
     splits: ClassVar = {
         "thesis": "198, 30 and 57 of the 285 cases of 2018 as in the thesis, drawn by a seed: its names are not known"
     }
@@ -174,12 +174,12 @@ class BraTS(Converter):
         "counts of 2019 and 2021",
     )
 
-    def case_table(self, case: Case, options: Options) -> LabelTable:
+    def case_table(self, case: Case, options: ConversionOptions) -> LabelTable:
         """The table of the case's release."""
         assert isinstance(case, ReleasedCase)
         return RELEASES[case.release].table(options.labels)
 
-    def cases(self, tree: Tree, options: Options) -> Listing:
+    def cases(self, tree: Tree, options: ConversionOptions) -> Listing:
         """Cases of the one release that the tree has.
 
         Raises:
@@ -205,7 +205,7 @@ class BraTS(Converter):
             person = re.match(release.subject, name) if release.subject else None
             cases.append(
                 ReleasedCase(
-                    name, images, (Source(files["label"]),), subject=person[0] if person else "", release=keys[0]
+                    name, images, (ImageSource(files["label"]),), subject=person[0] if person else "", release=keys[0]
                 )
             )
         if release.test is not None:
@@ -259,6 +259,6 @@ def _role(release: Release, sequence: str) -> str:
     return "image" if isinstance(release.sequences[sequence], int) else f"{sequence} image"
 
 
-def _source(release: Release, sequence: str, file: str) -> Source:
+def _source(release: Release, sequence: str, file: str) -> ImageSource:
     place = release.sequences[sequence]
-    return Source(file, details={"channel": place} if isinstance(place, int) else {})
+    return ImageSource(file, details={"channel": place} if isinstance(place, int) else {})

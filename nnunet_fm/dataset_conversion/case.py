@@ -17,8 +17,8 @@ from nnunet_fm.dataset_conversion import skull, steps
 from nnunet_fm.dataset_conversion.base import (
     REORIENTING_READER,
     Case,
+    ConversionOptions,
     Converter,
-    Options,
     Work,
     voxels_per_label,
 )
@@ -32,7 +32,7 @@ RECORDS = ".records"
 
 
 @dataclass(frozen=True)
-class Job:
+class ConversionJob:
     """What all cases of a conversion share; sent to every worker once.
 
     Attributes:
@@ -47,7 +47,7 @@ class Job:
     """
 
     converter: Converter
-    options: Options
+    options: ConversionOptions
     tree: Tree
     target: Path
     scratch: Path
@@ -57,7 +57,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CaseOutcome:
     """What became of a case: a record of what was done, a problem, or the reason to leave it out.
 
     The record has ``part``, ``subject``, ``sources`` and ``files`` (path -> SHA-256), ``shape`` and ``spacing``
@@ -72,7 +72,7 @@ class Outcome:
     kept: bool = False
 
 
-def convert_case(job: Job, case: Case, part: str, *, write: bool) -> Outcome:
+def convert_case(job: ConversionJob, case: Case, part: str, *, write: bool) -> CaseOutcome:
     """Convert one case.
 
     Args:
@@ -88,30 +88,30 @@ def convert_case(job: Job, case: Case, part: str, *, write: bool) -> Outcome:
     work = Work(job.options, job.tree, folder, job.shared)
     try:
         if write and (record := _finished(job, case, part, work)) is not None:
-            return Outcome(case.name, record, sources=work.sources, kept=True)
+            return CaseOutcome(case.name, record, sources=work.sources, kept=True)
         with _one_thread():
             images, label = prepare(job, case, work)
         record = _describe(case, part, images, label, work)
         if write:
             record["files"] = _write(job.target, case, part, images, label)
             write_json(_record_path(job, case), {"key": _key(job, case, part), **record})
-        return Outcome(case.name, record, sources=work.sources)
+        return CaseOutcome(case.name, record, sources=work.sources)
     except Invalid as fault:
-        return Outcome(case.name, problem=Problem(fault.file, fault.rule, case.name), sources=work.sources)
+        return CaseOutcome(case.name, problem=Problem(fault.file, fault.rule, case.name), sources=work.sources)
     except LeftOut as reason:
-        return Outcome(case.name, left_out=str(reason), sources=work.sources)
+        return CaseOutcome(case.name, left_out=str(reason), sources=work.sources)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OSError(error.errno, f"{case.name}: the disk is full ({error.filename or job.target})") from None
         raise
     except MemoryError:
         rule = "there is not enough memory to read it"
-        return Outcome(case.name, problem=Problem(case.files[0], rule, case.name), sources=work.sources)
+        return CaseOutcome(case.name, problem=Problem(case.files[0], rule, case.name), sources=work.sources)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def prepare(job: Job, case: Case, work: Work) -> tuple[list[Volume], Volume | None]:
+def prepare(job: ConversionJob, case: Case, work: Work) -> tuple[list[Volume], Volume | None]:
     """Read a case and apply the steps that the options ask for: N4, skull strip, then the thesis's."""
     options, file = job.options, case.images[0].file
     images, label = job.converter.read_case(case, work)
@@ -170,7 +170,7 @@ def _write(target: Path, case: Case, part: str, images: list[Volume], label: Vol
     return files
 
 
-def _finished(job: Job, case: Case, part: str, work: Work) -> dict[str, Any] | None:
+def _finished(job: ConversionJob, case: Case, part: str, work: Work) -> dict[str, Any] | None:
     """The record of an interrupted run, if this case's sources and files are still what it says."""
     from nnunet_fm.weights.cache import compute_sha256
 
@@ -191,14 +191,14 @@ def _finished(job: Job, case: Case, part: str, work: Work) -> dict[str, Any] | N
     return result
 
 
-def _record_path(job: Job, case: Case) -> Path:
+def _record_path(job: ConversionJob, case: Case) -> Path:
     path = job.target / RECORDS / f"{case.name}.json"
     with suppress(FileExistsError):
         path.parent.mkdir(parents=True)
     return path
 
 
-def _key(job: Job, case: Case, part: str) -> str:
+def _key(job: ConversionJob, case: Case, part: str) -> str:
     """Of everything besides the content of files that decides about the result."""
     return fingerprint(
         [job.converter.name, job.converter.version, asdict(job.options), asdict(case), part, job.slice_axis, job.reader]

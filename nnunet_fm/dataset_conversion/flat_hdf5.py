@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_fm.dataset_conversion.base import Source
+from nnunet_fm.dataset_conversion.base import ImageSource
 from nnunet_fm.dataset_conversion.problems import Invalid
 from nnunet_fm.dataset_conversion.readers import hdf5_array, opened_hdf5
 from nnunet_fm.dataset_conversion.tree import Tree
@@ -42,8 +42,8 @@ class FlatVolume:
 
     index: int
     patient: str
-    image: Source
-    label: Source
+    image: ImageSource
+    label: ImageSource
 
 
 def flat_volumes(tree: Tree, file: str, pixel: float, suffix: str = "") -> list[FlatVolume]:
@@ -88,8 +88,8 @@ def flat_volumes(tree: Tree, file: str, pixel: float, suffix: str = "") -> list[
             FlatVolume(
                 index,
                 patient,
-                Source(file, details={"key": images, **details}),
-                Source(file, details={"key": labels, **details}),
+                ImageSource(file, details={"key": images, **details}),
+                ImageSource(file, details={"key": labels, **details}),
             )
         )
     return volumes

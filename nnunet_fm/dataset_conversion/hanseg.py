@@ -7,7 +7,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nnunet_fm.dataset_conversion.base import Case, Choice, Converter, Listing, Options, Source, Work
+from nnunet_fm.dataset_conversion.base import (
+    AllowedValues,
+    Case,
+    ConversionOptions,
+    Converter,
+    ImageSource,
+    Listing,
+    Work,
+)
 from nnunet_fm.dataset_conversion.labels import LabelTable, count_values
 from nnunet_fm.dataset_conversion.problems import Invalid, Problem, UsageError
 from nnunet_fm.dataset_conversion.registration import register_rigidly
@@ -53,8 +61,8 @@ class HaNSeg(Converter):
     sides = (("Eye_AL", "Eye_AR"), ("Eye_PL", "Eye_PR"))
     slice_axis = 0
     label_grid = "resample"
-    domain = Choice(("ct", "mr", "ctmr"), "ct", "CT, T1 MR registered to CT, or both as channels.")
-    outside = Choice(
+    domain = AllowedValues(("ct", "mr", "ctmr"), "ct", "CT, T1 MR registered to CT, or both as channels.")
+    outside = AllowedValues(
         ("keep", "background", "ignore"),
         None,
         "Labels where MR shows nothing: by default kept for ctmr, background for mr.",
@@ -80,7 +88,7 @@ class HaNSeg(Converter):
         "how well the registration does on the real pairs",
     )
 
-    def options(self, **chosen: Any) -> Options:
+    def options(self, **chosen: Any) -> ConversionOptions:
         """As of every converter; ``outside`` depends on the domain."""
         options = super().options(**chosen)
         if options.domain == "ct":
@@ -89,15 +97,15 @@ class HaNSeg(Converter):
             return options
         return replace(options, outside=options.outside or ("keep" if options.domain == "ctmr" else "background"))
 
-    def channel_names(self, options: Options) -> tuple[str, ...]:
+    def channel_names(self, options: ConversionOptions) -> tuple[str, ...]:
         """CT, MR or both."""
         return {"ct": self.channels[:1], "mr": self.channels[1:]}.get(options.domain or "ct", self.channels)
 
-    def table(self, options: Options) -> LabelTable:
+    def table(self, options: ConversionOptions) -> LabelTable:
         """With the ignore label, if there is one."""
         return replace(ORGANS, names={**ORGANS.names, "ignore": IGNORE}) if options.outside == "ignore" else ORGANS
 
-    def cases(self, tree: Tree, options: Options) -> Listing:
+    def cases(self, tree: Tree, options: ConversionOptions) -> Listing:
         """Images and masks by name; the one mask that the release lacks is accepted, a second one is not."""
         organs = tuple(ORGANS.foreground.values())
         images = ["CT image"] if options.domain == "ct" else ["CT image", "MR image"]
@@ -127,8 +135,8 @@ class HaNSeg(Converter):
         cases = [
             Case(
                 case,
-                tuple(Source(files[image]) for image in images),
-                tuple(Source(files[role], structure=o) for o in organs if (role := f"{o} mask") in files),
+                tuple(ImageSource(files[image]) for image in images),
+                tuple(ImageSource(files[role], structure=o) for o in organs if (role := f"{o} mask") in files),
             )
             for case, files in found.items()
             if case not in faulty

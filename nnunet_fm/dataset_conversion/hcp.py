@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from nnunet_fm.dataset_conversion.base import Case, Choice, Options, Source
+from nnunet_fm.dataset_conversion.base import AllowedValues, Case, ConversionOptions, ImageSource
 from nnunet_fm.dataset_conversion.brain import FLAT, BrainConverter, Subjects
 from nnunet_fm.dataset_conversion.steps import Thesis
 from nnunet_fm.dataset_conversion.tree import Tree
@@ -26,7 +26,7 @@ class HCP(BrainConverter):
     licence_source = "general knowledge; the terms are agreed to at registration and were not compared"
     reference = "https://doi.org/10.1016/j.neuroimage.2013.05.041"
     channels = ("T1w",)
-    domain = Choice(("t1", "t2"), "t1", "Which sequence.")
+    domain = AllowedValues(("t1", "t2"), "t1", "Which sequence.")
     positions: ClassVar = {"train": range(20), "val": range(20, 25), "test": range(50, 70)}
     thesis = Thesis("percentile", size=256, spacing=0.7, n4=True)
     layouts: ClassVar = {
@@ -48,11 +48,11 @@ class HCP(BrainConverter):
         "which subjects the published positions are of: they go by a sorted list of downloaded zip files",
     )
 
-    def channel_names(self, options: Options) -> tuple[str, ...]:
+    def channel_names(self, options: ConversionOptions) -> tuple[str, ...]:
         """The domain's sequence."""
         return (f"{_sequence(options)}w",)
 
-    def subjects(self, tree: Tree, options: Options) -> Subjects:
+    def subjects(self, tree: Tree, options: ConversionOptions) -> Subjects:
         """By six-digit number; ``aparc.a2009s+aseg`` has other numbers for the cortex and is never taken."""
         found, problems = tree.collect(
             {
@@ -61,12 +61,14 @@ class HCP(BrainConverter):
             }
         )
         cases = {
-            subject: Case(f"hcp_{subject}", (Source(files["image"]),), (Source(files["label"]),), subject=subject)
+            subject: Case(
+                f"hcp_{subject}", (ImageSource(files["image"]),), (ImageSource(files["label"]),), subject=subject
+            )
             for subject, files in found.items()
         }
         return Subjects("structural", cases, problems)
 
-    def flat_files(self, tree: Tree, options: Options) -> list[tuple[str, Mapping[str, str]]]:
+    def flat_files(self, tree: Tree, options: ConversionOptions) -> list[tuple[str, Mapping[str, str]]]:
         """By the sequence in their names."""
         return [
             (file, match.groupdict())
@@ -75,5 +77,5 @@ class HCP(BrainConverter):
         ]
 
 
-def _sequence(options: Options) -> str:
+def _sequence(options: ConversionOptions) -> str:
     return (options.domain or "t1").upper()

@@ -9,7 +9,15 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from nnunet_fm.dataset_conversion.base import PLAIN_READER, Case, Converter, Listing, Options, Source, Work
+from nnunet_fm.dataset_conversion.base import (
+    PLAIN_READER,
+    Case,
+    ConversionOptions,
+    Converter,
+    ImageSource,
+    Listing,
+    Work,
+)
 from nnunet_fm.dataset_conversion.labels import LabelTable
 from nnunet_fm.dataset_conversion.problems import ConversionError, Invalid, LeftOut
 from nnunet_fm.dataset_conversion.steps import Thesis, normalise, plane_grid
@@ -70,7 +78,7 @@ class LumbarConverter(Converter):
     png_case: ClassVar[str]
     thesis_slices: ClassVar[int | None] = None
 
-    def png_cases(self, tree: Tree, options: Options) -> Listing:
+    def png_cases(self, tree: Tree, options: ConversionOptions) -> Listing:
         """The thesis's slices: ``images/train/<case>_0000.png`` with ``labels/train/<case>_0000_labelTrainIds.png``.
 
         Raises:
@@ -98,7 +106,7 @@ class LumbarConverter(Converter):
         """The person of a case."""
         return case
 
-    def case_table(self, case: Case, options: Options) -> LabelTable:
+    def case_table(self, case: Case, options: ConversionOptions) -> LabelTable:
         """PNG slices have our numbers already."""
         return LUMBAR if case.images[0].file.endswith(".png") else super().case_table(case, options)
 
@@ -135,8 +143,8 @@ class LumbarConverter(Converter):
         return images, label
 
 
-def _stack(files: tuple[str, ...]) -> Source:
-    return Source(files[0], files, details={"spacing": PNG_SPACING})
+def _stack(files: tuple[str, ...]) -> ImageSource:
+    return ImageSource(files[0], files, details={"spacing": PNG_SPACING})
 
 
 def _about(grid: Grid, label: Volume | None, axis: int, slices: int | None) -> Grid:

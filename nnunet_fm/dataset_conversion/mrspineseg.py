@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from nnunet_fm.dataset_conversion.base import Case, Listing, Options, Source
+from nnunet_fm.dataset_conversion.base import Case, ConversionOptions, ImageSource, Listing
 from nnunet_fm.dataset_conversion.labels import LabelTable
 from nnunet_fm.dataset_conversion.lumbar import LUMBAR, PIXEL, LumbarConverter, Part, lumbar_table, part_of
 from nnunet_fm.dataset_conversion.problems import ConversionError
@@ -67,7 +67,7 @@ class MRSpineSeg(LumbarConverter):
         "whether headers of every copy say which axis is the sagittal one",
     )
 
-    def cases(self, tree: Tree, options: Options) -> Listing:
+    def cases(self, tree: Tree, options: ConversionOptions) -> Listing:
         """Numbers of cases are unique over training and test folders; test cases may lack masks."""
         for layout, (image, label) in PATTERNS.items():
             found, problems = tree.collect({"image": image, "label": label}, optional=("label",))
@@ -81,8 +81,8 @@ class MRSpineSeg(LumbarConverter):
             cases = [
                 Case(
                     f"Case{number}",
-                    (Source(files["image"]),),
-                    (Source(files["label"]),) if "label" in files else (),
+                    (ImageSource(files["image"]),),
+                    (ImageSource(files["label"]),) if "label" in files else (),
                     part_of(tree, files["image"], FOLDERS),
                 )
                 for number, files in found.items()
@@ -90,7 +90,7 @@ class MRSpineSeg(LumbarConverter):
             return Listing(layout, cases, problems, notes)
         return self.png_cases(tree, options)
 
-    def case_table(self, case: Case, options: Options) -> LabelTable:
+    def case_table(self, case: Case, options: ConversionOptions) -> LabelTable:
         """Re-labelled copies have numbers of their own."""
         name = case.images[0].file.rsplit("/", 1)[-1]
         return RELABELLED if name.startswith(("MRSpineSeg_", "img_")) else super().case_table(case, options)

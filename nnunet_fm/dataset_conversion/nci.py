@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from nnunet_fm.dataset_conversion.base import Case, Converter, Listing, Options, Source
+from nnunet_fm.dataset_conversion.base import Case, ConversionOptions, Converter, ImageSource, Listing
 from nnunet_fm.dataset_conversion.problems import Invalid, Problem
 from nnunet_fm.dataset_conversion.prostate import PROSTATE, THESIS, Part, hdf5_listing
 from nnunet_fm.dataset_conversion.readers import opened_hdf5
@@ -74,7 +74,7 @@ class NCI(Converter):
         "where the slice spacing of a label differs from its series': that the label's header is right",
     )
 
-    def cases(self, tree: Tree, options: Options) -> Listing:
+    def cases(self, tree: Tree, options: ConversionOptions) -> Listing:
         """Patients by the names of folders and label files."""
         labels, problems = tree.collect(
             {
@@ -111,8 +111,8 @@ class NCI(Converter):
                 continue
             if len(folders) > 1:
                 notes.append(f"{patient}: of {len(folders)} series the axial T2 is used, {folder}")
-            sources = (Source(label),) if label else ()
-            cases.append(Case(patient, (Source(folder, folders[folder]),), sources, part))
+            sources = (ImageSource(label),) if label else ()
+            cases.append(Case(patient, (ImageSource(folder, folders[folder]),), sources, part))
         if unlabelled:
             notes.append(f"{len(unlabelled)} patients without labels are not used: {', '.join(unlabelled)}")
         return Listing("tcia", cases, problems, notes)

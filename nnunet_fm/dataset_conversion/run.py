@@ -20,8 +20,8 @@ from filelock import FileLock, Timeout
 from nnunet_fm.cpu.limits import startable
 from nnunet_fm.data.sides import find_sides
 from nnunet_fm.dataset_conversion import skull
-from nnunet_fm.dataset_conversion.base import REORIENTING_READER, Case, Converter, Listing, Options
-from nnunet_fm.dataset_conversion.case import RECORDS, Job, Outcome, convert_case
+from nnunet_fm.dataset_conversion.base import REORIENTING_READER, Case, ConversionOptions, Converter, Listing
+from nnunet_fm.dataset_conversion.case import RECORDS, CaseOutcome, ConversionJob, convert_case
 from nnunet_fm.dataset_conversion.labels import LabelTable
 from nnunet_fm.dataset_conversion.problems import ConversionError, Invalid, Problem
 from nnunet_fm.dataset_conversion.splits import Split, make_folds, read_split
@@ -71,7 +71,7 @@ def convert(
     converter: Converter,
     source: Path,
     dataset_id: int,
-    options: Options,
+    options: ConversionOptions,
     raw: Path | None,
     *,
     dry_run: bool = False,
@@ -150,7 +150,7 @@ class _Plan:
     """A source, what it holds, and where each case goes."""
 
     converter: Converter
-    options: Options
+    options: ConversionOptions
     tree: Tree
     listing: Listing
     split: Split | None
@@ -159,7 +159,7 @@ class _Plan:
     problems: tuple[Problem, ...]
 
     @classmethod
-    def of(cls, converter: Converter, tree: Tree, options: Options) -> _Plan:
+    def of(cls, converter: Converter, tree: Tree, options: ConversionOptions) -> _Plan:
         listing = converter.cases(tree, options)
         if not listing.cases and not listing.problems:
             known = "; ".join(f"{name}: {example}" for name, example in converter.layouts.items())
@@ -206,7 +206,7 @@ class _Plan:
     def reader(self) -> str:
         return self.listing.reader or self.converter.reader
 
-    def job(self, target: Path, scratch: Path) -> Job:
+    def job(self, target: Path, scratch: Path) -> ConversionJob:
         """What workers need; files of several cases are unpacked and hashed here, once."""
         from nnunet_fm.weights.cache import compute_sha256
 
@@ -218,7 +218,9 @@ class _Plan:
                 shared[name] = (path, compute_sha256(path))
             except (Invalid, PermissionError):
                 continue  # each case that needs it says so
-        return Job(self.converter, self.options, self.tree, target, scratch, self.slice_axis, self.reader, shared)
+        return ConversionJob(
+            self.converter, self.options, self.tree, target, scratch, self.slice_axis, self.reader, shared
+        )
 
     def key(self) -> str:
         """Of everything besides the content of files that decides about the result."""
@@ -273,10 +275,10 @@ def _locked(raw: Path | None, dataset_id: int, dry_run: bool) -> Iterator[None]:
 
 # During: cases in parallel
 
-_job: Job | None = None
+_job: ConversionJob | None = None
 
 
-def _start_worker(job: Job) -> None:
+def _start_worker(job: ConversionJob) -> None:
     """In a worker: take the job, leave Ctrl-C to the parent, and end with it however it ends."""
     global _job
     _job = job
@@ -284,27 +286,27 @@ def _start_worker(job: Job) -> None:
     end_with_parent()
 
 
-def _in_worker(case: Case, part: str, write: bool) -> Outcome:
+def _in_worker(case: Case, part: str, write: bool) -> CaseOutcome:
     assert _job is not None
     return convert_case(_job, case, part, write=write)
 
 
 def _convert_all(
-    job: Job,
+    job: ConversionJob,
     plan: _Plan,
     processes: int,
     progress: Callable[[int, int], None],
     *,
     write: bool,
     skip_invalid: bool,
-) -> list[Outcome]:
+) -> list[CaseOutcome]:
     """Convert all cases; once one cannot be, the others are only checked, so that all problems are known at the end."""
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, CaseOutcome] = {}
     sound = skip_invalid or not plan.problems
     total = len(plan.cases)
     progress(0, total)
 
-    def done(outcome: Outcome) -> None:
+    def done(outcome: CaseOutcome) -> None:
         nonlocal sound
         outcomes[outcome.case] = outcome
         sound = sound and (skip_invalid or outcome.problem is None)
@@ -317,7 +319,7 @@ def _convert_all(
         return list(outcomes.values())
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker, (job,))
-    waiting: set[Future[Outcome]] = set()
+    waiting: set[Future[CaseOutcome]] = set()
     try:
         for case, part in plan.cases:
             if len(waiting) > processes:  # few at a time: whether to write is decided when a case starts
@@ -343,7 +345,7 @@ def _convert_all(
 # After: the folder in its place
 
 
-def _conversion_json(plan: _Plan, outcomes: Sequence[Outcome], problems: Sequence[Problem]) -> dict[str, Any]:
+def _conversion_json(plan: _Plan, outcomes: Sequence[CaseOutcome], problems: Sequence[Problem]) -> dict[str, Any]:
     """All that is needed to audit the conversion and to repeat it; nothing in it depends on time or place."""
     cases = {outcome.case: outcome.record for outcome in outcomes if outcome.record is not None}
     table = (
@@ -440,7 +442,7 @@ def _channel(name: str, plan: _Plan) -> str:
     return f"{name}_{intensities}" if intensities else name
 
 
-def _public(options: Options) -> dict[str, Any]:
+def _public(options: ConversionOptions) -> dict[str, Any]:
     """Options without the folders that a user's files lie in."""
     content = asdict(options)
     for name in ("split", "skull_strip"):

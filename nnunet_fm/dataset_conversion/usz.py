@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from nnunet_fm.dataset_conversion.base import Case, Converter, Listing, Options, Source, Work
+from nnunet_fm.dataset_conversion.base import Case, ConversionOptions, Converter, ImageSource, Listing, Work
 from nnunet_fm.dataset_conversion.problems import Invalid, Problem
 from nnunet_fm.dataset_conversion.prostate import PROSTATE, THESIS, Part, hdf5_listing
 from nnunet_fm.dataset_conversion.tree import Tree
@@ -46,7 +46,7 @@ class USZ(Converter):
         "which patients the numbers of the split are: the order was that of a directory listing",
     )
 
-    def cases(self, tree: Tree, options: Options) -> Listing:
+    def cases(self, tree: Tree, options: ConversionOptions) -> Listing:
         """Volumes by their number in the names of the files, or patients by their folder."""
         files, problems = tree.collect(
             {"file": rf"data_2d_from_(?P<case>\d+_to_\d+)_size_\d+_\d+_res_0\.625_0\.625_{LABELLER}\.hdf5"}
@@ -59,7 +59,7 @@ class USZ(Converter):
                 "label": rf"(?P<case>[^/]+)/segmentation_(?:tra_)?{LABELLER}\.nii\.gz",
             }
         )
-        cases = [Case(name, (Source(f["image"]),), (Source(f["label"]),)) for name, f in found.items()]
+        cases = [Case(name, (ImageSource(f["image"]),), (ImageSource(f["label"]),)) for name, f in found.items()]
         notes = ["folders of patients have no split of their own"]
         if tree.match(r"[^/]+/t2_tse_tra_n4\.nii\.gz"):
             notes.append("t2_tse_tra_n4.nii.gz is not used: --n4 corrects the bias field by a method that is known")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from nnunet_fm.dataset_conversion.base import Case, Listing, Options, Source
+from nnunet_fm.dataset_conversion.base import Case, ConversionOptions, ImageSource, Listing
 from nnunet_fm.dataset_conversion.labels import LabelTable
 from nnunet_fm.dataset_conversion.lumbar import LumbarConverter, Part, lumbar_table, part_of
 from nnunet_fm.dataset_conversion.tree import Tree
@@ -76,7 +76,7 @@ class VerSe(LumbarConverter):
         "the scans that the thesis used: it states 116, 1 and 15, no list",
     )
 
-    def cases(self, tree: Tree, options: Options) -> Listing:
+    def cases(self, tree: Tree, options: ConversionOptions) -> Listing:
         """Scans of both releases, each once, all of a person in one part of the split."""
         for layout, (image, label) in LAYOUTS.items():
             releases, problems = [], []
@@ -93,7 +93,7 @@ class VerSe(LumbarConverter):
 
     def _case(self, tree: Tree, name: str, files: dict[str, str]) -> Case:
         part = part_of(tree, files["image"], FOLDERS)
-        return Case(name, (Source(files["image"]),), (Source(files["label"]),), part, self.subject(name))
+        return Case(name, (ImageSource(files["image"]),), (ImageSource(files["label"]),), part, self.subject(name))
 
     def subject(self, case: str) -> str:
         """``sub-verse408`` of ``sub-verse408_split-verse223``."""

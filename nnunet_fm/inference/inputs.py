@@ -98,7 +98,7 @@ class PredictionRequest:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class CheckedPrediction:
     """A prediction that was checked and can start.
 
     Attributes:
@@ -118,7 +118,7 @@ class Prediction:
     target: str | list[str]
 
 
-def check_prediction(request: PredictionRequest) -> Prediction:
+def check_prediction(request: PredictionRequest) -> CheckedPrediction:
     """Check everything that a prediction starts from; nothing is written.
 
     Raises:
@@ -156,7 +156,7 @@ def check_prediction(request: PredictionRequest) -> Prediction:
     share = cases_of_call(files, outputs, request.previous_stage, ending, request.part_id, request.num_parts)
     if request.verbose:
         tell_counts(len(cases), len(share), request.part_id, request.num_parts)
-    return Prediction(
+    return CheckedPrediction(
         model,
         share if request.overwrite else unfinished(share, ending, probabilities=request.save_probabilities),
         len(share),

@@ -14,7 +14,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunet_fm.cpu.limits import startable, usable_cores
 from nnunet_fm.cpu.limits import threads as usable_threads
 from nnunet_fm.inference.cases import CaseFailure
-from nnunet_fm.inference.inputs import Prediction, PredictionRequest, check_prediction
+from nnunet_fm.inference.inputs import CheckedPrediction, PredictionRequest, check_prediction
 from nnunet_fm.inference.predictor import OnCase, OnProgress, load_predictor, prepare_for_cpu
 from nnunet_fm.io.image_folders import left_out_words
 from nnunet_fm.records.prediction import PredictionTimes
@@ -121,7 +121,7 @@ def predict_request(
     return together
 
 
-def _call(request: PredictionRequest, prediction: Prediction, processes: tuple[int, int]) -> dict[str, Any]:
+def _call(request: PredictionRequest, prediction: CheckedPrediction, processes: tuple[int, int]) -> dict[str, Any]:
     """Return the arguments with which nnU-Net's `predict_from_files` would do the same."""
     return {
         "list_of_lists_or_source_folder": prediction.source,

@@ -56,7 +56,7 @@ class EvaluationOptions:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class FolderEvaluation:
     """Scores of a folder, with the columns of `nnunet_fm.metrics.scores_table`, and what they were computed with."""
 
     scores: pd.DataFrame
@@ -95,7 +95,7 @@ def evaluate(
     *,
     say: Say,
     progress: Callable[[str], Progress],
-) -> Evaluation:
+) -> FolderEvaluation:
     """Score a folder of predictions against a folder of references of the same names.
 
     Args:
@@ -144,7 +144,7 @@ def evaluate(
         "group_by": options.group_by,
         "sizes_from": None if shares is None else str(training),
     }
-    return Evaluation(scores, settings)
+    return FolderEvaluation(scores, settings)
 
 
 def _cases(predictions: Path, references: Path, ending: str, *, chill: bool, say: Say) -> list[str]:

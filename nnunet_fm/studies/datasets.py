@@ -110,10 +110,10 @@ def how_to_convert(dataset: Dataset, *, thesis: bool) -> str:
 def _converted() -> Iterator[tuple[Sequence[str], str]]:
     """Words of the conversion command, and the name of the dataset that it makes, of all converters and domains."""
     from nnunet_fm.dataset_conversion import CONVERTERS, get_converter
-    from nnunet_fm.dataset_conversion.base import Options
+    from nnunet_fm.dataset_conversion.base import ConversionOptions
 
     for key in CONVERTERS:
         converter = get_converter(key)
         for domain in converter.domain.values if converter.domain else (None,):
             words = [key, f"--domain {domain}"] if domain else [key]
-            yield words, converter.dataset_name(Options(domain=domain))
+            yield words, converter.dataset_name(ConversionOptions(domain=domain))

@@ -12,7 +12,7 @@ from nnunet_fm.planfile.schema import STOCK_ITERATIONS
 from nnunet_fm.reporting.results import Run
 from nnunet_fm.studies.datasets import Dataset, find_dataset
 from nnunet_fm.studies.naming import digest, join, plain, with_cases
-from nnunet_fm.studies.plans import Plan, adapted_plan, model_plan, stock_plan
+from nnunet_fm.studies.plans import StudyPlan, adapted_plan, model_plan, stock_plan
 from nnunet_fm.studies.rows import METHODS, rows
 from nnunet_fm.studies.schema import DEFAULT_SEED, Study, StudyError
 
@@ -30,7 +30,7 @@ class Training:
     """
 
     run: Run
-    plan: Plan
+    plan: StudyPlan
     targets: tuple[str, ...]
     card: ModelCard | None = None
     iterations: int | None = None
@@ -200,7 +200,7 @@ class _Expander:
         slug: str,
         label: str,
         trainer: str,
-        plan: Plan,
+        plan: StudyPlan,
         anatomy: str,
         fold: str,
         seed: int | None,

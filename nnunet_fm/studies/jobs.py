@@ -8,7 +8,7 @@ from typing import Any
 
 from nnunet_fm.studies.expand import Expansion, Training
 from nnunet_fm.studies.naming import job_id
-from nnunet_fm.studies.plans import Plan
+from nnunet_fm.studies.plans import StudyPlan
 
 RULES = ("plan", "preprocess", "train", "adapt", "predict", "evaluate", "report")
 """Kinds of jobs; ``adapt`` plans the adaptation of a trained model."""
@@ -87,7 +87,7 @@ def _plan(training: Training) -> Job:
     return Job(job_id(rule, plan.name, [plan.dataset, plan.name]), rule, title, needs, plan.what)
 
 
-def _preprocess(key: tuple[str, ...], plans: Sequence[Plan], needs: Sequence[str]) -> Job:
+def _preprocess(key: tuple[str, ...], plans: Sequence[StudyPlan], needs: Sequence[str]) -> Job:
     """One job for all plans of a dataset that share their data."""
     dataset, kind = key[:2]
     names = list(dict.fromkeys(plan.name for plan in plans))

@@ -24,7 +24,7 @@ PLANS = "StudyPlans"
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """A plan file of one dataset.
 
     Attributes:
@@ -41,7 +41,7 @@ class Plan:
     what: Mapping[str, Any]
 
 
-def model_plan(study: Study, row: Row, source: Dataset, seed: int, cases: int | None) -> Plan:
+def model_plan(study: Study, row: Row, source: Dataset, seed: int, cases: int | None) -> StudyPlan:
     """The plan of a model under study; that of its twin from random weights is the same."""
     entry, budget = row.entry, study.budget
     variant = entry.variant or study.variant
@@ -68,12 +68,12 @@ def model_plan(study: Study, row: Row, source: Dataset, seed: int, cases: int | 
     prepared = [planned.geometry.spacing, planned.intensity.model_dump()]
     data = ("own", row.card.configuration, digest(prepared, 8))
     what = {"dataset": source.name, "name": name, "options": options, "set": settings}
-    return Plan(source.name, name, row.card.configuration, data, what)
+    return StudyPlan(source.name, name, row.card.configuration, data, what)
 
 
 def stock_plan(
     study: Study, source: Dataset, size: str | None, configuration: str, seed: int | None, cases: int | None
-) -> Plan:
+) -> StudyPlan:
     """nnU-Net's own plan or, with a seed, a copy of it that carries seed, budget and training cases."""
     target = study.gpu_memory_target
     control = f"resenc_{size.lower()}" if size else "stock"
@@ -84,7 +84,7 @@ def stock_plan(
         "dataset": source.name, "name": base, "base": base, "planner": planner, "gpu_memory_target": target
     }  # fmt: skip
     if seed is None:
-        return Plan(source.name, base, configuration, data, what)
+        return StudyPlan(source.name, base, configuration, data, what)
     options = _given(
         {
             "--control": control,
@@ -96,10 +96,12 @@ def stock_plan(
     )
     settings = _epochs(study)
     name = join(PLANS, control, digest([options, settings], 8))
-    return Plan(source.name, name, configuration, data, {**what, "name": name, "options": options, "set": settings})
+    return StudyPlan(
+        source.name, name, configuration, data, {**what, "name": name, "options": options, "set": settings}
+    )
 
 
-def adapted_plan(study: Study, run: Run, plan: Plan, adapt: Adapt, target: Dataset) -> Plan:
+def adapted_plan(study: Study, run: Run, plan: StudyPlan, adapt: Adapt, target: Dataset) -> StudyPlan:
     """The plan by which the model of a run, which followed ``plan``, is adapted to another dataset."""
     options = _given(
         {
@@ -125,7 +127,7 @@ def adapted_plan(study: Study, run: Run, plan: Plan, adapt: Adapt, target: Datas
     # Wherever nnUNet_results lies, the name is the same.
     name = join(PLANS, adapt.method, digest({**what, "source": [run.dataset, Path(run.model_folder).name]}, 8))
     data = ("adapted", run.dataset, *plan.data)
-    return Plan(target.name, name, run.configuration, data, {**what, "name": name})
+    return StudyPlan(target.name, name, run.configuration, data, {**what, "name": name})
 
 
 def _epochs(study: Study) -> dict[str, Any]:

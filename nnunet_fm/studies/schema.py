@@ -101,7 +101,7 @@ class Model(_Strict):
         return self
 
 
-class Budget(_Strict):
+class TrainingBudget(_Strict):
     """How long every model trains; what is not given is the plan's own.
 
     Args:
@@ -118,7 +118,7 @@ class Budget(_Strict):
     validation_iterations: PositiveInt | None = None
 
     @model_validator(mode="after")
-    def _one(self) -> Budget:
+    def _one(self) -> TrainingBudget:
         if self.iterations is not None and self.epochs is not None:
             raise ValueError("iterations and epochs say the same in two ways: give one")
         return self
@@ -248,7 +248,7 @@ class Study(_Strict):
     variant: Variant = "mission"
     set: dict[str, Any] = {}
     gpu_memory_target: PositiveFloat | None = None
-    budget: Budget = Budget()
+    budget: TrainingBudget = TrainingBudget()
     controls: Controls = Controls()
     checkpoint: Literal["final", "best"] = "final"
     generalise: bool = False
@@ -410,4 +410,4 @@ def _reason(fault: Any) -> str:
     return message[:1].lower() + message[1:] if message[:1].isupper() and message[1:2].islower() else message
 
 
-__all__ = ["Adapt", "Budget", "Controls", "Model", "Resources", "Study", "StudyError", "read_study"]
+__all__ = ["Adapt", "Controls", "Model", "Resources", "Study", "StudyError", "TrainingBudget", "read_study"]

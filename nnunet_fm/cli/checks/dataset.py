@@ -56,7 +56,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Dataset:
+class KnownDataset:
     """What a forecast needs to know.
 
     Attributes:
@@ -76,7 +76,7 @@ class Dataset:
 
 def read(
     dataset: str, configuration: str | None, plans: str | None, tell: Callable[[str], None] = lambda text: None
-) -> Dataset:
+) -> KnownDataset:
     """Look a dataset up by ID or name.
 
     Args:
@@ -105,7 +105,7 @@ def read(
         raise UnknownDatasetError(f"{folder} is no nnU-Net dataset: {type(error).__name__} {error}") from None
     if not cases:
         raise UnknownDatasetError(f"{folder.name} has no images that SimpleITK reads, and no fingerprint")
-    return Dataset(folder.name, channels, outputs, cases, _planned(preprocessed, configuration, plans))
+    return KnownDataset(folder.name, channels, outputs, cases, _planned(preprocessed, configuration, plans))
 
 
 def training_data(name: str, tell: Callable[[str], None] = lambda text: None) -> Iterator[Check]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from nnunet_fm.cli.checks.dataset import Dataset, Grid
+from nnunet_fm.cli.checks.dataset import Grid, KnownDataset
 from nnunet_fm.cli.checks.finding import NOTE, OK, PROBLEM, Check, size
 from nnunet_fm.cli.checks.machine import batch_bytes
 from nnunet_fm.cpu.limits import memory
@@ -69,7 +69,7 @@ def forecast(grid: Grid, voxels: int, outputs: int, channels: int, *, linear: bo
     )
 
 
-def predicting(dataset: Dataset) -> Iterator[Check]:
+def predicting(dataset: KnownDataset) -> Iterator[Check]:
     """Whether there is memory for the dataset's largest case."""
     planned = dataset.planned
 
@@ -110,13 +110,13 @@ def predicting(dataset: Dataset) -> Iterator[Check]:
         yield Check("prediction", OK, detail)
 
 
-def training_batch(dataset: Dataset) -> int | None:
+def training_batch(dataset: KnownDataset) -> int | None:
     """Bytes of a training batch of the dataset's plans."""
     planned = dataset.planned
     return batch_bytes(prod(planned.patch), planned.batch, dataset.channels) if planned else None
 
 
-def preprocessed(dataset: Dataset) -> Iterator[Check]:
+def preprocessed(dataset: KnownDataset) -> Iterator[Check]:
     """Whether the preprocessed cases fit on their disk, if nothing of them is there yet and nothing is compressed."""
     planned, folder = dataset.planned, os.environ.get("nnUNet_preprocessed")
     if planned is None or not folder or not os.path.isdir(folder):

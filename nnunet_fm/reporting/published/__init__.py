@@ -2,7 +2,7 @@
 
 from nnunet_fm.reporting.published.published import (
     STUDIES,
-    Study,
+    PublishedStudy,
     beside,
     dataset_key,
     published_architectures,
@@ -13,7 +13,7 @@ from nnunet_fm.reporting.published.published import (
 
 __all__ = [
     "STUDIES",
-    "Study",
+    "PublishedStudy",
     "beside",
     "dataset_key",
     "published_architectures",

@@ -32,7 +32,7 @@ _SWAPPED = "NCI has 10 training and 15 test volumes: the two files were swapped.
 
 
 @dataclass(frozen=True)
-class Study:
+class PublishedStudy:
     """One published comparison.
 
     Args:
@@ -48,21 +48,21 @@ class Study:
     notes: tuple[str, ...]
 
 
-STUDIES: Mapping[str, Study] = {
-    "thesis_a": Study("Six 3D models and a plain U-Net", _A, ("section 4.2",), (_SINGLE,)),
-    "thesis_b_decode_heads": Study(
+STUDIES: Mapping[str, PublishedStudy] = {
+    "thesis_a": PublishedStudy("Six 3D models and a plain U-Net", _A, ("section 4.2",), (_SINGLE,)),
+    "thesis_b_decode_heads": PublishedStudy(
         "Twelve decode heads on frozen 2D backbones", _B, ("A.1",), (_SINGLE, _SWAPPED, "MedSAM was not tested on NCI.")
     ),
-    "thesis_b_fine_tuning": Study(
+    "thesis_b_fine_tuning": PublishedStudy(
         "Four adapters of 2D backbones", _B, ("A.6", "A.8", "A.10"), (_SINGLE, _REIN, _SWAPPED)
     ),
-    "thesis_b_generalisation": Study(
+    "thesis_b_generalisation": PublishedStudy(
         "2D backbones of three sizes and three benchmarks",
         _B,
         ("A.13", "A.15", "A.17", "A.19"),
         (_SINGLE, _REIN, _SWAPPED),
     ),
-    "thesis_b_self_training": Study(
+    "thesis_b_self_training": PublishedStudy(
         "Self-training with three labelled volumes",
         _B,
         ("A.21", "A.22", "A.23", "A.24"),
