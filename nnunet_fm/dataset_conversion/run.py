@@ -101,38 +101,25 @@ def convert(
         ConversionError: with the reason and all problems found.
         OSError: if the disk is full or cannot be written to.
     """
-    if not 1 <= dataset_id <= 999:
-        raise ConversionError(f"{dataset_id} is not a dataset number: nnU-Net takes 1 to 999")
-    name = f"Dataset{dataset_id:03d}_{converter.dataset_name(options)}"
+    name = _folder_name(dataset_id, converter, options)
+    folder = None if raw is None else raw / name
     with scratch_folder() as scratch, _locked(raw, dataset_id, dry_run):
-        folder = None if raw is None else raw / name
         if raw is not None and not dry_run:
             _check_number(raw, dataset_id, name)
         tree = open_tree(source, Path(scratch))
         plan = _Plan.of(converter, tree, options)
-        if folder is not None and folder.is_dir() and not dry_run:
-            earlier = _same_as_before(folder, plan, Path(scratch))
-            if earlier is not None:
-                if earlier.problems and not skip_invalid:
-                    raise _failure(earlier.problems)
-                return earlier
-            if not force:
-                raise ConversionError(
-                    f"{folder} was made from other files or with other options: add --force to replace it"
-                )
+        made = None if dry_run else folder
+        if made is not None and (earlier := _earlier(made, plan, Path(scratch), skip_invalid, force)):
+            return earlier
         target = Path(scratch) if folder is None else folder.with_name(f".{name}{PARTIAL}")
         try:
             outcomes = _convert_all(
                 plan.job(target, Path(scratch)), plan, processes, progress, write=not dry_run, skip_invalid=skip_invalid
             )
-            problems = (*plan.problems, *(o.problem for o in outcomes if o.problem))
-            if problems and not skip_invalid and not dry_run:
-                raise _failure(problems)
+            problems = _problems(plan, outcomes, refuse=not (skip_invalid or dry_run))
             content = _conversion_json(plan, outcomes, problems)
-            if not content["split"]["train"] and not dry_run:
-                why = f": {problems[0]}" if problems else ""
-                raise ConversionError(f"{source}: no training case is left{why}", problems)
             if folder is not None and not dry_run:
+                _check_training_cases(source, content, problems)
                 _finish(target, folder, plan, content)
         except Exception:
             if not dry_run:
@@ -449,6 +436,43 @@ def _public(options: ConversionOptions) -> dict[str, Any]:
         if content[name] is not None:
             content[name] = Path(content[name]).name
     return content
+
+
+def _problems(plan: _Plan, outcomes: Sequence[CaseOutcome], *, refuse: bool) -> tuple[Problem, ...]:
+    """Problems of listing and of cases; raises a ConversionError if there are any that are to be refused."""
+    problems = (*plan.problems, *(o.problem for o in outcomes if o.problem))
+    if problems and refuse:
+        raise _failure(problems)
+    return problems
+
+
+def _check_training_cases(source: Path, content: dict[str, Any], problems: tuple[Problem, ...]) -> None:
+    """Raise a ConversionError if no training case is left."""
+    if not content["split"]["train"]:
+        why = f": {problems[0]}" if problems else ""
+        raise ConversionError(f"{source}: no training case is left{why}", problems)
+
+
+def _folder_name(dataset_id: int, converter: Converter, options: ConversionOptions) -> str:
+    if not 1 <= dataset_id <= 999:
+        raise ConversionError(f"{dataset_id} is not a dataset number: nnU-Net takes 1 to 999")
+    return f"Dataset{dataset_id:03d}_{converter.dataset_name(options)}"
+
+
+def _earlier(folder: Path, plan: _Plan, scratch: Path, skip_invalid: bool, force: bool) -> Report | None:
+    """Report of an earlier conversion that is the same; None without one, or for another that may be replaced.
+
+    Raises:
+        ConversionError: if that had problems that are not to be skipped, or the folder must not be replaced.
+    """
+    if not folder.is_dir():
+        return None
+    earlier = _same_as_before(folder, plan, scratch)
+    if earlier is not None and earlier.problems and not skip_invalid:
+        raise _failure(earlier.problems)
+    if earlier is None and not force:
+        raise ConversionError(f"{folder} was made from other files or with other options: add --force to replace it")
+    return earlier
 
 
 def _same_as_before(folder: Path, plan: _Plan, scratch: Path) -> Report | None:

@@ -73,17 +73,14 @@ def evaluate_folder(
     classes, ignore = scored_classes(labels, include_background)
     if not classes:
         raise ValueError("there is no class to score: 'labels' has the background alone")
-    chosen = [metric for metric in METRICS if metric in metrics]
-    settings = Settings(classes, ignore, chosen, tolerance, empty, per_slice, slice_axis)
+    settings = Settings(classes, ignore, [m for m in METRICS if m in metrics], tolerance, empty, per_slice, slice_axis)
     pairs = paired_files(predictions, references, file_ending, cases)
-    tasks = [(prediction, reference, settings) for prediction, reference in pairs.values()]
+    tasks = [(*files, settings) for files in pairs.values()]
     scores = dict(zip(pairs, over_files(score_files, tasks, processes, progress), strict=True))
     _warn(scores)
     training = mean_shares(case.shares for case in scores.values()) if shares is None else shares
-    frames = []
-    for name, case in scores.items():
-        groups = _groups(case.shares or {} if group_by == "case" else training, classes)
-        frames.append(_frame(name, case, groups, per_slice))
+    of_case = {name: case.shares or {} if group_by == "case" else training for name, case in scores.items()}
+    frames = [_frame(name, case, _groups(of_case[name], classes), per_slice) for name, case in scores.items()]
     return pd.concat(frames, ignore_index=True)
 
 

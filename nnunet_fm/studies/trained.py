@@ -51,18 +51,18 @@ def collect_results(
         FileNotFoundError: if nothing is found; the message names the folders that were looked through.
         ValueError: if a name is ambiguous, or a file is damaged.
     """
+    wanted = (trainers, plans, configurations, [str(fold) for fold in folds] if folds is not None else None)
+    fold_folders = _fold_folders(datasets, wanted)
+    results = _scored(_labelled([_run(fold) for fold in fold_folders]), fold_folders, processes)
+    results.title = title or results.title
+    return results
+
+
+def _scored(runs: list[Run], fold_folders: Sequence[Path], processes: int) -> Results:
+    """Score the validation cases of each run in its fold's folder."""
     from nnunet_fm.metrics.folder import evaluate_folder
     from nnunet_fm.metrics.size_groups import size_shares
 
-    wanted = (trainers, plans, configurations, [str(fold) for fold in folds] if folds is not None else None)
-    folders = [_trained(str(dataset)) for dataset in datasets]
-    fold_folders = [fold for folder in folders for fold in _folds(folder, *wanted)]
-    if not fold_folders:
-        places = ", ".join(str(folder) for folder in folders)
-        raise FileNotFoundError(
-            f"no trained and validated fold in {places}: the names given choose none, or none is there"
-        )
-    runs = _labelled([_run(fold) for fold in fold_folders])
     shares: dict[str, Mapping[str, float]] = {}
     subjects: dict[str, Mapping[str, str]] = {}
     classes: dict[str, Mapping[str, Any]] = {}
@@ -75,28 +75,21 @@ def collect_results(
             subjects[run.dataset] = read_subjects(*_folders_of(run.dataset))
             classes[run.dataset] = labels
             shares[run.dataset] = size_shares(references, labels, ending, processes=processes)
-        there = sorted(label_names(fold / "validation", ending))
-        seen = set() if run.fold == "all" else _seen(fold)
-        cases = [case for case in there if case not in seen]
-        if len(cases) < len(there):
-            notes.append(trained_on(run.label, f"{run.dataset}, fold {run.fold}", sorted({*there} - {*cases})))
+        cases, seen = _validation_cases(run, fold, ending)
+        if seen:
+            notes.append(trained_on(run.label, f"{run.dataset}, fold {run.fold}", seen))
         if not cases:
             continue
         frame = evaluate_folder(
-            fold / "validation",
-            references,
-            labels,
-            file_ending=ending,
-            cases=cases,
-            shares=shares[run.dataset],
+            fold / "validation", references, labels, file_ending=ending, cases=cases, shares=shares[run.dataset],
             processes=processes,
-        )
+        )  # fmt: skip
         scores.append(frame.assign(run=run.run, target=run.dataset))
         files += list(_files(run, fold, references, cases, ending))
     anatomies = _anatomies(classes, subjects)
     runs = [run.model_copy(update={"anatomy": anatomies[run.dataset]}) for run in runs]
     return Results(
-        title=title or ", ".join(dict.fromkeys(run.dataset for run in runs)),
+        title=", ".join(dict.fromkeys(run.dataset for run in runs)),
         runs=pd.DataFrame([run.model_dump() for run in runs], columns=RUN_COLUMNS),
         scores=pd.concat(scores, ignore_index=True)[SCORE_COLUMNS] if scores else pd.DataFrame(columns=SCORE_COLUMNS),
         records=read_records(runs),
@@ -105,6 +98,28 @@ def collect_results(
         notes=notes,
         subjects=subjects,
     )
+
+
+def _fold_folders(
+    datasets: Sequence[str | int],
+    wanted: tuple[Sequence[str] | None, Sequence[str] | None, Sequence[str] | None, Sequence[str] | None],
+) -> list[Path]:
+    """Folders of trained folds; raises a FileNotFoundError if there are none."""
+    folders = [_trained(str(dataset)) for dataset in datasets]
+    found = [fold for folder in folders for fold in _folds(folder, *wanted)]
+    if not found:
+        places = ", ".join(str(folder) for folder in folders)
+        raise FileNotFoundError(
+            f"no trained and validated fold in {places}: the names given choose none, or none is there"
+        )
+    return found
+
+
+def _validation_cases(run: Run, fold: Path, ending: str) -> tuple[list[str], list[str]]:
+    """Validated cases of a fold: those to score, and those that it was trained on."""
+    there = sorted(label_names(fold / "validation", ending))
+    seen = set() if run.fold == "all" else _seen(fold)
+    return [case for case in there if case not in seen], [case for case in there if case in seen]
 
 
 def _folders_of(dataset: str) -> list[Path]:
