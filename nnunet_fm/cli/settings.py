@@ -11,20 +11,20 @@ Force = Annotated[bool, typer.Option("--force", help="Replace plans that have tr
 Processes = Annotated[int, typer.Option("-npfp", min=1, help="Processes for a fingerprint that is missing.")]
 
 
-class Settings(NamedTuple):
+class SetOptions(NamedTuple):
     """Changed recipe fields and network arguments."""
 
     recipe: dict[str, Any]
     network: dict[str, Any]
 
 
-def read_settings(words: list[str] | None) -> Settings:
+def read_settings(words: list[str] | None) -> SetOptions:
     """Read ``recipe.max_minutes=30`` as ``{"max_minutes": 30}``; values are JSON where they can be, else text.
 
     Raises:
         typer.BadParameter: for a word of another form.
     """
-    settings = Settings({}, {})
+    settings = SetOptions({}, {})
     for word in words or []:
         key, equals, text = word.partition("=")
         owner, dot, name = key.partition(".")
