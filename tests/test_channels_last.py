@@ -142,7 +142,9 @@ def misfm() -> FoundationNetwork:
     return small("misfm", dropout=[0.0] * 5)
 
 
-@pytest.mark.parametrize("build", [stunet, vanilla, suprem, misfm])
+@pytest.mark.parametrize(
+    "build", [stunet, vanilla, *(pytest.param(b, marks=pytest.mark.slow) for b in (suprem, misfm))]
+)
 def test_networks_equal_plain_ones(build: Callable[[], FoundationNetwork], monkeypatch: pytest.MonkeyPatch) -> None:
     """Padded input, two images, the network used twice in one graph; then in eval.
 
