@@ -127,7 +127,10 @@ def differences(
     """
     found = []
     for subject, content in after.items():
-        old, new = flat(before[subject]) if subject in before else {}, flat(content)
+        if subject not in before:
+            found.append(Difference(subject, "", ABSENT, "(a file that the record does not have)"))
+            continue
+        old, new = flat(before[subject]), flat(content)
         for key in dict.fromkeys([*old, *new]):
             one, two = old.get(key, ABSENT), new.get(key, ABSENT)
             if not _equal(one, two, tolerance) and not any(fnmatchcase(f"{subject}: {key}", p) for p in ignore):
