@@ -84,7 +84,7 @@ TRAININGS = {
 ADAPTATIONS = {
     "stunet_s": ("stunet_s", "--method selftraining --labelled 2 --confidence 0.4"),
     "dinov2_s_slim": ("dinov2_s_linear_freeze_slim", "--method selftraining --labelled 1 --teacher-momentum 0.9"),
-    "dinov2_s_entropy": ("dinov2_s_linear_freeze_slim", "--method entropymin --train all"),
+    "dinov2_s_entropy": ("dinov2_s_linear_freeze_slim", "--method entropymin"),
     "stunet_s_entropy": ("stunet_s", "--method entropymin"),
 }
 ADAPTED_ITERATIONS = 4
