@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from nnunet_fm.cli.app import app
 
 def run(*words: str | Path) -> dict[str, Any]:
     """What a command prints, line by line, and its exit code where that is not 0."""
-    done = CliRunner().invoke(app, [str(word) for word in words])
+    with warnings.catch_warnings():  # libraries tell of their future once per process, whoever comes first
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.simplefilter("ignore", category)
+        done = CliRunner().invoke(app, [str(word) for word in words])
     said = {"out": done.stdout.splitlines(), "err": done.stderr.splitlines()}
     if done.exit_code == 0:
         return said
