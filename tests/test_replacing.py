@@ -25,11 +25,11 @@ WRITES = re.compile(
 )
 NOT_REPLACED = {
     "cli/console.py": "what is printed into nothing",
-    "cli/demo.py": "the log of a command",
+    "studies/demo.py": "the log of a command",
     "dataset_conversion/tree.py": "what is unpacked into a folder for temporary files",
     "dataset_conversion/writer.py": "images in a folder that is renamed when it is complete",
     "studies/run.py": "the log of a command",
-    "trainers/fold_lock.py": "the file of a lock",
+    "trainers/callbacks/fold_lock.py": "the file of a lock",
     "weights/add.py": "what is unpacked under a temporary name",
     "weights/download.py": "a download that is continued, and its tag",
     "weights/files.py": "a checkpoint, which has a writer of its own",
