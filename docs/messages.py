@@ -35,6 +35,7 @@ PARTS = {
     "io": "Files",
     "cpu": "Limits of the machine",
     "host": "The version of nnU-Net",
+    "moved": "Former paths",
     "insides": "Insides of other packages",
 }
 """Folder or module of the package -> heading."""

@@ -128,3 +128,24 @@ def test_former_class_paths_of_plans_lead_to_the_classes_of_today() -> None:
     for before, now in MOVED.items():
         found = network_class(before)
         assert f"{found.__module__}.{found.__name__}" == now
+
+
+def test_former_paths_of_modules_lead_to_the_modules_of_today() -> None:
+    """In a process of its own, which has loaded nothing yet."""
+    from nnunet_fm.moved import FORMER_FOLDERS
+
+    assert all((PACKAGE / folder.replace(".", "/")).exists() is False for folder in FORMER_FOLDERS)
+    code = (
+        "import importlib, sys, nnunet_fm.hook; nnunet_fm.hook.install()\n"
+        "from nnunet_fm.moved import MOVED\n"
+        "for before, now in MOVED.items():\n"
+        "    found = importlib.import_module('nnunet_fm.' + before)\n"
+        "    assert found is sys.modules['nnunet_fm.' + now] and found.__name__ == 'nnunet_fm.' + now, before\n"
+        "from nnunet_fm.evaluation.record import TrainingRecord\n"
+        "import nnunet_fm.records.training as today\n"
+        "assert TrainingRecord is today.TrainingRecord\n"
+        "try:\n    import nnunet_fm.evaluation.nothing\n"
+        "except ModuleNotFoundError:\n    print('done')\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.stdout == "done\n", done.stderr

@@ -101,6 +101,18 @@ class _Finder:
             self._searching.discard(name)
 
 
+class _FormerPaths:
+    """Last on ``sys.meta_path``: finds modules of this package by paths that they had in older versions."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if not name.startswith("nnunet_fm.") or name == "nnunet_fm.moved":
+            return None
+        from nnunet_fm import moved
+
+        return moved.find_spec(name)
+
+
 _finder = _Finder()
 
 
@@ -110,6 +122,7 @@ def install() -> None:
         return
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
+        sys.meta_path.append(_FormerPaths)
     for name in {*TARGETS, *COUNTING}:
         if name in sys.modules:
             _wrap(sys.modules[name])
