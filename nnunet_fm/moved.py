@@ -6,6 +6,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -104,7 +105,7 @@ def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType |
     return ModuleSpec(name, _Moved(PACKAGE + MOVED[short])) if short in MOVED else None
 
 
-class _Folder:
+class _Folder(Loader):
     """Makes an empty package."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
@@ -114,7 +115,7 @@ class _Folder:
         pass
 
 
-class _Moved:
+class _Moved(Loader):
     """Puts the module of the present path in the place of the former one."""
 
     def __init__(self, now: str) -> None:
