@@ -165,6 +165,7 @@ def test_a_benchmark_runs_from_the_command_line(tmp_path: Path) -> None:
     assert difference < 1e-4
 
 
+IN_CI = ("preprocess", "prediction-3d", "training")
 DIFFERENCES = {
     "preprocess": [1e-4, 0, 0],
     "export": [1e-3],
@@ -181,7 +182,14 @@ AGREEMENT = {"prediction-3d": [99.99, 95.0], "prediction-2d": [99.99, 95.0]}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [b.name for _, b in selected(["*"]) if b.name != "encoder-224"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(b.name, marks=[] if b.name in IN_CI else pytest.mark.long)
+        for _, b in selected(["*"])
+        if b.name != "encoder-224"
+    ],
+)
 def test_every_benchmark_runs(name: str, tmp_path: Path) -> None:
     found = list(run_small(name, tmp_path)["differences"].values())
     most, least = DIFFERENCES.get(name, []), AGREEMENT.get(name, [])

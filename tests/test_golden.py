@@ -68,7 +68,7 @@ def test_further_cases_hold_what_differs_from_the_first() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "names"),
-    [("plans", ()), ("study", ()), ("tables", ()), ("training", TRAINED)],
+    [pytest.param("plans", (), marks=pytest.mark.long), ("study", ()), ("tables", ()), ("training", TRAINED)],
 )
 def test_the_code_gives_what_the_record_holds(
     part: str, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch

@@ -97,7 +97,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("model", "head", "adapter"), CASES)
+@pytest.mark.parametrize(
+    ("model", "head", "adapter"),
+    [pytest.param(*case, marks=pytest.mark.long if case[0] == "medsam_b" else []) for case in CASES],
+)
 def test_from_official_files_to_a_slim_checkpoint(
     fresh_venv: Venv, nnunet: dict[str, str], tmp_path: Path, model: str, head: str, adapter: str
 ) -> None:

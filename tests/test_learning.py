@@ -29,6 +29,7 @@ def test_ways_agree_within_the_spread_of_seeds() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_learning_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.learning", "--small", "--threads", "1", "-o", tmp_path / "out.json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

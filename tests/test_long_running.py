@@ -26,6 +26,7 @@ EVERY = 5
 """Steps between two looks: collecting what Python has let go takes longer than an epoch."""
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not tell what a process holds"),
 ]
 

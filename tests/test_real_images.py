@@ -85,7 +85,10 @@ def train_and_predict(
     return fold, predict(venv, nnunet, output, *chosen, dataset=dataset)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(model, marks=[] if model in ("stunet_s", "swinmm") else pytest.mark.long) for model in MODELS],
+)
 def test_from_official_weights_on_ct_with_ignore_label(
     fresh_venv: Venv, nnunet: dict[str, str], tmp_path: Path, weights: Path, model: str
 ) -> None:

@@ -62,7 +62,10 @@ def test_a_model_takes_less_than_fifty_lines() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[] if page.stem == "add_a_model" else pytest.mark.long, id=page.stem) for page in RUN],
+)
 def test_what_a_page_says_works(page: Path, fresh_venv: Any, tmp_path: Path) -> None:
     said = run(page, fresh_venv, tmp_path)
     if page.stem == "add_a_model":
