@@ -33,11 +33,11 @@ class FMPlanner(ExperimentPlanner):
     Geometry and budget come from the card's variant, fitted to the data and to ``gpu_memory_target_in_gb``;
     `nnunet_fm.plans.pipeline` has the steps.
 
+    All arguments but the last two are those of nnU-Net's planner.
+
     Args:
         options: the user's choices.
         processes: that take a missing fingerprint; None refuses a dataset without one, as nnU-Net does.
-        dataset_name_or_id, gpu_memory_target_in_gb, preprocessor_name, plans_name, overwrite_target_spacing,
-            suppress_transpose: as for nnU-Net's planner.
     """
 
     spec = Spec()
