@@ -355,7 +355,7 @@ INSIDES: tuple[Inside, ...] = (
 
 
 def faults() -> list[str]:
-    """What of `INSIDES` is missing or not as it was checked, one sentence each; imports the packages."""
+    """One sentence for each entry of `INSIDES` that is missing or has changed; imports the packages."""
     return [fault for inside in INSIDES if (fault := _fault(inside)) is not None]
 
 

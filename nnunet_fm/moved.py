@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -97,22 +96,19 @@ MOVED = {
 """Former path -> present path, both below `PACKAGE`. Delete a line with the release that ends its support."""
 
 
-def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+def present_path(path: str) -> str:
+    """The present dotted path of a class or function whose path may be a former one."""
+    module, _, name = path.rpartition(".")
+    now = MOVED.get(module.removeprefix(PACKAGE)) if module.startswith(PACKAGE) else None
+    return path if now is None else f"{PACKAGE}{now}.{name}"
+
+
+def find_spec(name: str) -> ModuleSpec | None:
     """A spec for a former path, None for every other name; asked after all other finders have found nothing."""
     short = name.removeprefix(PACKAGE)
     if short in FORMER_FOLDERS:
-        return ModuleSpec(name, _Folder(), is_package=True)
+        return ModuleSpec(name, None, is_package=True)  # an empty folder needs no loader
     return ModuleSpec(name, _Moved(PACKAGE + MOVED[short])) if short in MOVED else None
-
-
-class _Folder(Loader):
-    """Makes an empty package."""
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return None
-
-    def exec_module(self, module: ModuleType) -> None:
-        pass
 
 
 class _Moved(Loader):

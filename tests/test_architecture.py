@@ -122,12 +122,10 @@ def test_no_bare_imports_of_the_links() -> None:
 
 
 def test_former_class_paths_of_plans_lead_to_the_classes_of_today() -> None:
-    from nnunet_fm.models.build import MOVED, network_class
+    from nnunet_fm.models.build import network_class
+    from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
 
-    assert MOVED
-    for before, now in MOVED.items():
-        found = network_class(before)
-        assert f"{found.__module__}.{found.__name__}" == now
+    assert network_class("nnunet_fm.models.segmenter2d.FoundationSegmenter2D") is FoundationSegmenter2D
 
 
 def test_former_paths_of_modules_lead_to_the_modules_of_today() -> None:

@@ -15,7 +15,7 @@ from tests.golden import record
 
 RECORD = Path(record.__file__).with_name("record")
 ELSEWHERE = ("*SHA-256*", "*dice*", "*Dice*", "*miou*")
-"""What another processor may give otherwise: hashes of computed numbers, and scores that single voxels change."""
+"""Entries that may differ on another processor: hashes of computed numbers, and scores that single voxels change."""
 TRAINED = ("stunet_s", "dinov2_s_linear_freeze_slim")
 
 CONTENT: dict[str, Any] = {"plans": {"spacing": [1.0, 2.0], "names": ["nnunet_fm.a.X", "b"], "none": {}}, "loss": 0.5}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 TRAINERS = "fm_trainer"
-"""What names of our trainers start with."""
+"""Beginning of the names of our trainers."""
 
 _NORMALISERS = ("ScaleIntensity", "AdvancedNormalization")
 """Normalisers whose names carry no prefix of ours: a source of this project published them so."""

@@ -138,13 +138,14 @@ def check_prediction(request: PredictionRequest) -> CheckedPrediction:
     dataset_json = read_dataset_json(model / "dataset.json")
     plans = PlansManager(str(model / "plans.json"))
     ending, reader, output = dataset_json["file_ending"], plans.image_reader_writer_class(), Path(request.output)
-    folder = Path(request.images) if isinstance(request.images, (str, os.PathLike)) else None
+    folder: Path | None = None
     left_out: Mapping[str, str] = {}
-    if folder is None:
-        cases = _named(request.images, request.cases, ending)  # type: ignore[arg-type]
-    else:
+    if isinstance(request.images, (str, os.PathLike)):
+        folder = Path(request.images)
         one_file = len(channel_names(dataset_json)) == 1 or type(reader).__name__ in COLOUR_READERS
         cases, left_out = _listed(folder, request.cases, ending, numbered=not one_file)
+    else:
+        cases = _named(request.images, request.cases, ending)
     _check_channels(cases, dataset_json, reader, numbered=folder is not None)
     _check_output(output, folder if folder is None or folder.is_dir() else folder.parent)
     stage = None if configuration is None else plans.get_configuration(configuration).previous_stage_name

@@ -11,6 +11,7 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 from nnunet_fm.adapters import apply_adapter
 from nnunet_fm.models.card import ModelCard
 from nnunet_fm.models.registry import cards
+from nnunet_fm.moved import present_path
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.weights import slim
 
@@ -18,9 +19,6 @@ Architecture = dict[str, Any]
 
 OURS = "nnunet_fm.networks."
 """Where the networks of this package are; a plan may come from anybody, and to import a module is to run it."""
-
-MOVED = {"nnunet_fm.models.segmenter2d.FoundationSegmenter2D": "nnunet_fm.networks.segmenter2d.FoundationSegmenter2D"}
-"""Former paths of classes, in plans and checkpoints of older versions -> where they are now."""
 
 MIN_BOTTLENECK_EDGE = 4
 """An axis is halved only while at least this many voxels remain, as in nnU-Net's own planner."""
@@ -119,7 +117,7 @@ def network_class(class_path: str) -> type[FoundationNetwork]:
         ImportError: if it does not exist.
         TypeError: if it is neither one of ours nor one that a model card names; no module is imported then.
     """
-    class_path = MOVED.get(class_path, class_path) if isinstance(class_path, str) else class_path
+    class_path = present_path(class_path) if isinstance(class_path, str) else class_path
     if not isinstance(class_path, str) or not (class_path.startswith(OURS) or class_path in _of_cards()):
         raise TypeError(f"'{class_path}' is not a network of nnunet-fm")
     found = locate(class_path)

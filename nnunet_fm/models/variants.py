@@ -12,7 +12,7 @@ from nnunet_fm.models.registry import merge
 
 
 def dataset_choice(datasets: Mapping[str, DatasetChoice], dataset_name: str) -> DatasetChoice:
-    """What a variant does otherwise on a dataset.
+    """The settings of a variant that differ on a dataset.
 
     Every key that the name begins with applies, longer ones on top of shorter ones.
 

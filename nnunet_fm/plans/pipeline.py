@@ -256,7 +256,7 @@ def slices_first(axis: int) -> list[int]:
 def choose_recipe(task: Task) -> Decision[Recipe]:
     """Take the variant's recipe with the user's changes; `choose_mirroring` decides the mirrored axes."""
     planned, changes = task.planned.recipe, task.options.recipe
-    # What 3D weights need is what their authors did; that 2D models are trained by one recipe is the mission.
+    # 3D weights follow their authors' recipe; all 2D models are trained by one recipe, so that they can be compared.
     origin = "official" if task.variant == "mission" and task.dim == 3 else task.variant
     recipe = planned
     if changes:

@@ -12,7 +12,7 @@ from nnunet_fm.cli.app import app
 
 
 def run(*words: str | Path) -> dict[str, Any]:
-    """What a command prints, line by line, and its exit code where that is not 0."""
+    """Run a command; return its printed lines, and its exit code where that is not 0."""
     with warnings.catch_warnings():  # libraries tell of their future once per process, whoever comes first
         for category in (FutureWarning, DeprecationWarning):
             warnings.simplefilter("ignore", category)
@@ -25,7 +25,7 @@ def run(*words: str | Path) -> dict[str, Any]:
 
 
 def succeed(*words: str | Path) -> dict[str, Any]:
-    """As `run`, for a command that has to work."""
+    """Run a command that must succeed; return its printed lines."""
     said = run(*words)
     if "exit" in said:
         raise RuntimeError(f"nnunet-fm {' '.join(map(str, words))}: {said}")

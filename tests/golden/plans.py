@@ -174,7 +174,7 @@ def _plan(root: Path, raw: Path, words: Sequence[str]) -> dict[str, Any]:
 
 
 def _written(root: Path, raw: Path, words: Sequence[str]) -> dict[str, Any]:
-    """What a command of planning prints, and the plans that it writes, which are removed."""
+    """Run a planning command; return its printed lines and its plans, and remove the plan files."""
     folder = root / "nnUNet_preprocessed" / raw.name
     before = set(folder.iterdir())
     said = run(*words)

@@ -258,7 +258,7 @@ def _types(content: Any) -> Any:
 
 
 def _predict(root: Path, model: Path, number: int) -> dict[str, Any]:
-    """What stock prediction makes of the test images, and our command of the first of them."""
+    """Predictions of the test images by the stock predictor, and of the first one by our command."""
     (images,) = (root / "nnUNet_raw").glob(f"Dataset{number}_*/imagesTs")
     out = root / "predictions" / model.parent.name / model.name
     predictor = nnUNetPredictor(device=CPU, allow_tqdm=False, verbose=False, verbose_preprocessing=False)
