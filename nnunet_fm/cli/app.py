@@ -16,6 +16,7 @@ from nnunet_fm.cli import adapt, convert, demo, doctor, evaluate, plan, predict,
 from nnunet_fm.cli import list as listing
 from nnunet_fm.cli.variadic import VariadicCommand, normalise
 from nnunet_fm.cpu.limits import choose_waiting
+from nnunet_fm.errors import one_line
 
 DEBUG_SWITCH = "NNUNET_FM_DEBUG"
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -82,7 +83,7 @@ def main() -> None:
     except Exception as error:
         if os.environ.get(DEBUG_SWITCH) == "1":
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         if isinstance(error, NotADirectoryError):
             reason += ": a part of this path is a file, correct the variable or option that names it"
         print(f"nnunet-fm: {reason}", file=sys.stderr)

@@ -18,8 +18,8 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Variables by which a user says how OpenMP's threads wait: the standard's, GNU's and Intel's."""
 ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}
 STATISTICS = Path("/proc/stat")
-LOOKS, PAUSE = 3, 0.004
-"""How often, and after how many seconds, `crowded` counts tasks: one that only looks in does not make a crowd."""
+LOOKS, PAUSE = 8, 0.02
+"""How often `crowded` counts tasks at most, and the seconds between: a short-lived task does not make a crowd."""
 NO_LIMIT = 2**60
 """Bytes from which on a limit of the first version of control groups says that there is none."""
 
@@ -146,6 +146,8 @@ def _other_tasks() -> int | None:
         except (OSError, ValueError):
             return None
         counts += [int(line.split()[1]) - 1 for line in lines if line.startswith("procs_running ")]
+        if 0 in counts:
+            break
     return min(counts, default=None)
 
 

@@ -57,7 +57,9 @@ def _print_our_errors_without_traceback() -> None:
 
     def excepthook(type_: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
         if type_.__module__.startswith("nnunet_fm.") and os.environ.get("NNUNET_FM_DEBUG") != "1":
-            print(f"Error: {value}", file=sys.stderr)
+            from nnunet_fm.errors import one_line
+
+            print(f"Error: {one_line(value)}", file=sys.stderr)
         else:
             previous(type_, value, traceback)
 

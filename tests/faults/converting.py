@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nnunet_fm.dataset_conversion.problems import ConversionError
-from tests.convert_tester import NUMBER, Fault, snapshot
+from tests.dataset_conversion.test_aortaseg24 import TestAortaSeg24 as Converted
 from tests.faults.registry import Bench, Outcome, fault
-from tests.test_convert_aortaseg24 import TestAortaSeg24 as Converted
+from tests.helpers.convert_tester import NUMBER, Fault, snapshot
 
 STAGE = "Converting"
 TESTER = Converted()

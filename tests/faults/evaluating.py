@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.datasets import write_image
 from tests.faults.registry import Bench, Outcome, cut_in_half, fault
+from tests.helpers.datasets import write_image
 
 STAGE = "Evaluating"
 

@@ -15,7 +15,7 @@ HEAD = """# Reliability
 
 What happens when something breaks. A suite breaks each of these things on purpose, with signals, limits, permissions
 and damaged files, checks that what was there before is there still, and writes this page: `python -m tests.faults` in a
-checkout; `pytest tests/test_faults.py` (`-m slow` for those of some seconds) fails where a fault ends otherwise than
+checkout; `pytest tests/faults` (`-m slow` for those of some seconds) fails where a fault ends otherwise than
 this page says. `…` stands for a path or a number.
 
 A full disk is a limit on the size of files, which ends writing half-way as a full disk does. *Killed* is SIGKILL, which

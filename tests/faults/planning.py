@@ -12,8 +12,8 @@ import torch
 from nnunet_fm.models.names import UnknownNameError
 from nnunet_fm.planfile.schema import KEY, PlanError
 from nnunet_fm.plans.planner import Options, planner_class
-from tests.datasets import write_fingerprint
 from tests.faults.registry import SHAPE, Bench, Outcome, change_json, cut_in_half, fault
+from tests.helpers.datasets import write_fingerprint
 
 STAGE = "Planning"
 REFUSED = "refused before anything is written"

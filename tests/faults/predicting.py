@@ -16,9 +16,9 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from tests.convert_tester import edit
-from tests.datasets import write_image
 from tests.faults.registry import SHAPE, Bench, Outcome, change_json, cut_in_half, fault
+from tests.helpers.convert_tester import edit
+from tests.helpers.datasets import write_image
 
 STAGE = "Predicting"
 NOTHING = "nothing was written"

@@ -14,10 +14,10 @@ import SimpleITK as sitk
 from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.preprocessing.preprocessor import FMPreprocessor, PreprocessingError
 from nnunet_fm.preprocessing.shared_cache import FolderInUseError, lease
-from tests.convert_tester import edit, snapshot
-from tests.datasets import skew, write_image
 from tests.faults.planning import planned
 from tests.faults.registry import SHAPE, Bench, Outcome, change_json, cut_in_half, fault
+from tests.helpers.convert_tester import edit, snapshot
+from tests.helpers.datasets import skew, write_image
 
 STAGE = "Preprocessing"
 

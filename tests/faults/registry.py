@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from tests.convert_tester import snapshot
-from tests.datasets import nnunet_folders, write_dataset
-from tests.tiny_models import write_model
+from tests.helpers.convert_tester import snapshot
+from tests.helpers.datasets import nnunet_folders, write_dataset
+from tests.helpers.tiny_models import write_model
 
 STAGES = (
     "Installation and environment",

@@ -1,4 +1,4 @@
-"""Faults of studies that need no Snakemake; kills and interruptions of running ones are in tests/test_study_run.py."""
+"""Faults of studies that need no Snakemake; kills and interruptions of running ones are in `tests/studies`."""
 
 from __future__ import annotations
 

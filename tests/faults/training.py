@@ -21,11 +21,11 @@ from nnunet_fm.trainers.loading import LoadingError
 from nnunet_fm.trainers.stock import fm_trainer_stock
 from nnunet_fm.weights.cache import MissingWeightsError
 from nnunet_fm.weights.files import CheckpointError, WeightsFileError, read_trained
-from tests.convert_tester import snapshot
 from tests.faults.planning import planned
 from tests.faults.planning import train as build
 from tests.faults.registry import Bench, Outcome, change_json, cut_in_half, fault
-from tests.tiny_models import write_model
+from tests.helpers.convert_tester import snapshot
+from tests.helpers.tiny_models import write_model
 
 STAGE = "Training"
 CASES = [f"case_{i:02d}" for i in range(6)]

@@ -15,9 +15,9 @@ import torch
 
 from nnunet_fm.weights.cache import ChangedFileError, check_hash
 from nnunet_fm.weights.slim import BaseFileError, slim_state_dict
-from tests import test_slim as slim
-from tests import test_weights_cli as cli
+from tests.cli import test_weights as cli
 from tests.faults.registry import Bench, Outcome, cut_in_half, fault
+from tests.weights import test_slim as slim
 
 STAGE = "Weights"
 GONE = "nothing is left in the weights folder"

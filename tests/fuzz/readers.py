@@ -1,7 +1,7 @@
 """The readers: each takes the bytes of a hostile file and a folder for it, and ends in a result or a documented error.
 
 Whatever else it raises is a fault. That nothing is written outside the folder and that memory stays bounded is checked
-by whoever calls them (`tests/test_hostile.py`, and a sanitizer or limit of the fuzzer).
+by whoever calls them (`tests/fuzz/test_hostile.py`, and a sanitizer or limit of the fuzzer).
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def make(parts: Sequence[str], names: Sequence[str] = (), *, everything: bool = 
 @contextmanager
 def _folders() -> Iterator[Path]:
     """nnU-Net's folders in a temporary one, and an empty weights folder."""
-    from tests.datasets import training_folders
+    from tests.helpers.datasets import training_folders
 
     with TemporaryDirectory(prefix="golden_") as temporary:
         root = Path(temporary).resolve() / "root"

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from nnunet_fm.models.registry import cards
-from tests.datasets import write_dataset, write_fingerprint
 from tests.golden.command import run
 from tests.golden.record import Subjects, Wanted, against_first, plain
+from tests.helpers.datasets import write_dataset, write_fingerprint
 
 CASES = 5
 DATA: dict[str, dict[str, Any]] = {

@@ -12,9 +12,9 @@ from typing import Any
 
 from nnunet_fm.studies.prepare import prepare, threads
 from nnunet_fm.studies.schema import read_study
-from tests.datasets import write_files
 from tests.golden.command import succeed
 from tests.golden.record import Subjects, against_first, plain
+from tests.helpers.datasets import write_files
 
 REPOSITORY = Path(__file__).parents[2]
 FILES = (*sorted(REPOSITORY.glob("docs/studies/*.yaml")), REPOSITORY / "nnunet_fm" / "studies" / "example.yaml")

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from nnunet_fm.reporting.report import write_report
-from tests.datasets import blobs, write_dataset, write_image
 from tests.golden.command import succeed
 from tests.golden.record import Subjects, plain
-from tests.results_maker import make_results
+from tests.helpers.datasets import blobs, write_dataset, write_image
+from tests.helpers.results_maker import make_results
 
 SHAPE, SPACING = (14, 40, 36), (2.5, 1.0, 1.2)
 EVALUATIONS = {

@@ -24,10 +24,10 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args
 from torch import Tensor
 
-from tests.datasets import write_dataset
 from tests.golden.command import succeed
 from tests.golden.record import Subjects, Wanted, against_first, plain
-from tests.official_files import write_official
+from tests.helpers.datasets import write_dataset
+from tests.helpers.official_files import write_official
 
 SOURCE, TARGET = 601, 602
 CPU = torch.device("cpu")

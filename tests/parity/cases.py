@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from parity import fill
 from torch import Tensor, nn
+
+from tests.parity import fill
 
 
 class NotSupportedError(Exception):

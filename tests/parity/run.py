@@ -18,12 +18,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from unittest import mock
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch  # noqa: E402
-from parity.adapters import builder  # noqa: E402
-from parity.cases import Case, NotSupportedError, read_cases  # noqa: E402
+import torch
+
+from tests.parity.adapters import builder
+from tests.parity.cases import Case, NotSupportedError, read_cases
 
 LIMIT = 3e-4
 """Largest deviation allowed, in standard deviations of the official output; both sides compute in float32."""

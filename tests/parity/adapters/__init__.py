@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from parity.adapters import (
+from torch import Tensor
+
+from tests.parity.adapters import (
     dinov2,
     heads,
     ladder,
@@ -21,8 +23,7 @@ from parity.adapters import (
     swinunetr,
     unet,
 )
-from parity.cases import Case, NotSupportedError
-from torch import Tensor
+from tests.parity.cases import Case, NotSupportedError
 
 Builder = Callable[[Case], dict[str, Tensor]]
 

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from parity.cases import Case, NotSupportedError
 from torch import Tensor, nn
 
 from nnunet_fm.backbones import create_backbone
 from nnunet_fm.backbones.dinov2 import DINOv2
+from tests.parity.cases import Case, NotSupportedError
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 SIZES = {"vit_small": "s", "vit_base": "b", "vit_large": "l", "vit_giant2": "g"}

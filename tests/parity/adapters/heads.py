@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from parity.cases import Case, NotSupportedError
 from torch import Tensor
 
 from nnunet_fm.heads import create_head
 from nnunet_fm.heads.base import FeatureMaps, Head
 from nnunet_fm.heads.da import DAHead
+from tests.parity.cases import Case, NotSupportedError
 
 UP_BLOCKS = {
     "bilinear": False,

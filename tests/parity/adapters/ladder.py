@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from parity.cases import Case
 from torch import Tensor, nn
 
 from nnunet_fm.adapters.ladder import Ladder
+from tests.parity.cases import Case
 
 
 def merge(case: Case) -> dict[str, Tensor]:

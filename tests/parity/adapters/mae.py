@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from parity.cases import Case, NotSupportedError
 from torch import Tensor, nn
 
 from nnunet_fm.backbones import create_backbone
 from nnunet_fm.backbones.mae import MAE
+from tests.parity.cases import Case, NotSupportedError
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from parity.cases import Case
 from torch import Tensor
 
 from nnunet_fm.networks.pctnet import PCTNet
+from tests.parity.cases import Case
 
 WIDTHS = (32, 64, 128, 256, 512)
 DROPOUT = (0.0, 0.0, 0.2, 0.2, 0.2)

@@ -6,13 +6,13 @@ import json
 import re
 
 import torch
-from parity.adapters.dinov2 import MANIFESTS, SIZES
-from parity.cases import Case, NotSupportedError
 from torch import Tensor
 
 from nnunet_fm.adapters.rein import Rein
 from nnunet_fm.backbones import create_backbone
 from nnunet_fm.backbones.base import Backbone
+from tests.parity.adapters.dinov2 import MANIFESTS, SIZES
+from tests.parity.cases import Case, NotSupportedError
 
 
 def _backbone(case: Case, size: str, image_size: tuple[int, int]) -> Backbone:

@@ -6,11 +6,11 @@ import re
 from typing import Any
 
 import torch
-from parity.cases import Case, NotSupportedError
 from torch import Tensor
 
 from nnunet_fm.backbones.sam import SAM
 from nnunet_fm.heads.sam_base import sam_neck
+from tests.parity.cases import Case, NotSupportedError
 
 FIXED = {"patch_size": 16, "mlp_ratio": 4, "out_chans": 256, "use_abs_pos": True, "use_rel_pos": True, "qkv_bias": True}
 """Arguments of the official constructor that our encoder does not offer, with the only value it has."""

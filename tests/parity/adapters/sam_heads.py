@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 import torch
-from parity.cases import Case, NotSupportedError
 from segment_anything.modeling import PromptEncoder
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from nnunet_fm.heads.hsam import TwoStageHead
 from nnunet_fm.heads.hsam_decoder import RefiningDecoder, cross_first_transformer
 from nnunet_fm.heads.sam_base import SAM_PATCH, SAMHead, sam_neck
 from nnunet_fm.heads.sam_decoder import BatchedMaskDecoder, Decoded, Embedded, TwoWay, dot
+from tests.parity.cases import Case, NotSupportedError
 
 FIXED = {"transformer_dim": 256, "iou_head_depth": 3, "iou_head_hidden_dim": 256}
 TRANSFORMER = {"depth": "2", "embedding_dim": "256", "mlp_dim": "2048", "num_heads": "8"}

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from parity.cases import Case, NotSupportedError
 from torch import Tensor
 
 from nnunet_fm.networks.spad_vit import SpadViT
 from nnunet_fm.networks.spadnet import PATCH_EDGE, SPADNet
 from nnunet_fm.weights.load import adapt_channels
+from tests.parity.cases import Case, NotSupportedError
 
 PRETRAINING = Path(__file__).parents[2] / "manifests" / "pumit_vit_pretrain.json"
 

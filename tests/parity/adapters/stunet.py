@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from parity.cases import Case
 from torch import Tensor
 
 from nnunet_fm.networks.stunet import STUNet
+from tests.parity.cases import Case
 
 
 def outputs(case: Case) -> dict[str, Tensor]:

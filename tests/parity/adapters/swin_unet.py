@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from parity.cases import Case, NotSupportedError
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from nnunet_fm.networks.swin_unet import SwinUNet
+from tests.parity.cases import Case, NotSupportedError
 
 FIXED: dict[str, Any] = {
     "patch_size": 4,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from parity.cases import Case, NotSupportedError
 from torch import Tensor
 
 from nnunet_fm.networks.swinmm import SwinMM, exchange
+from tests.parity.cases import Case, NotSupportedError
 
 
 def outputs(case: Case) -> dict[str, Tensor]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from parity.cases import Case, NotSupportedError
 from torch import Tensor
 
 from nnunet_fm.networks.swinunetr import DAE, SwinUNETR
+from tests.parity.cases import Case, NotSupportedError
 
 FIXED: dict[str, Any] = {
     "patch_size": 2,

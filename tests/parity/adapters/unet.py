@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from parity.cases import Case, NotSupportedError
 from torch import Tensor, nn
 
 from nnunet_fm.networks.unet import DoubleConv, VanillaUNet2D
+from tests.parity.cases import Case, NotSupportedError
 
 
 def outputs(case: Case) -> dict[str, Tensor]:

@@ -1,0 +1,112 @@
+"""The command line: listings, planning, exit codes and help."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nnunet_fm import __version__
+from nnunet_fm.adapters import ADAPTERS
+from nnunet_fm.cli.app import main
+from nnunet_fm.heads import HEADS
+from nnunet_fm.models.registry import cards, grammar
+from tests.helpers.datasets import nnunet_folders, write_dataset, write_fingerprint
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `nnunet-fm` in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nnunet-fm", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A dataset with a fingerprint; returns its preprocessed folder."""
+    variables = nnunet_folders(tmp_path, monkeypatch)
+    folder = write_dataset(variables["nnUNet_raw"], 777, cases=1, test_cases=0, shape=(8, 8, 8))
+    write_fingerprint(folder, [(60, 70, 80)], [(1.0, 1.0, 1.0)])
+    return Path(variables["nnUNet_preprocessed"], folder.name)
+
+
+def test_listings_come_from_the_cards(command: Command) -> None:
+    code, out, _ = command("list", "--json")
+    models = json.loads(out)
+    assert code == 0 and [m["name"] for m in models] == list(cards())
+    assert all(m["parameters"] > 1e5 and m["weights licence"] for m in models)
+    assert {h["name"] for h in json.loads(command("list", "heads", "--json")[1])} == set(HEADS)
+    assert {a["name"] for a in json.loads(command("list", "adapters", "--json")[1])} == set(ADAPTERS)
+    assert command("list", "trainers")[1].split() == list(grammar().trainers)
+    table = command("list")[1].splitlines()
+    assert len(table) == 2 + len(cards()) and "\x1b" not in "".join(table)
+
+
+def test_the_version_needs_no_sub_command(command: Command) -> None:
+    assert command("--version") == (0, f"{__version__}\n", "")
+
+
+def test_plan_takes_lists_as_nnunet_does(command: Command, dataset: Path) -> None:
+    arguments = ("-d", "777", "-m", "stunet_s", "--spacing", "2", "1.5", "1.5", "--patch", "32", "48", "48")
+    arguments += ("--set", "recipe.loss=ce", "--set", "recipe.seed=7", "--batch", "1", "--mirror", "y,z")
+    code, out, err = command("plan", *arguments)
+    assert code == 0 and "mirroring   z, y  [user]" in out, err
+    plans = json.loads((dataset / "FMPlans_stunet_s.json").read_text())
+    configuration = plans["configurations"]["3d_fullres"]
+    assert configuration["spacing"] == [2.0, 1.5, 1.5] and configuration["patch_size"] == [32, 48, 48]
+    assert (plans["nnunet_fm"]["recipe"]["loss"], plans["nnunet_fm"]["recipe"]["seed"]) == ("ce", 7)
+    assert plans["nnunet_fm"]["recipe"]["mirror"] == [0, 1]
+
+
+def test_plan_prints_one_json_object(command: Command, dataset: Path) -> None:
+    code, out, err = command("plan", "-d", dataset.name, "--spacing", "native", "--name", "FMPlans_x", "--json")
+    result = json.loads(out)
+    assert code == 0 and result["path"] == str(dataset / "FMPlans_x.json")
+    assert result["plans"]["plans_name"] == "FMPlans_x" and "FMPlanner chose" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("plan",), 2, "-d"),
+        (("plan", "-d", "777", "-m", "stunet_s", "--variant", "best"), 2, "mission, official, thesis, nnunet"),
+        (("plan", "-d", "777", "--head", "linear"), 2, "-m MODEL"),
+        (("plan", "-d", "777", "-m", "stunet_s", "--spacing", "fine"), 2, "native"),
+        (("plan", "-d", "777", "-m", "dinov2_s", "--slice-axis", "w"), 2, "z, y, x"),
+        (("plan", "-d", "777", "-m", "stunet_s", "--mirror", "left"), 2, "all, none, and axes"),
+        (("plan", "-d", "777", "-m", "stunet_s", "--mirror", "z", "--set", "recipe.mirror=[1]"), 2, "give one"),
+        (("plan", "-d", "777", "--control", "stock", "--mirror", "z"), 2, "no --mirror"),
+        (("plan", "-d", "777", "-m", "suprem", "--mirror", "z"), 1, "'suprem_official' flips nothing"),
+        (("plan", "-d", "777", "-m", "stunet_s", "--set", "loss=ce"), 2, "recipe."),
+        (("plan", "-d", "777", "-m", "stunet_s", "--set", "recipe.los=ce"), 1, "recipe.los"),
+        (("plan", "-d", "777", "-m", "stunt_s"), 1, "FMPlanner_stunet_s"),
+        (("plan", "-d", "778", "-m", "stunet_s"), 1, "778"),
+        (("list", "cards"), 2, "cards"),
+        (("nonsense",), 2, "nonsense"),
+    ],
+)
+def test_failures_have_one_reason_and_a_code(
+    command: Command, dataset: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    got, _, err = command(*arguments)
+    assert got == code and message in err and "Traceback" not in err
+    if code == 1:
+        assert len(err.strip().splitlines()[-1]) > 20 and err.strip().splitlines()[-1].startswith("nnunet-fm: ")
+
+
+@pytest.mark.parametrize("name", ["list", "plan", "doctor", "demo"])
+def test_help_has_examples(command: Command, name: str) -> None:
+    code, out, _ = command(name, "--help")
+    assert code == 0 and "Examples" in out and f"nnunet-fm {name}" in out
