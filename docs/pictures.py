@@ -1,10 +1,10 @@
-"""Draw the picture of docs/architecture.md, and copy the demo's: docs/images.
+"""Draw the pictures of docs/architecture.md, and copy that of the demo: docs/images.
 
     python docs/pictures.py             # draw what can be drawn without training
     python docs/pictures.py --check     # exit with 1 if a drawing is not up to date
     python docs/pictures.py DEMO        # take the median case of `nnunet-fm demo --output DEMO`, too
 
-The drawing is written as text, without a plotting library, so that it is the same on every machine.
+Drawings are written as text, without a plotting library, so that they are the same on every machine.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+
+import imports
 
 IMAGES = Path(__file__).with_name("images")
 PACKAGE = Path(__file__).resolve().parents[1] / "nnunet_fm"
@@ -154,13 +156,14 @@ def main(arguments: Sequence[str]) -> int:
     if odd := missing():
         print(f"docs/images/architecture.svg and the package differ in {', '.join(odd)}: correct docs/pictures.py")
         return 1
-    file, drawing = IMAGES / "architecture.svg", architecture()
+    drawings = {"architecture.svg": architecture(), "imports.svg": imports.drawing()}
+    old = [n for n, d in drawings.items() if not (f := IMAGES / n).is_file() or f.read_text(encoding="utf-8") != d]
     if "--check" in arguments:
-        if not file.is_file() or file.read_text(encoding="utf-8") != drawing:
-            print(f"{file} is not up to date: run python docs/pictures.py")
-            return 1
-        return 0
-    file.write_text(drawing, encoding="utf-8")
+        if old:
+            print(f"not up to date: {', '.join(old)}; run python docs/pictures.py")
+        return 1 if old else 0
+    for name in old:
+        (IMAGES / name).write_text(drawings[name], encoding="utf-8")
     for demo in arguments:
         (median,) = Path(demo, "pictures").glob("median_*.png")
         shutil.copyfile(median, IMAGES / "demo.png")
