@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nnunet_fm import __version__
 from nnunet_fm.adapters import ADAPTERS
-from nnunet_fm.cli.app import main
 from nnunet_fm.heads import HEADS
 from nnunet_fm.models.registry import cards, grammar
+from tests.helpers.commands import Command, make_command
 from tests.helpers.datasets import nnunet_folders, write_dataset, write_fingerprint
-
-Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `nnunet-fm` in this process: exit code, standard output, standard error."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nnunet-fm", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
+    return make_command(monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -5,33 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_fm.cli.app import main
 from nnunet_fm.metrics.scores_table import COLUMNS, METRICS, SLICE, read_scores
+from tests.helpers.commands import Command, make_command
 
-Command = Callable[..., tuple[int, str, str]]
 LABELS = {"background": 0, "liver": 1, "all": [1, 2], "ignore": 3}
 FAST = ("--metrics", "Dice", "HD95", "-np", "1")
 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `nnunet-fm evaluate` in this process: exit code, standard output, standard error."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nnunet-fm", "evaluate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
+    return make_command(monkeypatch, capsys, "evaluate")
 
 
 @pytest.fixture

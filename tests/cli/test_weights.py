@@ -7,10 +7,9 @@ import http.server
 import json
 import os
 import re
-import sys
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from nnunet_fm.cli.app import main
 from nnunet_fm.models import official
 from nnunet_fm.models.build import build_network
 from nnunet_fm.models.card import Checkpoint, ModelCard
@@ -28,8 +26,8 @@ from nnunet_fm.weights import cache, download
 from nnunet_fm.weights.cache import PIN_FILE, pinned
 from nnunet_fm.weights.load import load_checkpoint
 from nnunet_fm.weights.slim import bases_of, slim_state_dict
+from tests.helpers.commands import Command, make_command
 
-Command = Callable[..., tuple[int, str, str]]
 DIMS = {"tiny": [8, 8, 8, 8, 8, 8], "tiny_wide": [8, 8, 8, 8, 8, 16]}
 
 
@@ -159,16 +157,7 @@ def models(folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> dic
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `nnunet-fm weights` in this process: exit code, standard output, standard error."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nnunet-fm", "weights", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
+    return make_command(monkeypatch, capsys, "weights")
 
 
 def serve(server: Server, path: Path, at: str = "tiny.model") -> bytes:

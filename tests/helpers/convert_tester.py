@@ -23,6 +23,7 @@ from nnunet_fm.dataset_conversion import get_converter
 from nnunet_fm.dataset_conversion.base import Converter
 from nnunet_fm.dataset_conversion.problems import ConversionError, UsageError
 from nnunet_fm.dataset_conversion.run import Report, convert
+from nnunet_fm.dataset_conversion.tree import Tree, open_tree
 from nnunet_fm.preprocessing.raw import training_cases
 
 NUMBER = 501
@@ -385,3 +386,29 @@ def verify(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stock, "multiprocessing", SimpleNamespace(get_context=lambda method: pool))
     monkeypatch.setattr(stock, "get_filenames_of_train_images_and_targets", training_cases)
     stock.verify_dataset_integrity(str(folder), num_processes=1)
+
+
+def opened(source: Path, tmp_path: Path) -> Tree:
+    """The tree of a download, unpacked below ``tmp_path``."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    return open_tree(source, scratch)
+
+
+def fill(folder: Path, *names: str) -> Path:
+    """Write files that contain their own name."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    (parent / name).mkdir()
+    return parent / name
+
+
+def rotation_z(angle: float) -> tuple[float, ...]:
+    """Direction of a grid that is turned about its z axis, in radians."""
+    c, s = np.cos(angle), np.sin(angle)
+    return tuple(float(v) for v in (c, -s, 0, s, c, 0, 0, 0, 1))
