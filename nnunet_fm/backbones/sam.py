@@ -21,7 +21,7 @@ ROWS = 256
 """Rows of the attention matrix that a CPU forms at a time."""
 
 
-class Attention(nn.Module):
+class SamAttention(nn.Module):
     """Self-attention with decomposed relative positions, over all tokens or within windows.
 
     The bias of query (y, x) and key (y', x') is q . rel_pos_h[y - y'] + q . rel_pos_w[x - x']. It is made a part of the
@@ -97,13 +97,13 @@ class Attention(nn.Module):
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :h, :w].flatten(1, 2)
 
 
-class Block(nn.Module):
-    """Attention and a perceptron, each after a norm and with a shortcut around; arguments as `Attention`'s."""
+class SamBlock(nn.Module):
+    """Attention and a perceptron, each after a norm and with a shortcut around; arguments as `SamAttention`'s."""
 
     def __init__(self, dim: int, num_heads: int, grid: tuple[int, int], window: int | None = None) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=EPSILON)
-        self.attn = Attention(dim, num_heads, grid, window)
+        self.attn = SamAttention(dim, num_heads, grid, window)
         self.norm2 = nn.LayerNorm(dim, eps=EPSILON)
         self.mlp = Mlp(dim, 4 * dim)
 
@@ -156,7 +156,7 @@ class SAM(Backbone):
         self.patch_embed = PatchEmbed(edges, PATCH_SIZE, embed_dim=embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, *grid, embed_dim))
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, grid, None if index in global_blocks else window) for index in range(depth)
+            SamBlock(embed_dim, num_heads, grid, None if index in global_blocks else window) for index in range(depth)
         )
 
     def features(

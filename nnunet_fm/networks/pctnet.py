@@ -79,7 +79,7 @@ class Downsample(nn.Module):
         return out
 
 
-class Upsample(nn.Module):
+class PctUpsample(nn.Module):
     """Transposed convolution by `step` and, with the skip in front of its result, a convolution; both pre-activated."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Size, step: Size) -> None:
@@ -165,7 +165,7 @@ def window_kinds(counts: Sequence[int]) -> Tensor:
     return (4 * z + 2 * y + x).flatten()
 
 
-class WindowAttention(nn.Module):
+class PctWindowAttention(nn.Module):
     """Multi-head attention within windows, with a learned bias per relative position.
 
     Args:
@@ -243,7 +243,7 @@ class SwinBlock(nn.Module):
         z, y, x = (count * self.window - edge for count, edge in zip(self.counts, size, strict=True))
         self.padding = [0, 0, 0, x, 0, y, 0, z]
         self.norm1 = nn.LayerNorm(channels)
-        self.attn = WindowAttention(
+        self.attn = PctWindowAttention(
             channels, heads, window=self.window, shift=self.shift, counts=self.counts, dropout=dropout
         )
         self.drop_path = DropPath(STOCHASTIC_DEPTH)
@@ -321,8 +321,8 @@ class Pyramid(nn.Module):
 
         self.down3 = Downsample(widths[0], widths[1], kernel, step)
         self.down4 = Downsample(widths[1], widths[2], kernel, step)
-        self.up3 = Upsample(widths[1], widths[0], kernel, step)
-        self.up4 = Upsample(widths[2], widths[1], kernel, step)
+        self.up3 = PctUpsample(widths[1], widths[0], kernel, step)
+        self.up4 = PctUpsample(widths[2], widths[1], kernel, step)
         self.convtrans_e2, self.convtrans_d2 = block(0), block(0)
         self.convtrans_e3, self.convtrans_d3 = block(1), block(1)
         self.convtrans_e4 = block(2)
@@ -358,14 +358,14 @@ class Stem(nn.Module):
         return x0, x1, self.down2(x1)
 
 
-class Head(nn.Module):
+class PctHead(nn.Module):
     """From the pyramid's decoded map back to the resolution of the image."""
 
     def __init__(self, num_classes: int, widths: Sequence[int], dropout: Sequence[float], mode: int) -> None:
         super().__init__()
         (kernel0, step0), (kernel1, step1) = RESOLUTIONS[mode]
-        self.up1 = Upsample(widths[1], widths[0], kernel0, step0)
-        self.up2 = Upsample(widths[2], widths[1], kernel1, step1)
+        self.up1 = PctUpsample(widths[1], widths[0], kernel0, step0)
+        self.up2 = PctUpsample(widths[2], widths[1], kernel1, step1)
         self.conv0 = ConvBlock(widths[0], kernel0, dropout[0])
         self.conv1 = ConvBlock(widths[1], kernel1, dropout[1])
         self.out_conv0 = Output(widths[0], num_classes)
@@ -433,7 +433,7 @@ class PCTNet(FoundationNetwork):
         size = [edge // reduction for edge, reduction in zip(self.patch_size, self.scales[2], strict=True)]
         self.embeddings = nn.ModuleList(Stem(input_channels, widths, dropout, mode) for mode in RESOLUTIONS)
         self.pyramid_ct = Pyramid(widths[2:], dropout[2:], size, num_classes)
-        self.pred_heads = nn.ModuleList(Head(num_classes, widths, dropout, mode) for mode in RESOLUTIONS)
+        self.pred_heads = nn.ModuleList(PctHead(num_classes, widths, dropout, mode) for mode in RESOLUTIONS)
         self.requires_grad_()
 
     @classmethod
@@ -522,7 +522,7 @@ class PCTNet(FoundationNetwork):
 
     def forward_logits(self, x: Tensor) -> list[Tensor]:
         head = self.pred_heads[self.mode]
-        assert isinstance(head, Head)
+        assert isinstance(head, PctHead)
         x0, x1, x = self.embeddings[self.mode](x)
         d2, d3 = self.pyramid_ct(x)
         d0, d1 = head(d2, x1, x0)

@@ -55,7 +55,7 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     return turned.flatten(-2).to(x.dtype)
 
 
-class Attention(nn.Module):
+class SpadAttention(nn.Module):
     """Self-attention with rotary embedding; queries and values have a bias, keys have none."""
 
     def __init__(self, width: int, num_heads: int) -> None:
@@ -95,13 +95,13 @@ class SwiGLU(nn.Module):
         return self.w3(self.ffn_ln(F.silu(self.w1(x)) * self.w2(x)))
 
 
-class Block(nn.Module):
+class SpadBlock(nn.Module):
     """Attention and MLP, each after a norm and with a residual."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attn = Attention(width, num_heads)
+        self.attn = SpadAttention(width, num_heads)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = SwiGLU(width)
 
@@ -153,7 +153,7 @@ class SpadViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, width, *pos_embed_shape))
         self.patch_embed = PatchEmbed(in_channels, width, patch_size)
-        self.blocks = nn.ModuleList(Block(width, num_heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(SpadBlock(width, num_heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         for parameter in (self.cls_token, self.pos_embed):
             nn.init.trunc_normal_(parameter, std=0.02)

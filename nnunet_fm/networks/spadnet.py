@@ -68,7 +68,7 @@ class ConvNormAct(nn.Module):
         return self.adn(self.conv(x))
 
 
-class DoubleConv(nn.Module):
+class SpadDoubleConv(nn.Module):
     """Two convolutions, the first with the stride."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Stride, stride: Stride = (1, 1, 1)) -> None:
@@ -85,7 +85,7 @@ class EncodeLayer(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Stride, stride: Stride) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(DoubleConv(in_channels, out_channels, kernel, stride))
+        self.blocks = nn.Sequential(SpadDoubleConv(in_channels, out_channels, kernel, stride))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(x)
@@ -97,7 +97,7 @@ class UpLayer(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: Stride, stride: Stride) -> None:
         super().__init__()
         self.upsample = _enlarge(in_channels, out_channels, stride)
-        self.conv = DoubleConv(2 * out_channels, out_channels, kernel)
+        self.conv = SpadDoubleConv(2 * out_channels, out_channels, kernel)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         return self.conv(torch.cat((self.upsample(x), skip), dim=1))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nnunet_fm.io.messages import listed
 from nnunet_fm.weights.cache import sha256
 from nnunet_fm.weights.files import WeightsFileError, check_finite, read_state_dict, unwrapped
-from nnunet_fm.weights.report import LoadReport, Section
+from nnunet_fm.weights.report import LoadReport, PartReport
 from nnunet_fm.weights.slim import Base, bases_of, full_state_dict, remember
 
 WRAPPED_LAYER = ".base_layer."
@@ -43,7 +43,7 @@ class WeightsMismatchError(ValueError):
 
     def __init__(
         self,
-        section: Section,
+        section: PartReport,
         unexpected: list[str],
         missing: list[str],
         shapes: dict[str, tuple[list[int], list[int]]],
@@ -61,7 +61,7 @@ class WeightsMismatchError(ValueError):
 class _Match:
     """Name, tensor of a network and what to copy into it, for each that is copied, and the account of all others."""
 
-    section: Section
+    section: PartReport
     copies: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
     unchanged: dict[str, str] = field(default_factory=dict)
     """Name in the network -> name in the file, of tensors that are copied as they are."""
@@ -242,7 +242,7 @@ def _matched(
     ``convert`` takes the place of the target's ``from_official``; ``adapters`` may be new to the file.
     """
     target, path = _target(network, part)
-    match = _Match(Section(part, file.name if file else None, digest))
+    match = _Match(PartReport(part, file.name if file else None, digest))
     official = _selected(state_dict, prefix, drop, match.section)
     convert = convert or getattr(target, "from_official", None)
     converted = official if convert is None else _converted(convert, official, match, file)
@@ -272,7 +272,7 @@ def _target(network: nn.Module, part: str) -> tuple[nn.Module, str]:
     return network, ""
 
 
-def _selected(state_dict: Mapping[str, Tensor], prefix: str, drop: Sequence[str], section: Section) -> Named:
+def _selected(state_dict: Mapping[str, Tensor], prefix: str, drop: Sequence[str], section: PartReport) -> Named:
     """Tensors that belong to the network: name without prefix -> (name in the file, tensor)."""
     spellings = (prefix, prefix.removeprefix("module."))  # the file's wrapper may be off already
     prefix = next((p for p in spellings if any(name.startswith(p) for name in state_dict)), "")

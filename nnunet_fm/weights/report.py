@@ -13,7 +13,7 @@ REPORT_NAME = "weights_report"
 
 
 @dataclass(frozen=True)
-class Section:
+class PartReport:
     """One part of a network and the file that it was loaded from.
 
     ``matched`` lists names of the network; ``adapted`` and ``missing`` map them, ``dropped`` maps names of the file,
@@ -45,7 +45,7 @@ class Section:
 class LoadReport:
     """Sections of all loaded parts; reports of several parts add up."""
 
-    sections: tuple[Section, ...] = ()
+    sections: tuple[PartReport, ...] = ()
 
     def __add__(self, other: LoadReport) -> LoadReport:
         return LoadReport(self.sections + other.sections)

@@ -15,7 +15,7 @@ from nnunet_fm.models.registry import cards, get_card
 from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.weights.load import check_official
-from nnunet_fm.weights.report import Section
+from nnunet_fm.weights.report import PartReport
 from tests.helpers.datasets import nnunet_folders, write_dataset, write_fingerprint
 from tests.helpers.official_files import manifest
 
@@ -68,7 +68,7 @@ def test_every_card_names_files_that_exist() -> None:
             assert "backbone" in files(name, card.default_head, adapter), name
 
 
-def section(model: str, head: str, adapter: str, part: str, official: str, **options: Any) -> Section:
+def section(model: str, head: str, adapter: str, part: str, official: str, **options: Any) -> PartReport:
     """What the load report says of a part, by names and shapes alone."""
     card = get_card(model)
     entry = architecture(card, patch_size=[64, 64], spacing=[1.0, 1.0], head=head)

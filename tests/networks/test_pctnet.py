@@ -22,8 +22,8 @@ from nnunet_fm.models.registry import get_card
 from nnunet_fm.networks.pctnet import (
     MASKED,
     PCTNet,
+    PctWindowAttention,
     SwinBlock,
-    WindowAttention,
     fit_bias_table,
     relative_position_index,
     shift_masks,
@@ -32,7 +32,7 @@ from nnunet_fm.networks.pctnet import (
 from nnunet_fm.plans.memory import training_memory
 from nnunet_fm.weights.files import WeightsFileError
 from nnunet_fm.weights.load import WeightsMismatchError, check_official, load_checkpoint, load_official
-from nnunet_fm.weights.report import Section
+from nnunet_fm.weights.report import PartReport
 from tests.helpers.official_files import manifest
 from tests.helpers.small_networks import count, shapes
 
@@ -272,7 +272,7 @@ def test_dropout_and_stochastic_depth_act_in_training_only() -> None:
     assert {(b.drop_path.drop_prob, b.attn.dropout, b.attn.proj_drop.p, b.mlp.drop.p) for b in blocks} == {(0.2,) * 4}
     convolutions = [network.embeddings[1].conv1, network.pyramid_ct.convtrans_e2.conv, network.pred_heads[1].conv0]
     assert [block.conv_conv[5].p for block in convolutions] == [0, 0.2, 0]
-    attention = WindowAttention(8, 4, window=2, shift=0, counts=(1, 1, 1), dropout=0.5)
+    attention = PctWindowAttention(8, 4, window=2, shift=0, counts=(1, 1, 1), dropout=0.5)
     attention.proj_drop.p = 0.0
     x = torch.randn(1, 1, 8, 8)
     assert not torch.equal(attention(x), attention(x))
@@ -464,7 +464,7 @@ def randomised(network: PCTNet) -> PCTNet:
     return network
 
 
-def section(network: PCTNet, file: Path, *, drop: bool = True) -> Section:
+def section(network: PCTNet, file: Path, *, drop: bool = True) -> PartReport:
     entry = get_card("misfm").checkpoints[0]
     report = load_checkpoint(network, file, containers=entry.container, drop=entry.drop if drop else (), new=entry.new)
     (found,) = report.sections

@@ -25,7 +25,7 @@ from nnunet_fm.networks.window_attention import WindowAttention
 from nnunet_fm.plans.memory import training_memory
 from nnunet_fm.weights.files import WeightsFileError
 from nnunet_fm.weights.load import load_official
-from nnunet_fm.weights.report import Section
+from nnunet_fm.weights.report import PartReport
 from tests.helpers.official_files import manifest
 from tests.helpers.small_networks import count, shapes
 
@@ -255,7 +255,7 @@ def self_supervised(perceptron: str = "linear", only_encoder: bool = False) -> d
     return file
 
 
-def load(network: SwinUNETR, file: dict[str, Tensor], model: str, checkpoint: str) -> Section:
+def load(network: SwinUNETR, file: dict[str, Tensor], model: str, checkpoint: str) -> PartReport:
     """Load as the card of a model says."""
     spec = get_card(model).find_checkpoint(checkpoint)
     assert spec is not None
