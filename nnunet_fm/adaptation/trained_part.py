@@ -11,7 +11,7 @@ ADDED = ("stem", "rein", "ladder")
 """Modules beside encoder and decoder: the mapping of image channels, and what adapters add."""
 
 
-def train_only(
+def set_trainable(
     network: FoundationNetwork, part: Literal["head", "adapter", "all"], *, norms_only: bool = False
 ) -> None:
     """Freeze what an adaptation leaves alone; frozen modules stay in eval mode, after ``network.train()`` too.

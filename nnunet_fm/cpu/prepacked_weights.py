@@ -9,7 +9,7 @@ from nnunet_fm.cpu.channels_last import FORMAT, Conv3d, ConvTranspose3d
 from nnunet_fm.cpu.cpu_features import computes_in_bf16, gains_from_channels_last
 
 
-def lay_out_weights(network: nn.Module) -> None:
+def prepack_weights(network: nn.Module) -> None:
     """Put weights where autocast and convolutions would copy them to at every call: in bfloat16, channels-last.
 
     These are the matrices of linear layers and the kernels of volumes. Results stay what they are, and state dicts can

@@ -19,7 +19,7 @@ from nnunet_fm.cpu.limits import threads
 from nnunet_fm.inference.cases import CaseFailure, CaseFiles, PlannedModel
 from nnunet_fm.inference.label_map import label_map
 from nnunet_fm.io.atomic_write import partial_folder
-from nnunet_fm.io.image_files import check_whole
+from nnunet_fm.io.image_files import check_not_truncated
 
 THREADS = min(torch.get_num_threads(), threads(), default_num_processes)
 """Threads of an export: as many as nnU-Net's, but no more than cores, or than ``OMP_NUM_THREADS`` allows."""
@@ -72,7 +72,7 @@ def _export(
 def _check_written(model: PlannedModel, file: Path) -> None:
     """Raise an OSError for a label map that is not whole: SimpleITK's writer says nothing when the disk is full."""
     try:
-        if not check_whole(file):
+        if not check_not_truncated(file):
             model.plans.image_reader_writer_class().read_seg(str(file))
     except Exception:
         free = shutil.disk_usage(file.parent).free

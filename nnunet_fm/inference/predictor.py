@@ -24,7 +24,7 @@ from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from nnunet_fm.cpu.malloc import give_back_freed_memory, keep_freed_memory
-from nnunet_fm.cpu.prepacked_weights import lay_out_weights
+from nnunet_fm.cpu.prepacked_weights import prepack_weights
 from nnunet_fm.cpu.skip_initialisation import WithoutRandomWeights
 from nnunet_fm.inference import inputs
 from nnunet_fm.inference.cases import KILLED, CaseFailure, CaseFiles, PlannedModel
@@ -36,7 +36,7 @@ from nnunet_fm.io.worker_processes import InThisProcess, worker_processes
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.planfile.schema import PlanKey, unseen_mirroring
 from nnunet_fm.records.prediction import CaseTimes
-from nnunet_fm.weights.files import data_only, misfit
+from nnunet_fm.weights.files import data_only, shape_mismatch
 
 QUEUED = 2
 """Results that may wait for a process to export them, as many as nnU-Net lets wait."""
@@ -272,7 +272,7 @@ def load_predictor(
         with data_only(), WithoutRandomWeights():
             predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)
     except RuntimeError as error:
-        raise misfit(error, f"{checkpoint} in {model_folder}") or error from None
+        raise shape_mismatch(error, f"{checkpoint} in {model_folder}") or error from None
     _mirror_as_trained(predictor)
     predictor.dataset_json = canonical(predictor.dataset_json)
     return predictor
@@ -302,4 +302,4 @@ def prepare_for_cpu(predictor: FMPredictor) -> None:
     keep_freed_memory()
     network = getattr(predictor.network, "_orig_mod", predictor.network)  # without the wrapper of a compiled one
     if isinstance(network, FoundationNetwork):  # which computes in bfloat16 where the processor gains from it
-        lay_out_weights(network)
+        prepack_weights(network)

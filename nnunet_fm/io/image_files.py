@@ -124,7 +124,7 @@ def image_header(path: Path) -> sitk.ImageFileReader:
     return reader
 
 
-def check_whole(path: Path) -> bool:
+def check_not_truncated(path: Path) -> bool:
     """Read a file to its end and compare checksums and sizes; raises as `read_image`.
 
     Returns:
@@ -175,7 +175,7 @@ def unpacked(path: Path) -> Iterator[Path]:
 def fault_of_result(label_map: Path, image: Path) -> str | None:
     """Why a label map is no result for an image, if it is none: damaged, or of another size."""
     try:
-        if not check_whole(label_map):
+        if not check_not_truncated(label_map):
             return None
         sizes = _size(label_map), _size(image)
     except ForeignFileError as error:

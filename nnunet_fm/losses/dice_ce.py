@@ -77,7 +77,7 @@ def _dice_of_sums(overlap: Tensor, total: Tensor) -> Tensor:
     return 1 - ((2 * overlap + SMOOTH) / (total + SMOOTH)).mean()
 
 
-class FewPassDiceCE(nn.Module):
+class FusedDiceCE(nn.Module):
     """nnU-Net's Dice and cross-entropy of exclusive classes, which on a CPU takes fewer passes over the logits.
 
     Args:
@@ -114,11 +114,11 @@ class FewPassDiceCE(nn.Module):
         return loss
 
 
-def in_few_passes(loss: nn.Module) -> nn.Module:
-    """nnU-Net's loss as `FewPassDiceCE`, if it is Dice and cross-entropy of exclusive classes; else as it is."""
+def fused(loss: nn.Module) -> nn.Module:
+    """nnU-Net's loss as `FusedDiceCE`, if it is Dice and cross-entropy of exclusive classes; else as it is."""
     # A compiled Dice is of another class: compilation makes one pass of several by itself.
     if type(loss) is DC_and_CE_loss and type(loss.dc) is MemoryEfficientSoftDiceLoss:
-        return FewPassDiceCE(loss)
+        return FusedDiceCE(loss)
     return loss
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_fm.io.image_faults import exact
-from nnunet_fm.io.image_files import DamagedImageError, check_whole, read_image, read_nifti
+from nnunet_fm.io.image_files import DamagedImageError, check_not_truncated, read_image, read_nifti
 from nnunet_fm.io.untrusted import DEFLATE, check_promise, read_object
 
 NIFTI = (".nii.gz", ".nii")
@@ -119,7 +119,7 @@ def _picture(path: Path) -> _Parts:
     from PIL import Image
     from skimage.io import imread
 
-    check_whole(path)
+    check_not_truncated(path)
     with Image.open(path) as image:
         check_promise(path, image.width * image.height, 8 * DEFLATE)  # pixels of one bit
     array = imread(path)
@@ -132,7 +132,7 @@ def _tiff(path: Path) -> _Parts:
     """TIFF has no spacing; nnU-Net writes that of volumes into a JSON file of the same name."""
     from tifffile import TiffFile
 
-    check_whole(path)
+    check_not_truncated(path)
     with TiffFile(path) as file:
         check_promise(path, file.series[0].nbytes, TIFF_RATIO)
         array = file.asarray()

@@ -17,7 +17,7 @@ from nnunet_fm.models.build import Architecture
 from nnunet_fm.models.names import UnknownNameError
 from nnunet_fm.models.registry import grammar
 from nnunet_fm.planfile.schema import PlanError, PlanKey
-from nnunet_fm.planfile.training_config import Setting, network_architecture, resolve
+from nnunet_fm.planfile.training_config import TrainingConfig, network_architecture, resolve
 from nnunet_fm.planfile.untrusted import read_plans
 from nnunet_fm.records.training import TrainingRecord
 from nnunet_fm.weights.cache import compute_sha256
@@ -38,7 +38,7 @@ class Source:
         plans: as they are in the folder.
         dataset_json: likewise.
         configuration: that was trained.
-        setting: what its trainer made of the plans.
+        config: what its trainer made of the plans.
         key: the extra key of the plans, None for stock plans.
     """
 
@@ -49,7 +49,7 @@ class Source:
     plans: Mapping[str, Any]
     dataset_json: Mapping[str, Any]
     configuration: str
-    setting: Setting
+    config: TrainingConfig
     key: PlanKey | None
 
     @property
@@ -81,7 +81,7 @@ class Source:
     @property
     def network(self) -> Architecture:
         """The ``architecture`` entry."""
-        return network_architecture(self.setting, self.geometry)
+        return network_architecture(self.config, self.geometry)
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -125,9 +125,9 @@ def read_source(folder: Path, fold: str = "0", checkpoint: str | None = None) ->
             f"{folder} was trained by {trainer}: only models of fm_trainer, or of a trainer pinned to a model such as "
             f"fm_trainer_stunet_b, can be adapted"
         )
-    setting = resolve(plans, spec)
+    config = resolve(plans, spec)
     return Source(
-        folder, fold, file, compute_sha256(file), plans, dataset_json, configuration, setting, PlanKey.read(plans)
+        folder, fold, file, compute_sha256(file), plans, dataset_json, configuration, config, PlanKey.read(plans)
     )
 
 

@@ -18,7 +18,7 @@ from nnunet_fm.planfile.schema import Adaptation, PlanError, PlanKey
 
 
 @dataclass(frozen=True)
-class Setting:
+class TrainingConfig:
     """Everything a training needs to know beyond nnU-Net's own plan.
 
     ``parts`` start from official files, none in a training from random weights or from a trained model (`adaptation`);
@@ -52,8 +52,8 @@ class Setting:
         return trainer_name(Spec(model=model, scratch=True))
 
 
-def resolve(plans: Mapping[str, Any], spec: Spec) -> Setting:
-    """Setting of a trainer name on a plan.
+def resolve(plans: Mapping[str, Any], spec: Spec) -> TrainingConfig:
+    """TrainingConfig of a trainer name on a plan.
 
     Raises:
         PlanError: if name and plan do not fit; the message names what would.
@@ -83,7 +83,7 @@ def resolve(plans: Mapping[str, Any], spec: Spec) -> Setting:
     planned = key.weights if key else {}
     stock = card.variants["nnunet"]
     recipe = key.recipe if key else stock.recipe
-    return Setting(
+    return TrainingConfig(
         card=card,
         head=head,
         adapter=adapter,
@@ -131,7 +131,7 @@ def _parts(
         raise PlanError(f"plans '{plans.get('plans_name')}': {error}") from None
 
 
-def check_configuration(setting: Setting, plans: Mapping[str, Any], configuration: str) -> str | None:
+def check_configuration(config: TrainingConfig, plans: Mapping[str, Any], configuration: str) -> str | None:
     """Check that the network can train a configuration; returns a warning or None.
 
     Raises:
@@ -153,36 +153,36 @@ def check_configuration(setting: Setting, plans: Mapping[str, Any], configuratio
     where = f"plans '{plans.get('plans_name')}', configuration '{configuration}'"
     _check_numbers(entry, where)
     dim = len(entry["patch_size"])
-    if dim != setting.card.dim:
+    if dim != config.card.dim:
         raise PlanError(
-            f"'{setting.card.name}' is a {setting.card.dim}D model, but configuration '{configuration}' has "
-            f"{dim}D patches: train configuration {setting.card.configuration}"
+            f"'{config.card.name}' is a {config.card.dim}D model, but configuration '{configuration}' has "
+            f"{dim}D patches: train configuration {config.card.configuration}"
         )
-    if not set(setting.recipe.flipped_axes(dim)) <= set(range(dim)):
-        raise PlanError(f"{where}: recipe.mirror is {setting.recipe.mirror}, but patches have {dim} axes, from 0")
+    if not set(config.recipe.flipped_axes(dim)) <= set(range(dim)):
+        raise PlanError(f"{where}: recipe.mirror is {config.recipe.mirror}, but patches have {dim} axes, from 0")
     if entry.get("previous_stage"):
-        raise PlanError(f"'{setting.card.name}' does not take the second stage of a cascade ('{configuration}')")
+        raise PlanError(f"'{config.card.name}' does not take the second stage of a cascade ('{configuration}')")
     for name, value in (("augmentation", "slices"), ("sampling", "rare_class")):
-        if setting.card.dim == 3 and getattr(setting.recipe, name) == value:
-            raise PlanError(f"recipe.{name} '{value}' is for 2D models, '{setting.card.name}' is a 3D one")
-    if setting.recipe.feature_cache:
-        _check_feature_cache(setting)
-    if setting.card.dim == 3 and list(plans["transpose_forward"]) != [0, 1, 2] and setting.card.checkpoint is not None:
+        if config.card.dim == 3 and getattr(config.recipe, name) == value:
+            raise PlanError(f"recipe.{name} '{value}' is for 2D models, '{config.card.name}' is a 3D one")
+    if config.recipe.feature_cache:
+        _check_feature_cache(config)
+    if config.card.dim == 3 and list(plans["transpose_forward"]) != [0, 1, 2] and config.card.checkpoint is not None:
         return (
             f"these plans transpose the axes to {plans['transpose_forward']}, while the weights of "
-            f"'{setting.card.name}' know the order (z, y, x): plan with FMPlanner_{setting.card.name} to keep it"
+            f"'{config.card.name}' know the order (z, y, x): plan with FMPlanner_{config.card.name} to keep it"
         )
     return None
 
 
-def check_sides(setting: Setting, plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> str | None:
+def check_sides(config: TrainingConfig, plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> str | None:
     """A warning where labels tell left from right and a plan that nobody looked at for that flips every axis.
 
     Such are plans of stock nnU-Net, of older versions of this package, and of another dataset.
     """
-    key, dim = PlanKey.read(plans), setting.card.dim
+    key, dim = PlanKey.read(plans), config.card.dim
     decided = key is not None and ("mirror" in key.reasons or key.origin.get("mirror") == "user")
-    if decided or len(setting.recipe.flipped_axes(dim)) < dim:
+    if decided or len(config.recipe.flipped_axes(dim)) < dim:
         return None
     pairs = find_sides(dataset_json["labels"]).pairs
     if not pairs:
@@ -190,23 +190,23 @@ def check_sides(setting: Setting, plans: Mapping[str, Any], dataset_json: Mappin
     left, right = pairs[0]
     return (
         f"labels {left} and {right} differ by side, and plans '{plans.get('plans_name')}' flip every axis, which may "
-        f"exchange them: plan with FMPlanner_{setting.card.name}, which leaves the left-right axis out"
+        f"exchange them: plan with FMPlanner_{config.card.name}, which leaves the left-right axis out"
     )
 
 
-def _check_feature_cache(setting: Setting) -> None:
+def _check_feature_cache(config: TrainingConfig) -> None:
     """Raise a PlanError where feature maps are to be kept that change, or that nothing would ask for again."""
-    if setting.card.dim == 3:
-        raise PlanError(f"recipe.feature_cache is for 2D models, '{setting.card.name}' is a 3D one")
-    if setting.adapter not in ("freeze", "ladder"):
+    if config.card.dim == 3:
+        raise PlanError(f"recipe.feature_cache is for 2D models, '{config.card.name}' is a 3D one")
+    if config.adapter not in ("freeze", "ladder"):
         raise PlanError(
-            f"recipe.feature_cache keeps the maps of a frozen backbone, but the adapter is '{setting.adapter}': train "
+            f"recipe.feature_cache keeps the maps of a frozen backbone, but the adapter is '{config.adapter}': train "
             "with freeze or ladder, or plan with --set recipe.feature_cache=0"
         )
-    if setting.recipe.augmentation not in ("none", "flips"):
+    if config.recipe.augmentation not in ("none", "flips"):
         raise PlanError(
             f"recipe.feature_cache helps where slices come again as they were, and augmentation "
-            f"'{setting.recipe.augmentation}' changes them each time: plan with --set recipe.augmentation=none, or "
+            f"'{config.recipe.augmentation}' changes them each time: plan with --set recipe.augmentation=none, or "
             "with --set recipe.feature_cache=0"
         )
 
@@ -224,19 +224,19 @@ def _check_numbers(entry: Mapping[str, Any], where: str) -> None:
         raise PlanError(f"{where}: spacing is {spacing!r}, not {len(patch)} positive numbers in mm: {cure}")
 
 
-def network_architecture(setting: Setting, configuration: ConfigurationManager) -> Architecture:
+def network_architecture(config: TrainingConfig, configuration: ConfigurationManager) -> Architecture:
     """The ``architecture`` entry of the network: the plan's own, or the card's on stock plans."""
-    if setting.from_our_plan:
+    if config.from_our_plan:
         entry = {**configuration.configuration["architecture"]}
         entry["arch_kwargs"] = dict(entry["arch_kwargs"])
-        if setting.head is not None:
-            entry["arch_kwargs"]["head"] = setting.head
+        if config.head is not None:
+            entry["arch_kwargs"]["head"] = config.head
         return entry
     return architecture(
-        setting.card,
+        config.card,
         patch_size=configuration.patch_size,
         spacing=configuration.spacing,
         strides=configuration.configuration["architecture"]["arch_kwargs"].get("strides", []),
-        head=setting.head,
+        head=config.head,
         normalization_schemes=configuration.normalization_schemes,
     )

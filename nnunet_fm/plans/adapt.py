@@ -16,7 +16,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from pydantic import ValidationError
 
-from nnunet_fm.adaptation.trained_part import train_only
+from nnunet_fm.adaptation.trained_part import set_trainable
 from nnunet_fm.data.folds import read_folds
 from nnunet_fm.data.patients import seen_cases
 from nnunet_fm.io.dataset_json import channel_names
@@ -41,7 +41,7 @@ Method = Literal["selftraining", "entropymin"]
 
 LABELLED = 3
 """Volumes with labels in self-training, as published."""
-RATE_3D = 0.1
+LEARNING_RATE_3D = 0.1
 """Of the source's learning rate, for 3D models, which nobody has published adaptations of: ours."""
 
 
@@ -228,19 +228,19 @@ def _check_trained(dataset_json: Mapping[str, Any], source: Source, adaptation: 
     """Build the network without memory, so that a part that cannot be trained is refused now."""
     import torch
 
-    setting = source.setting
+    config = source.config
     with torch.device("meta"):
-        network = build_network(source.network, len(channel_names(dataset_json)), 2, adapter=setting.adapter)
+        network = build_network(source.network, len(channel_names(dataset_json)), 2, adapter=config.adapter)
     try:
-        train_only(network, adaptation.train, norms_only=adaptation.faithful and adaptation.method == "entropymin")
+        set_trainable(network, adaptation.train, norms_only=adaptation.faithful and adaptation.method == "entropymin")
     except ValueError as error:
         raise PlanError(f"--faithful trains the norms of the head: {error}") from None
 
 
 def _name(source: Source, adaptation: Adaptation) -> str:
-    setting = source.setting
+    config = source.config
     parts = (
-        *(PLANS_PREFIX, setting.card.name, setting.head, setting.adapter),
+        *(PLANS_PREFIX, config.card.name, config.head, config.adapter),
         *("from", source.number, None if source.fold == "0" else f"fold{source.fold}"),
         *(adaptation.method, "faithful" if adaptation.faithful else None),
     )
@@ -252,11 +252,13 @@ def _recipe(source: Source, dataset: str, options: AdaptOptions) -> Recipe:
 
     Patches are drawn anywhere, since where to draw them may not depend on labels that are not to be used.
     """
-    setting = source.setting
-    rate = setting.recipe.learning_rate * RATE_3D if setting.card.dim == 3 else _rate_2d(source, dataset)
+    config = source.config
+    learning_rate = (
+        config.recipe.learning_rate * LEARNING_RATE_3D if config.card.dim == 3 else _learning_rate_2d(source, dataset)
+    )
     changes: dict[str, Any] = {
-        "learning_rate": rate,
-        "final_rate": min(setting.recipe.final_rate, rate),
+        "learning_rate": learning_rate,
+        "final_rate": min(config.recipe.final_rate, learning_rate),
         "scratch": None,
         "loss": "ce",
         "sampling": "nnunet",
@@ -264,33 +266,33 @@ def _recipe(source: Source, dataset: str, options: AdaptOptions) -> Recipe:
         "max_minutes": None,
         "patience": None,
         "volume_dice_every": 1,
-        "save_every": min(setting.recipe.save_every, 5),
+        "save_every": min(config.recipe.save_every, 5),
         "faithful": options.faithful,
     }
     if options.seed is not None:
         changes["seed"] = options.seed
-    flipped: Any = list(setting.recipe.flipped_axes(setting.card.dim))
+    flipped: Any = list(config.recipe.flipped_axes(config.card.dim))
     mirror = "all" if "augmentation" in options.recipe else flipped  # `choose_mirroring` has the rest
-    return changed_recipe(setting.recipe, {**changes, **options.recipe, "mirror": mirror})
+    return changed_recipe(config.recipe, {**changes, **options.recipe, "mirror": mirror})
 
 
-def _rate_2d(source: Source, dataset: str) -> float:
+def _learning_rate_2d(source: Source, dataset: str) -> float:
     """The rate that a training of the source's kind would have on the target, as published; or the source's user's."""
-    setting, key = source.setting, source.key
-    published = setting.card.variants[key.variant if key else "nnunet"]  # type: ignore[index]
+    config, key = source.config, source.key
+    published = config.card.variants[key.variant if key else "nnunet"]  # type: ignore[index]
     if key is not None:
         planned = on_dataset(published, source.dataset, key.adapter).recipe.learning_rate
         if key.adaptation is None and key.recipe.learning_rate != planned:
-            return setting.recipe.learning_rate
-    recipe = on_dataset(published, dataset, setting.adapter).recipe
-    return (recipe.from_scratch() if setting.scratch else recipe).learning_rate
+            return config.recipe.learning_rate
+    recipe = on_dataset(published, dataset, config.adapter).recipe
+    return (recipe.from_scratch() if config.scratch else recipe).learning_rate
 
 
 def _plan(
     source: Source, target: RawDataset, recipe: Recipe, adaptation: Adaptation, options: AdaptOptions
 ) -> ModelPlan:
     """Take the steps of `nnunet_fm.plans.pipeline` that an adaptation has; all else is the source's."""
-    setting, known, dim = source.setting, source.key, source.setting.card.dim
+    config, known, dim = source.config, source.key, source.config.card.dim
     entry = source_entry(source)
     geometry = source.geometry
     axes = _choose_axes(source, target)
@@ -310,9 +312,9 @@ def _plan(
     if options.recipe:
         origin["recipe"] += f" and by user: {', '.join(sorted(options.recipe))}"
     key = PlanKey(
-        model=setting.card.name,
-        head=setting.head,
-        adapter=setting.adapter,
+        model=config.card.name,
+        head=config.head,
+        adapter=config.adapter,
         variant=variant,
         **length_fields(length.value, dim),
         origin=origin,
@@ -326,7 +328,7 @@ def _plan(
 
 def _choose_axes(source: Source, target: RawDataset) -> Decision[list[int]]:
     """Keep the source's order of axes; for slices, the axis that the target's converter names comes first."""
-    if source.setting.card.dim == 3:
+    if source.config.card.dim == 3:
         return Decision(source.axes)
     axis = converter_slice_axis(target.conversion, target.orientations)
     if axis is None or axis == source.axes[0]:

@@ -28,7 +28,7 @@ MIN_RESAMPLED_EDGE = 32
 """A target spacing may not leave fewer voxels than this along an axis that it makes coarser."""
 
 
-ENLARGED = 2.0
+UPSAMPLED = 2.0
 """Factor of the number of voxels from which a plan says that it resamples images to more of them."""
 
 
@@ -137,15 +137,15 @@ def card_spacing(
     return Decision([float(s) for s in native], "data", {"spacing": reason})
 
 
-def enlargement(spacings: Sequence[Sequence[float]], target: Sequence[float]) -> str | None:
-    """How many more voxels images have at the target spacing (mm), in words; None up to `ENLARGED` times.
+def upsampling_note(spacings: Sequence[Sequence[float]], target: Sequence[float]) -> str | None:
+    """How many more voxels images have at the target spacing (mm), in words; None up to `UPSAMPLED` times.
 
     Args:
         spacings: of images in mm.
         target: of all three axes, in the same order.
     """
     times = np.median(np.prod(np.array(spacings) / np.array(target), axis=1))
-    if times < ENLARGED:
+    if times < UPSAMPLED:
         return None
     native = np.median(np.vstack(spacings), axis=0).tolist()
     return (

@@ -36,11 +36,11 @@ from nnunet_fm.plans.choice import choose_model
 from nnunet_fm.plans.geometry import (
     card_spacing,
     converter_slice_axis,
-    enlargement,
     median_shape,
     nnunet_patch,
     shrink_patch,
     slice_axis,
+    upsampling_note,
     wanted_patch,
 )
 from nnunet_fm.plans.intensity import Normalization, check_foreground, normalization
@@ -161,7 +161,7 @@ def plan_model(task: Task, chosen: Decision[Spec], *, name: str, planner: str) -
     doubts = told(observation("channels", check_foreground(data.json, data.fingerprint), warn=True))
     orientation = told(check_orientation(task))
     spacing = choose_spacing(task, axes.value)
-    voxels = told(observation("voxels", enlargement(data.spacings(axes.value), spacing.value), warn=True))
+    voxels = told(observation("voxels", upsampling_note(data.spacings(axes.value), spacing.value), warn=True))
     grid = measure_grid(task, axes.value, spacing.value)
     wanted = choose_patch(task, grid)
     patch, batch, fits = fit_memory(task, grid, recipe.value, wanted, choose_batch(task))

@@ -19,7 +19,7 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 
-from nnunet_fm.io.image_files import check_whole, read_image, unpacked
+from nnunet_fm.io.image_files import check_not_truncated, read_image, unpacked
 
 Images = tuple[NDArray[np.float32], dict[str, Any]]
 
@@ -60,11 +60,11 @@ class _Checked(BaseReaderWriter):
 
     def read_images(self, image_fnames: Sequence[str]) -> Images:
         for file in image_fnames:
-            check_whole(Path(file))
+            check_not_truncated(Path(file))
         return super().read_images(image_fnames)
 
     def read_seg(self, seg_fname: str) -> Images:
-        check_whole(Path(seg_fname))
+        check_not_truncated(Path(seg_fname))
         return super().read_seg(seg_fname)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nnunet_fm.adaptation.hidden_labels import HiddenLabels, keep_hidden, outside_marker
 from nnunet_fm.adaptation.pseudo_labels import read_target
-from nnunet_fm.adaptation.trained_part import train_only
+from nnunet_fm.adaptation.trained_part import set_trainable
 from nnunet_fm.adaptation.views import in_two_views
 from nnunet_fm.data.folds import first_cases
 from nnunet_fm.data.patients import seen_cases
@@ -43,8 +43,8 @@ class AdaptingTrainer(fm_trainer):
     @property
     def adaptation(self) -> Adaptation:
         """Entry of the plan; `resolve` refuses plans without one."""
-        assert self.setting.adaptation is not None
-        return self.setting.adaptation
+        assert self.config.adaptation is not None
+        return self.config.adaptation
 
     @property
     def marker(self) -> int:
@@ -72,7 +72,7 @@ class AdaptingTrainer(fm_trainer):
         adaptation = resolve(plans_manager.plans, cls.spec).adaptation
         assert adaptation is not None
         norms_only = adaptation.faithful and adaptation.method == "entropymin"
-        train_only(cast(FoundationNetwork, network), adaptation.train, norms_only=norms_only)
+        set_trainable(cast(FoundationNetwork, network), adaptation.train, norms_only=norms_only)
         return network
 
     def initialize(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnunet_fm.trainers.callbacks import EpochResult
 from nnunet_fm.trainers.callbacks.nan_guard import check_weights
-from nnunet_fm.weights.files import data_only, misfit, read_trained, write_checkpoint
+from nnunet_fm.weights.files import data_only, read_trained, shape_mismatch, write_checkpoint
 
 CHECKPOINT_KEY = "nnunet_fm"
 """Entry of a checkpoint that holds `BudgetTrainer.state`."""
@@ -106,7 +106,7 @@ def read(file: str, load: Callable[[str], None]) -> dict[str, Any]:
         with data_only():
             load(file)
     except RuntimeError as error:
-        raise misfit(error, file) or error from None
+        raise shape_mismatch(error, file) or error from None
     if state is None:
         raise RuntimeError(f"{file} was not written by a trainer of nnunet-fm")
     return dict(state)

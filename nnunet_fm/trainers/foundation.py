@@ -27,7 +27,7 @@ from nnunet_fm.data.rare_class import RareClassDataLoader
 from nnunet_fm.data.samples import count_samples
 from nnunet_fm.data.sampling import FMDataLoader
 from nnunet_fm.insides import replaced
-from nnunet_fm.losses.dice_ce import DiceCE, OutputSupervision, in_few_passes
+from nnunet_fm.losses.dice_ce import DiceCE, OutputSupervision, fused
 from nnunet_fm.models.build import build_network
 from nnunet_fm.models.names import Spec
 from nnunet_fm.models.parts import Part, load_part
@@ -71,22 +71,22 @@ class fm_trainer(BudgetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature)
     ) -> None:
         # Refuse before nnU-Net creates folders and logs.
-        setting = resolve(plans, self.spec)
-        warnings = [check_configuration(setting, plans, configuration), check_sides(setting, plans, dataset_json)]
+        config = resolve(plans, self.spec)
+        warnings = [check_configuration(config, plans, configuration), check_sides(config, plans, dataset_json)]
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.setting, self.recipe = setting, setting.recipe
-        self.model_name = setting.card.name
+        self.config, self.recipe = config, config.recipe
+        self.model_name = config.card.name
         self.initial_lr = self.recipe.learning_rate
         self.weight_decay = self.recipe.weight_decay
         self.oversample_foreground_percent = self.recipe.oversample_foreground
-        self.enable_deep_supervision = setting.deep_supervision
+        self.enable_deep_supervision = config.deep_supervision
         self.set_budget(
             Budget(
-                iterations=setting.iterations,
+                iterations=config.iterations,
                 iterations_per_epoch=self.recipe.iterations_per_epoch,
                 validation_iterations=self.recipe.validation_iterations,
                 seed=self.recipe.seed,
-                train_cases=setting.train_cases,
+                train_cases=config.train_cases,
                 max_minutes=self.recipe.max_minutes,
                 patience=self.recipe.patience,
                 save_every=self.recipe.save_every,
@@ -96,7 +96,7 @@ class fm_trainer(BudgetTrainer):
         every = self.recipe.volume_dice_every
         self.best_checkpoints = BestCheckpoints(by_volumes=bool(every))
         self.volume_validation = VolumeValidation(
-            self, every, self.recipe.overlap, setting.eval_datasets, self._find_dataset
+            self, every, self.recipe.overlap, config.eval_datasets, self._find_dataset
         )
         self.callbacks.append(self.volume_validation)
         for warning in filter(None, warnings):
@@ -118,15 +118,15 @@ class fm_trainer(BudgetTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """Build the network with random weights; prediction calls this too, with only the plan and this class."""
-        setting = resolve(plans_manager.plans, cls.spec)
+        config = resolve(plans_manager.plans, cls.spec)
         if not enable_deep_supervision and (warning := unseen_mirroring(plans_manager.plans)):
             print(f"WARNING: {warning}", file=sys.stderr)
         return build_network(
-            network_architecture(setting, configuration_manager),
+            network_architecture(config, configuration_manager),
             num_input_channels,
             num_output_channels,
-            adapter=setting.adapter,
-            deep_supervision=enable_deep_supervision and setting.deep_supervision,
+            adapter=config.adapter,
+            deep_supervision=enable_deep_supervision and config.deep_supervision,
         )
 
     @property
@@ -155,14 +155,14 @@ class fm_trainer(BudgetTrainer):
         """Official file of each part that starts from one, compared with the hash in the plan."""
         files: list[tuple[Part, Path]] = []
         missing: dict[str, str] = {}
-        for part in self.setting.parts:
+        for part in self.config.parts:
             official = part.checkpoint
             try:
-                file = locate(official.name, official.files, page=official.page, scratch=self.setting.scratch_name)
+                file = locate(official.name, official.files, page=official.page, scratch=self.config.scratch_name)
             except MissingWeightsError as error:
                 missing[official.name] = str(error)  # one line, though it may serve several parts
                 continue
-            planned = self.setting.sha256.get(part.name)
+            planned = self.config.sha256.get(part.name)
             check_hash(file, {"in the plans": planned, "from its publisher": official.sha256})
             files.append((part, file))
         if missing:
@@ -226,7 +226,7 @@ class fm_trainer(BudgetTrainer):
             level.weight_dice = 0
         elif self.recipe.loss == "dice_ce":
             level = DiceCE(regions=self.label_manager.has_regions, ignore_label=self.label_manager.ignore_label)
-        return self._over_outputs(in_few_passes(level), loss)
+        return self._over_outputs(fused(level), loss)
 
     def _over_outputs(self, level: nn.Module, stock: nn.Module) -> nn.Module:
         """Apply a loss of one output to all outputs, with the weights of nnU-Net's own loss ``stock``."""
@@ -238,20 +238,20 @@ class fm_trainer(BudgetTrainer):
 
     def budget_of_fold(self) -> Budget:
         """Count the iterations of the fold, for plans that count passes over its training cases."""
-        setting, batch = self.setting, self.configuration_manager.batch_size
-        if setting.epochs is None:
+        config, batch = self.config, self.configuration_manager.batch_size
+        if config.epochs is None:
             return self.budget
         cases, _ = self.do_split()
         data = self.dataset_class(self.preprocessed_dataset_folder, cases)
         patch = self.configuration_manager.patch_size
         samples = count_samples([shape_of(data, case) for case in cases], patch)
         one_pass = -(-samples // batch)
-        iterations = setting.epochs * one_pass
+        iterations = config.epochs * one_pass
         self.print_to_log_file(
-            f"{setting.epochs} passes over {samples:,} {'slices' if len(patch) == 2 else 'patches'} of {len(cases)} "
+            f"{config.epochs} passes over {samples:,} {'slices' if len(patch) == 2 else 'patches'} of {len(cases)} "
             f"training cases in batches of {batch}: {iterations:,} iterations"
         )
-        by_user = self.budget.iterations_per_epoch != setting.iterations // setting.epochs
+        by_user = self.budget.iterations_per_epoch != config.iterations // config.epochs
         return replace(
             self.budget,
             iterations=iterations,
@@ -274,8 +274,8 @@ class fm_trainer(BudgetTrainer):
         if self.recipe.augmentation != "nnunet":
             patch = self.configuration_manager.patch_size
             dummy_2d, initial_patch = False, initial_patch_size(self.recipe.augmentation, patch)
-        self.inference_allowed_mirroring_axes = self.recipe.predicted_axes(self.setting.card.dim)
-        return rotation, dummy_2d, initial_patch, self.recipe.flipped_axes(self.setting.card.dim) or None
+        self.inference_allowed_mirroring_axes = self.recipe.predicted_axes(self.config.card.dim)
+        return rotation, dummy_2d, initial_patch, self.recipe.flipped_axes(self.config.card.dim) or None
 
     def get_training_transforms(
         self,
@@ -395,7 +395,7 @@ class fm_trainer(BudgetTrainer):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.best_checkpoints.load_state(state)
         # nnU-Net has just taken the axes of the checkpoint, which older versions wrote where nothing had been flipped.
-        self.inference_allowed_mirroring_axes = self.recipe.predicted_axes(self.setting.card.dim)
+        self.inference_allowed_mirroring_axes = self.recipe.predicted_axes(self.config.card.dim)
 
 
 def _classes(dataset_json: Any) -> dict[str, str] | None:

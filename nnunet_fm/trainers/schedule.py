@@ -38,7 +38,7 @@ FAITHFUL_START, FAITHFUL_END = 1 / 3, 1 / 2
 """Factors at the two ends of ``warmup_linear`` as the code of the thesis on 2D backbones has it."""
 
 
-def rate_factor(recipe: Recipe, progress: float) -> float:
+def learning_rate_factor(recipe: Recipe, progress: float) -> float:
     """Learning rate relative to the recipe's, at a progress of 0 to 1.
 
     During warm-up the factor rises linearly to 1; after it, the decay runs over the rest of the training and ends
@@ -70,6 +70,6 @@ class ProgressSchedule:
 
     def step(self, progress: float) -> None:
         """Set the learning rates for this progress (0 to 1)."""
-        factor = rate_factor(self.recipe, progress)
+        factor = learning_rate_factor(self.recipe, progress)
         for group, base in zip(self.optimizer.param_groups, self._base, strict=True):
             group["lr"] = base * factor

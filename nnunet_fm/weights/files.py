@@ -170,7 +170,7 @@ def is_stand_in(tensor: Tensor) -> bool:
     return not single and bool(tensor.reshape(-1)[0].isnan())
 
 
-def misfit(error: RuntimeError, checkpoint: str) -> WeightsFileError | None:
+def shape_mismatch(error: RuntimeError, checkpoint: str) -> WeightsFileError | None:
     """PyTorch's error about weights that do not fit a network, of a line for each of them, in a sentence.
 
     Args:

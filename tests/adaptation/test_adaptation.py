@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nnunet_fm.adaptation.hidden_labels import OUTSIDE, HiddenLabels, keep_hidden, outside_marker
 from nnunet_fm.adaptation.pseudo_labels import at_scales, pool, predict, pseudo_labels, read_target
 from nnunet_fm.adaptation.teacher import Teacher
-from nnunet_fm.adaptation.trained_part import train_only
+from nnunet_fm.adaptation.trained_part import set_trainable
 from nnunet_fm.adaptation.views import in_two_views, split_views
 from nnunet_fm.data.augmentation import initial_patch_size, with_preset
 from nnunet_fm.losses.adaptation import (
@@ -301,7 +301,7 @@ def segmenter(head: str, adapter: str, model: str = "dinov2_s", channels: int = 
 @pytest.mark.parametrize("adapter", ["freeze", "full", "lora", "rein", "rein_lora", "ladder"])
 def test_only_the_head_is_trained_whatever_the_adapter(adapter: str) -> None:
     network = segmenter("linear", adapter, channels=2)
-    train_only(network, "head")
+    set_trainable(network, "head")
     assert trained(network) == {f"head.{name}" for name, _ in network.head.named_parameters()}
     network.train()
     modes = {name: module.training for name, module in network.named_modules() if name}
@@ -312,7 +312,7 @@ def test_the_head_s_neck_is_trained_where_it_is_the_head_s() -> None:
     counts = {}
     for adapter in ("freeze", "ladder"):  # the ladder leaves SAM's neck in the frozen backbone
         network = segmenter("hqhsam", adapter, "sam_b")
-        train_only(network, "head")
+        set_trainable(network, "head")
         counts[adapter] = sum(p.numel() for p in network.parameters() if p.requires_grad)
     # published for three classes: with and without the neck
     assert counts["freeze"] == pytest.approx(12_419_671, abs=40_000)
@@ -322,7 +322,7 @@ def test_the_head_s_neck_is_trained_where_it_is_the_head_s() -> None:
 
 def test_what_aligns_resnet_maps_is_trained_with_the_head() -> None:
     network = segmenter("unetdec_small", "full", "resnet101")
-    train_only(network, "head")
+    set_trainable(network, "head")
     assert {name.split(".")[0] for name in trained(network)} == {"head", "align"}
 
 
@@ -330,7 +330,7 @@ def test_what_aligns_resnet_maps_is_trained_with_the_head() -> None:
 def test_the_decoder_of_a_3d_network_is_its_head(family: str) -> None:
     network = small(family)
     before = trained(network)
-    train_only(network, "head")
+    set_trainable(network, "head")
     encoder = {name for name in before if any(name == k or name.startswith(f"{k}.") for k in network.encoder_keys)}
     assert trained(network) == before - encoder and encoder and trained(network)
 
@@ -340,25 +340,25 @@ def test_a_network_of_one_part_is_trained_whole(model: str) -> None:
     with torch.device("meta"):
         network = build_network(official_architecture(get_card(model)), 2, 3)
     before = trained(network)
-    train_only(network, "head")
+    set_trainable(network, "head")
     assert trained(network) == before == {name for name, _ in network.named_parameters()}
 
 
 def test_more_can_be_trained() -> None:
     network = segmenter("linear", "rein_lora")
     before = trained(network)
-    train_only(network, "adapter")
+    set_trainable(network, "adapter")
     assert trained(network) == before and any(name.startswith("rein") for name in before)
-    train_only(network, "all")
+    set_trainable(network, "all")
     assert len(trained(network)) == len(dict(network.named_parameters())) and network.frozen == ()
 
 
 def test_norms_only() -> None:
     network = segmenter("linear", "freeze")
-    train_only(network, "head", norms_only=True)
+    set_trainable(network, "head", norms_only=True)
     assert trained(network) == {"head.batch_norm.weight", "head.batch_norm.bias"}
     with pytest.raises(ValueError, match="'norm'"):
-        train_only(_Without(), "head", norms_only=True)
+        set_trainable(_Without(), "head", norms_only=True)
 
 
 class _Without(nn.Module):

@@ -17,7 +17,7 @@ from nnunet_fm.cpu.channels_last import (
     is_channels_last,
     use_fast_layers,
 )
-from nnunet_fm.cpu.prepacked_weights import lay_out_weights
+from nnunet_fm.cpu.prepacked_weights import prepack_weights
 from nnunet_fm.models.build import build_network
 from nnunet_fm.models.registry import get_card
 from nnunet_fm.networks.base import FoundationNetwork
@@ -199,7 +199,7 @@ def test_weights_laid_out_for_prediction_change_nothing(bf16: str, monkeypatch: 
     x = torch.randn(1, 1, 16, 16, 16)
     with torch.inference_mode():
         expected = network(x)
-    lay_out_weights(network)
+    prepack_weights(network)
     assert network.seg_outputs[0].weight.dtype == (torch.bfloat16 if bf16 == "1" else torch.float32)
     with torch.inference_mode():
         torch.testing.assert_close(network(x), expected, rtol=0, atol=0)
@@ -214,7 +214,7 @@ def predicts_the_same(network: FoundationNetwork, *size: int) -> None:
     x = torch.randn(1, 1, *size)
     with torch.inference_mode():
         expected = network.eval()(x)
-        lay_out_weights(network)
+        prepack_weights(network)
         for ours, plain in zip(*((o if isinstance(o, list) else [o]) for o in (network(x), expected)), strict=True):
             torch.testing.assert_close(ours, plain, rtol=0, atol=0)
 

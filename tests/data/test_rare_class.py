@@ -311,9 +311,9 @@ def test_trainings_of_volumes_refuse_what_is_for_slices(folders: Path) -> None:
         "transpose_forward": [0, 1, 2],
         "configurations": {"3d_fullres": {"patch_size": [32, 32, 32], "batch_size": 2, "spacing": [1.0, 1.0, 1.0]}},
     }
-    setting = resolve(plans, Spec(model="stunet_s", scratch=True))
-    assert check_configuration(setting, plans, "3d_fullres") is None
+    config = resolve(plans, Spec(model="stunet_s", scratch=True))
+    assert check_configuration(config, plans, "3d_fullres") is None
     for name, value in (("augmentation", "slices"), ("sampling", "rare_class")):
-        changed = replace(setting, recipe=setting.recipe.model_copy(update={name: value}))
+        changed = replace(config, recipe=config.recipe.model_copy(update={name: value}))
         with pytest.raises(PlanError, match=f"recipe.{name} '{value}' is for 2D models, 'stunet_s' is a 3D one"):
             check_configuration(changed, plans, "3d_fullres")

@@ -18,7 +18,7 @@ from skimage import io
 
 from nnunet_fm.dataset_conversion.problems import Invalid
 from nnunet_fm.dataset_conversion.readers import read_volume
-from nnunet_fm.io.image_files import DamagedImageError, check_whole, fault_of_result, read_image
+from nnunet_fm.io.image_files import DamagedImageError, check_not_truncated, fault_of_result, read_image
 from nnunet_fm.metrics.label_map import read_label_map
 from nnunet_fm.preprocessing.whole_images import whole_images
 
@@ -71,10 +71,10 @@ def test_damaged_voxels_are_noticed_by_their_checksum(name: str, tmp_path: Path)
     path, voxels = write(tmp_path, name, packed=True)
     sound = voxels.read_bytes()
     assert np.array_equal(sitk.GetArrayFromImage(read_image(path)), numbers())
-    assert check_whole(path)
+    assert check_not_truncated(path)
     for damage in DAMAGES.values():
         voxels.write_bytes(damage(sound))
-        for read in (read_image, check_whole):
+        for read in (read_image, check_not_truncated):
             with pytest.raises(DamagedImageError, match=r"a\.\w+"):
                 read(path)
 
@@ -88,7 +88,7 @@ def test_missing_voxels_are_noticed_by_their_size(name: str, tmp_path: Path) -> 
         if damage == "garbage" and name in ("a.nii", "a.hdr"):
             continue  # NIfTI allows bytes behind the voxels
         voxels.write_bytes(DAMAGES[damage](sound))
-        for read in (read_image, check_whole):
+        for read in (read_image, check_not_truncated):
             with pytest.raises(DamagedImageError, match=r"a\.\w+"):
                 read(path)
 
@@ -100,15 +100,15 @@ def test_whole_files_pass(tmp_path: Path) -> None:
     for parts in ((content,), (content[:99], content[99:999], content[999:]), (content, b"more")):
         for padding in (b"", bytes(300_000)):
             path.write_bytes(b"".join(gzip.compress(part) for part in parts) + padding)
-            assert check_whole(path) and np.array_equal(sitk.GetArrayFromImage(read_image(path)), numbers())
+            assert check_not_truncated(path) and np.array_equal(sitk.GetArrayFromImage(read_image(path)), numbers())
     path.write_bytes(content)
-    assert check_whole(path) and np.array_equal(sitk.GetArrayFromImage(read_image(path)), numbers())
+    assert check_not_truncated(path) and np.array_equal(sitk.GetArrayFromImage(read_image(path)), numbers())
     path.write_bytes(gzip.compress(content[:-9]))
     with pytest.raises(
         DamagedImageError, match=f"header promises {7 * 9 * 11 * 2} bytes of voxels, {7 * 9 * 11 * 2 - 9} are there"
     ):
-        check_whole(path)
-    assert not check_whole(tmp_path / "a.npy")
+        check_not_truncated(path)
+    assert not check_not_truncated(tmp_path / "a.npy")
 
 
 def test_scaled_and_swapped_voxels_are_right(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_damaged_pictures_are_noticed(ending: str, tmp_path: Path) -> None:
     else:
         io.imsave(path, volume[0], check_contrast=False)
     sound = path.read_bytes()
-    assert check_whole(path) and read_label_map(path).array.shape[-1] == 11
+    assert check_not_truncated(path) and read_label_map(path).array.shape[-1] == 11
     damaged = [DAMAGES["half"](sound)]
     if ending == ".png":
         damaged += [flip(sound), hole(sound)]
@@ -200,7 +200,7 @@ def test_damaged_pictures_are_noticed(ending: str, tmp_path: Path) -> None:
     for content in damaged:
         path.write_bytes(content)
         with pytest.raises(DamagedImageError, match="a.*(cut off|damaged)"):
-            check_whole(path)
+            check_not_truncated(path)
         with pytest.raises(ValueError, match="a.*(cut off|damaged)"):
             read_label_map(path)
 
@@ -245,7 +245,7 @@ def test_voxels_come_from_no_file_elsewhere(where: str, tmp_path: Path) -> None:
     ):
         path = tmp_path / name
         path.write_text(header)
-        for read in (read_image, check_whole, whole_images(SimpleITKIO)().read_seg, read_label_map):
+        for read in (read_image, check_not_truncated, whole_images(SimpleITKIO)().read_seg, read_label_map):
             with pytest.raises(ValueError, match="voxels of a.* would be read from another file"):
                 read(str(path) if "WholeSimpleITKIO" in repr(read) else path)  # type: ignore[operator]
         with pytest.raises(Invalid, match="would be read from another file"):

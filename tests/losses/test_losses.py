@@ -12,7 +12,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss, SoftDiceLos
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_fm.losses.dice_ce import DiceCE, FewPassDiceCE, OutputSupervision, in_few_passes
+from nnunet_fm.losses.dice_ce import DiceCE, FusedDiceCE, OutputSupervision, fused
 
 SHAPE = (2, 5, 6, 7)
 """Batch and voxels."""
@@ -131,7 +131,7 @@ def test_few_passes_equal_nnunets_loss(
     theirs, ours = (stock_loss(ignore_label, batch=batch, background=background) for _ in range(2))
     for loss in (theirs, ours):
         loss.weight_ce, loss.weight_dice = ce, dice
-    assert isinstance(in_few_passes(ours), FewPassDiceCE)
+    assert isinstance(fused(ours), FusedDiceCE)
     logits = 4 * torch.randn(SHAPE[0], 5, *SHAPE[1:])
     target = label_map(5 if ignore_label is None else 6)
     assert_same(ours, theirs, logits, target)
@@ -139,7 +139,7 @@ def test_few_passes_equal_nnunets_loss(
 
 
 def test_few_passes_of_nothing_but_ignored_voxels() -> None:
-    ours = in_few_passes(stock_loss(5))
+    ours = fused(stock_loss(5))
     value, gradient = value_and_gradient(ours, torch.randn(1, 5, 4, 4, 4), torch.full((1, 1, 4, 4, 4), 5))
     assert value.isfinite()
     assert gradient.abs().max() == 0
@@ -147,4 +147,4 @@ def test_few_passes_of_nothing_but_ignored_voxels() -> None:
 
 def test_other_losses_of_nnunet_stay_as_they_are() -> None:
     other = DC_and_CE_loss({"smooth": 1e-5}, {}, dice_class=SoftDiceLoss)
-    assert type(in_few_passes(other)) is DC_and_CE_loss
+    assert type(fused(other)) is DC_and_CE_loss

@@ -158,9 +158,9 @@ def test_a_plan_says_what_would_help(model: str, adapter: str, recipe: dict[str,
         key["head"] = "linear"
     entry = {"patch_size": [EDGE] * (2 if two else 3), "batch_size": 2, "spacing": [1.0] * (2 if two else 3)}
     plans = {"plans_name": "p", "configurations": {"c": entry}, "transpose_forward": [0, 1, 2], "nnunet_fm": key}
-    setting = resolve(plans, Spec(scratch=True, adapter=adapter))
+    config = resolve(plans, Spec(scratch=True, adapter=adapter))
     if reason is None:
-        check_configuration(setting, plans, "c")
+        check_configuration(config, plans, "c")
         return
     with pytest.raises(PlanError, match=reason):
-        check_configuration(setting, plans, "c")
+        check_configuration(config, plans, "c")

@@ -316,7 +316,7 @@ def test_norms_must_be_there_to_be_trained(raw: Path, monkeypatch: pytest.Monkey
     def refuse(*arguments: Any, **more: Any) -> None:
         raise ValueError("no parameter")
 
-    monkeypatch.setattr("nnunet_fm.plans.adapt.train_only", refuse)
+    monkeypatch.setattr("nnunet_fm.plans.adapt.set_trainable", refuse)
     with pytest.raises(PlanError, match="--faithful trains the norms of the head: no parameter"):
         adapt(folder, "entropymin", faithful=True)
     assert written() == []

@@ -14,7 +14,7 @@ import torch
 
 from nnunet_fm.inference.predict import predict_folder
 from nnunet_fm.planfile.schema import KEY, PlanError
-from nnunet_fm.plans.geometry import enlargement
+from nnunet_fm.plans.geometry import upsampling_note
 from nnunet_fm.plans.planner import planner_class
 from nnunet_fm.preprocessing.case_preprocessor import CaseError
 from nnunet_fm.preprocessing.intensities import doubt_of_foreground, fault_of_foreground, is_constant, unlike_training
@@ -73,9 +73,9 @@ def test_intensities_that_overflow_are_a_fault(numbers: dict[str, float]) -> Non
 
 
 def test_thick_slices_that_a_plan_multiplies() -> None:
-    text = enlargement([[3.0, 3.0, 3.0]] * 3, [2.0, 1.5, 1.5])
+    text = upsampling_note([[3.0, 3.0, 3.0]] * 3, [2.0, 1.5, 1.5])
     assert text and "2×1.5×1.5 mm makes 6.0 times as many voxels of an image of 3×3×3 mm" in text
-    assert enlargement([[5.0, 0.8, 0.8]] * 3, [2.0, 1.5, 1.5]) is None
+    assert upsampling_note([[5.0, 0.8, 0.8]] * 3, [2.0, 1.5, 1.5]) is None
 
 
 def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, Any]]:

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from nnunet_fm.models.card import Recipe
-from nnunet_fm.trainers.schedule import ProgressSchedule, rate_factor
+from nnunet_fm.trainers.schedule import ProgressSchedule, learning_rate_factor
 
 
 @pytest.mark.parametrize("schedule", ["poly", "warmup_cosine", "warmup_linear"])
 @pytest.mark.parametrize("warmup", [0.0, 0.1])
 def test_rises_then_falls_to_zero(schedule: str, warmup: float) -> None:
     recipe = Recipe(schedule=schedule, warmup=warmup)
-    factors = [rate_factor(recipe, i / 200) for i in range(201)]
+    factors = [learning_rate_factor(recipe, i / 200) for i in range(201)]
     peak = factors.index(max(factors))
     assert factors[0] == (0 if warmup else 1) and factors[-1] == 0
     assert factors[peak] == pytest.approx(1) and peak == round(200 * warmup)
@@ -22,10 +22,10 @@ def test_rises_then_falls_to_zero(schedule: str, warmup: float) -> None:
 
 
 def test_values_of_the_published_formulas() -> None:
-    assert rate_factor(Recipe(schedule="poly", poly_exponent=0.9), 0.25) == pytest.approx(0.75**0.9)
-    assert rate_factor(Recipe(schedule="warmup_cosine", warmup=0.5), 0.75) == pytest.approx(0.5)
-    assert rate_factor(Recipe(schedule="warmup_linear", warmup=0.2), 0.6) == pytest.approx(0.5)
-    assert rate_factor(Recipe(schedule="constant"), 0.9) == 1
+    assert learning_rate_factor(Recipe(schedule="poly", poly_exponent=0.9), 0.25) == pytest.approx(0.75**0.9)
+    assert learning_rate_factor(Recipe(schedule="warmup_cosine", warmup=0.5), 0.75) == pytest.approx(0.5)
+    assert learning_rate_factor(Recipe(schedule="warmup_linear", warmup=0.2), 0.6) == pytest.approx(0.5)
+    assert learning_rate_factor(Recipe(schedule="constant"), 0.9) == 1
 
 
 def test_groups_keep_their_ratio() -> None:
@@ -42,15 +42,15 @@ def test_groups_keep_their_ratio() -> None:
 @pytest.mark.parametrize("warmup", [0.0, 0.1])
 def test_falls_to_the_final_rate(schedule: str, warmup: float) -> None:
     recipe = Recipe(schedule=schedule, warmup=warmup, learning_rate=1e-3, final_rate=1e-5)
-    rates = [1e-3 * rate_factor(recipe, i / 200) for i in range(round(200 * warmup), 201)]
+    rates = [1e-3 * learning_rate_factor(recipe, i / 200) for i in range(round(200 * warmup), 201)]
     assert rates[0] == pytest.approx(1e-3) and rates[-1] == pytest.approx(1e-5)
     assert rates == sorted(rates, reverse=True)
 
 
 def test_the_final_rate_shifts_and_squeezes_the_published_formulas() -> None:
     cosine = Recipe(schedule="warmup_cosine", learning_rate=1e-4, final_rate=1e-6)
-    assert 1e-4 * rate_factor(cosine, 0.5) == pytest.approx((1e-4 + 1e-6) / 2)
-    assert rate_factor(Recipe(schedule="constant", final_rate=1e-6), 1.0) == 1
+    assert 1e-4 * learning_rate_factor(cosine, 0.5) == pytest.approx((1e-4 + 1e-6) / 2)
+    assert learning_rate_factor(Recipe(schedule="constant", final_rate=1e-6), 1.0) == 1
 
 
 def test_groups_keep_their_ratio_down_to_the_final_rate() -> None:
@@ -72,12 +72,12 @@ def test_groups_keep_their_ratio_down_to_the_final_rate() -> None:
 def test_the_rate_of_the_code_of_the_2d_thesis(progress: float, factor: float) -> None:
     published = {"schedule": "warmup_linear", "warmup": 0.05}
     faithful = Recipe(**published, faithful=True)
-    assert rate_factor(faithful, progress) == pytest.approx(factor)
+    assert learning_rate_factor(faithful, progress) == pytest.approx(factor)
     # Epochs of the code: PyTorch's LinearLR from 1/3 over 6 of 120 epochs, then from 1 to 0 over 2 × 114.
     epoch = 120 * progress
     assert factor == pytest.approx(1 / 3 + 2 / 3 * epoch / 6 if epoch < 6 else 1 - (epoch - 6) / (2 * 114))
     intended = Recipe(**published)
-    assert rate_factor(intended, progress) == pytest.approx(
+    assert learning_rate_factor(intended, progress) == pytest.approx(
         progress / 0.05 if progress < 0.05 else (1 - progress) / 0.95
     )
 
@@ -85,4 +85,6 @@ def test_the_rate_of_the_code_of_the_2d_thesis(progress: float, factor: float) -
 def test_other_schedules_have_nothing_to_be_faithful_to() -> None:
     for schedule in ("poly", "warmup_cosine", "constant"):
         one, other = (Recipe(schedule=schedule, warmup=0.1, faithful=faithful) for faithful in (True, False))
-        assert [rate_factor(one, i / 20) for i in range(21)] == [rate_factor(other, i / 20) for i in range(21)]
+        assert [learning_rate_factor(one, i / 20) for i in range(21)] == [
+            learning_rate_factor(other, i / 20) for i in range(21)
+        ]

@@ -200,7 +200,7 @@ def test_the_plan_is_met_to_the_iteration() -> None:
     end = trainer.on_train_epoch_end
     trainer.on_train_epoch_end = lambda outputs: (per_epoch.append(len(outputs)), end(outputs))
     trainer.run_training()
-    assert trainer.setting.iterations == trainer.iteration == 9
+    assert trainer.config.iterations == trainer.iteration == 9
     assert per_epoch == [3, 3, 3] and trainer.current_epoch == trainer.num_epochs == 3
     written = {path.name for path in Path(trainer.output_folder).glob("*.pth")}
     assert written == {"checkpoint_best.pth", "checkpoint_final.pth"}  # nnU-Net's own
