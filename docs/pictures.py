@@ -39,6 +39,7 @@ PARTS = (
 SIDE = (
     ("hook", "nnU-Net finds our classes"),
     ("cli", "one file per sub-command"),
+    ("checks", "what doctor looks at"),
     ("data", "patches, folds, presets"),
     ("cpu", "what makes processors fast"),
     ("io", "files, read without trust"),

@@ -14,6 +14,7 @@ FORMER_FOLDERS = ("evaluation", "layers")
 """Folders that are no more: packages without any modules but those of `MOVED`."""
 MOVED = {
     "adaptation.losses": "losses.adaptation",
+    "cli.checks": "checks",
     "data.class_locations": "preprocessing.class_locations",
     "data.cropping": "preprocessing.cropping",
     "data.faults": "io.image_faults",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nnunet_fm.cli.completion import complete_datasets
-from nnunet_fm.cli.console import Quiet, results_only, working
-from nnunet_fm.cli.settings import Force, Processes, read_settings
+from nnunet_fm.cli.console import results_only, working
+from nnunet_fm.cli.options import Force, Processes, Quiet, read_settings
 
 if TYPE_CHECKING:
     from nnunet_fm.plans.adapt import AdaptOptions

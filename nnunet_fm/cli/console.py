@@ -1,24 +1,16 @@
-"""What commands say, and where: results on standard output, progress on standard error in a terminal, or nothing."""
+"""Output of commands: results on standard output; progress on standard error, and only in a terminal."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import Annotated
-
-import typer
-
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-JsonObject = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-JsonObjectOnly = Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")]
 
 
 @contextmanager
 def results_only(*, as_json: bool, quiet: bool) -> Iterator[None]:
-    """While libraries work: what they print leaves standard output to the JSON object, and nobody sees it if quiet."""
+    """Keep what libraries print out of standard output: nowhere if quiet, on standard error with JSON."""
     if quiet:
         os.environ["TQDM_DISABLE"] = "1"  # bars of nnU-Net, in its worker processes, too
         with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
@@ -32,7 +24,7 @@ def results_only(*, as_json: bool, quiet: bool) -> Iterator[None]:
 
 @contextmanager
 def working(text: str, *, quiet: bool = False) -> Iterator[Callable[[str], None]]:
-    """A turning sign on standard error, if that is a terminal, around what may take longer than two seconds.
+    """Show a spinner in a terminal around work that may take longer than two seconds.
 
     Yields a function that changes its text.
     """
@@ -44,28 +36,53 @@ def working(text: str, *, quiet: bool = False) -> Iterator[Callable[[str], None]
     from rich.spinner import Spinner
 
     spinner, console = Spinner("dots", text), Console(stderr=True)
-    # What is printed meanwhile must not break the line of the sign; in a file or pipe it cannot, and belongs there.
+    # In a terminal, printed lines must not break the spinner's; in a file or pipe they cannot, and belong there.
     with Live(spinner, console=console, transient=True, redirect_stdout=sys.stdout.isatty()):
         yield lambda text: spinner.update(text=text)
 
 
 @contextmanager
-def bars(*, hidden: bool = False) -> Iterator[Callable[[str], Callable[[float, int], None]]]:
-    """Bars on standard error, if that is a terminal.
+def bars(
+    *, hidden: bool = False, in_bytes: bool = False
+) -> Iterator[Callable[[str], Callable[[float, float | None], None]]]:
+    """Show progress bars in a terminal.
 
-    Yields a function that adds a bar of a name and returns what moves it: called with the numbers done and of all.
+    Yields a function that adds a bar of a name; that returns one that moves the bar: called with the numbers done and
+    in all, None where the latter is unknown.
     """
     if hidden or not sys.stderr.isatty():
         yield lambda name: lambda done, total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )  # fmt: skip
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    counts = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(),)
+    columns = (TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty()) as bar:
 
-        def add(name: str) -> Callable[[float, int], None]:
+        def add(name: str) -> Callable[[float, float | None], None]:
             task = bar.add_task(name, total=None)
             return lambda done, total: bar.update(task, completed=done, total=total)
 
         yield add
+
+
+def remark(text: str, *, quiet: bool = False) -> None:
+    """Print a line beside the results, on standard error."""
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def print_table(rows: Sequence[dict[str, str]]) -> None:
+    """Print rows of the same keys; columns are as wide as their content, in a terminal as in a file."""
+    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
+    for row in ({key: key for key in widths}, {key: "-" * width for key, width in widths.items()}, *rows):
+        print("  ".join(row[key].ljust(width) for key, width in widths.items()).rstrip())

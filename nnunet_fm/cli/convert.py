@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nnunet_fm.cli.completion import complete_converters
-from nnunet_fm.cli.console import JsonObject, Quiet, bars
-from nnunet_fm.cli.table import print_table
+from nnunet_fm.cli.console import bars, print_table
+from nnunet_fm.cli.options import JsonObject, Quiet
 from nnunet_fm.dataset_conversion import CONVERTERS, get_converter
 
 if TYPE_CHECKING:

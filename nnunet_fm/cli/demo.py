@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from nnunet_fm.cli.console import JsonObjectOnly, Quiet
+from nnunet_fm.cli.options import JsonObjectOnly, Quiet
 
 EPILOG = """
 Examples:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nnunet_fm.cli.console import JsonObject, Quiet, bars
-from nnunet_fm.cli.table import print_table
+from nnunet_fm.cli.console import bars, print_table
+from nnunet_fm.cli.options import JsonObject, Quiet
 from nnunet_fm.cpu.limits import usable_cores
 
 if TYPE_CHECKING:

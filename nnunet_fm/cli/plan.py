@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nnunet_fm.cli.completion import complete_adapters, complete_datasets, complete_heads, complete_models
-from nnunet_fm.cli.console import Quiet, results_only
-from nnunet_fm.cli.settings import Force, Processes, read_settings
+from nnunet_fm.cli.console import results_only
+from nnunet_fm.cli.options import Force, Processes, Quiet, read_settings
 
 if TYPE_CHECKING:
     from nnunet_fm.plans.planner import Options

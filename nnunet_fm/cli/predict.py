@@ -14,7 +14,8 @@ from nnunet_fm.cli.completion import (
     complete_plans,
     complete_trainers,
 )
-from nnunet_fm.cli.console import Quiet, bars, results_only
+from nnunet_fm.cli.console import bars, results_only
+from nnunet_fm.cli.options import Quiet
 from nnunet_fm.cpu.lazy_imports import importing_lightly, without_collection
 
 EPILOG = """

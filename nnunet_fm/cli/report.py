@@ -14,7 +14,8 @@ from nnunet_fm.cli.completion import (
     complete_plans,
     complete_trainers,
 )
-from nnunet_fm.cli.console import Quiet
+from nnunet_fm.cli.console import remark, working
+from nnunet_fm.cli.options import Quiet
 
 EPILOG = """
 Examples:
@@ -97,10 +98,7 @@ def report(
         raise typer.BadParameter(f"'{pool}' is not one of {', '.join(POOLS)}", param_hint="--pool")
     _check_metric(metric)
 
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False, quiet=quiet)
-    with console.status("gathering results") as status:
+    with working("gathering results", quiet=quiet) as progress:
         from nnunet_fm.reporting.report import write_report
         from nnunet_fm.studies.collect import collect, collect_results
         from nnunet_fm.studies.feature_pictures import feature_pictures
@@ -118,13 +116,13 @@ def report(
         missing = write_report(
             results, output, metric=metric, pool="datasets" if pool == "datasets" else "anatomies",
             pictures=not no_pictures, features=features, notes=[*results.notes, *problems],
-            progress=lambda step: status.update(f"report: {step}"),
+            progress=lambda step: progress(f"report: {step}"),
         )  # fmt: skip
     if as_json:
         _print_json(output, missing)
         return
     for sentence in missing:
-        console.print(f"Not in the report: {sentence}", markup=False)
+        remark(f"Not in the report: {sentence}", quiet=quiet)
     if not quiet:
         print((output / "index.html").resolve())
 

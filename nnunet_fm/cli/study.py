@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nnunet_fm.cli.console import JsonObjectOnly, Quiet, results_only, working
+from nnunet_fm.cli.console import bars, print_table, remark, results_only, working
+from nnunet_fm.cli.options import JsonObjectOnly, Quiet
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from nnunet_fm.studies.jobs import Job
     from nnunet_fm.studies.prepare import Prepared
     from nnunet_fm.studies.run import Outcome
@@ -59,12 +58,10 @@ def study(
     if find_spec("snakemake") is None or find_spec("psutil") is None:
         raise RuntimeError('a study runs on Snakemake: pip install "nnunet-fm[study]"')
 
-    from rich.console import Console
-
     from nnunet_fm.studies.prepare import prepare
     from nnunet_fm.studies.schema import read_study
+    from nnunet_fm.studies.summary import outcome_summary, plan_summary
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
     with results_only(as_json=as_json, quiet=quiet), working("reading the study", quiet=quiet):
         prepared = prepare(read_study(file), cores, elsewhere=profile is not None)
     if dry_run:
@@ -72,112 +69,60 @@ def study(
 
         check_with_snakemake(prepared, profile, context.args)
         if as_json:
-            print(json.dumps(_summary(prepared)))
+            print(json.dumps(plan_summary(prepared)))
         elif not quiet:
-            _print_summary(prepared)
+            _print_plan(prepared)
         return
     if prepared.missing:
-        raise FileNotFoundError(f"datasets are missing in nnUNet_raw: {_how(prepared)}")
-    outcome = _run(prepared, profile, context.args, console)
+        missing = "; ".join(f"{name}: {how}" for name, how in prepared.missing.items())
+        raise FileNotFoundError(f"datasets are missing in nnUNet_raw: {missing}")
+    outcome = _run(prepared, profile, context.args, quiet)
     if as_json:
-        print(json.dumps(_result(prepared, outcome)))
-    _print_outcome(prepared, outcome, console)
+        print(json.dumps(outcome_summary(prepared, outcome)))
+    _print_outcome(prepared, outcome, quiet)
     if outcome.interrupted:
         raise typer.Exit(INTERRUPTED)
     if outcome.failures:
         raise typer.Exit(1)
 
 
-def _how(prepared: Prepared) -> str:
-    return "; ".join(f"{name}: {how}" for name, how in prepared.missing.items())
-
-
-def _run(prepared: Prepared, profile: str | None, further: list[str], console: Console) -> Outcome:
-    """Run the study with a bar in a terminal, and a line for each finished job elsewhere."""
+def _run(prepared: Prepared, profile: str | None, further: list[str], quiet: bool) -> Outcome:
+    """Run the study with a bar in a terminal, and a line for each finished job."""
     from dataclasses import replace
-
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from nnunet_fm.studies.marks import Marks
     from nnunet_fm.studies.run import run, write_partial_report
 
+    say = partial(remark, quiet=quiet)
     if prepared.missing_weights:
-        console.print(
+        say(
             f"Official weights are not at hand, and trainings that need them will fail: "
             f"{', '.join(prepared.missing_weights)} (see `nnunet-fm weights list`)"
         )
     done = len(Marks(prepared.study.folder).finished(prepared.jobs.values()))
     count = len(prepared.jobs)
-    columns = (TextColumn("jobs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("jobs", total=count, completed=done)
+    with bars(hidden=quiet) as bar:
+        progress = bar("jobs")
+        progress(done, count)
 
-        def tell_end(job: Job, well: bool) -> None:
+        def finish(job: Job, well: bool) -> None:
             nonlocal done
             done += well
-            bar.update(task, completed=done)
-            console.print(f"[{done}/{count}] {job.title}{'' if well else ': failed'}", markup=False)
+            progress(done, count)
+            say(f"[{done}/{count}] {job.title}{'' if well else ': failed'}")
 
-        outcome = run(prepared, profile, further, tell_end, lambda text: console.print(text, markup=False))
+        outcome = run(prepared, profile, further, finish, say)
     if outcome.failures:
         outcome = replace(outcome, report=write_partial_report(prepared, outcome))
     return outcome
 
 
-def _result(prepared: Prepared, outcome: Outcome) -> dict[str, Any]:
-    failed = [
-        {"job": f.job.id, "title": f.job.title, "run": f.job.run, "reason": f.reason, "log": str(f.log)}
-        for f in outcome.failures
-    ]
-    return {
-        "output": str(prepared.study.folder),
-        "jobs": _by_rule(prepared, outcome.done),
-        "failed": failed,
-        "waiting": [job.id for job in outcome.waiting],
-        "interrupted": outcome.interrupted,
-        "report": str(outcome.report) if outcome.report else None,
-    }
-
-
-def _by_rule(prepared: Prepared, done: set[str]) -> dict[str, dict[str, Any]]:
-    from nnunet_fm.studies.jobs import RULES
-
-    table = {}
-    for rule in RULES:
-        jobs = [job for job in prepared.jobs.values() if job.rule == rule]
-        if jobs:
-            left = [job for job in jobs if job.id not in done]
-            hours = round(sum(prepared.estimate.hours[job.id] for job in left), 2)
-            table[rule] = {"jobs": len(jobs), "done": len(jobs) - len(left), "hours": hours}
-    return table
-
-
-def _summary(prepared: Prepared) -> dict[str, Any]:
-    from nnunet_fm.studies.marks import Marks
-
-    done = Marks(prepared.study.folder).finished(prepared.jobs.values())
-    rules = _by_rule(prepared, done)
-    return {
-        "name": prepared.study.name,
-        "output": str(prepared.study.folder),
-        "runs": len(prepared.expansion.trainings),
-        "jobs": rules,
-        "hours": round(sum(rule["hours"] for rule in rules.values()), 2),
-        "device": prepared.machine.device,
-        "disk": {place: round(size) for place, size in prepared.estimate.disk.items()},
-        "assumptions": prepared.estimate.assumptions,
-        "missing": prepared.missing,
-        "missing_weights": prepared.missing_weights,
-    }
-
-
-def _print_summary(prepared: Prepared) -> None:
-    from nnunet_fm.cli.table import print_table
+def _print_plan(prepared: Prepared) -> None:
     from nnunet_fm.studies.run import free_space
+    from nnunet_fm.studies.summary import plan_summary
     from nnunet_fm.studies.workplace import nnunet_folder
 
-    summary = _summary(prepared)
-    study = prepared.study
+    summary, study = plan_summary(prepared), prepared.study
     print(f"{study.title or study.name}: {summary['runs']} runs, to {summary['output']}\n")
     print_table(
         [
@@ -198,13 +143,13 @@ def _print_summary(prepared: Prepared) -> None:
         print(f"Official weights not at hand: {', '.join(summary['missing_weights'])}")
 
 
-def _print_outcome(prepared: Prepared, outcome: Outcome, console: Console) -> None:
-    for failure in outcome.failures:  # told to the quiet, too
-        print(f"Failed: {failure.job.title}: {failure.reason} (see {failure.log})", file=sys.stderr)
+def _print_outcome(prepared: Prepared, outcome: Outcome, quiet: bool) -> None:
+    for failure in outcome.failures:  # printed with --quiet, too
+        remark(f"Failed: {failure.job.title}: {failure.reason} (see {failure.log})")
     if outcome.waiting and outcome.failures:
-        console.print(f"{len(outcome.waiting)} jobs wait for these. The same command tries again.")
+        remark(f"{len(outcome.waiting)} jobs wait for these. The same command tries again.", quiet=quiet)
     if not outcome.failures and not outcome.interrupted:
-        console.print(f"All {len(prepared.jobs)} jobs are done.")
+        remark(f"All {len(prepared.jobs)} jobs are done.", quiet=quiet)
     if outcome.report:
         part = " of what there is" if outcome.failures else ""
-        console.print(f"Report{part}: {outcome.report}", markup=False)
+        remark(f"Report{part}: {outcome.report}", quiet=quiet)

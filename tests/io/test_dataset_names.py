@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_fm.cli.checks.dataset import UnknownDatasetError, read
-from nnunet_fm.cli.checks.folders import datasets
+from nnunet_fm.checks.dataset import UnknownDatasetError, read
+from nnunet_fm.checks.folders import datasets
 from nnunet_fm.cli.completion import complete_datasets
 from nnunet_fm.hook.short_form import ShortFormError, expand
 from nnunet_fm.inference.inputs import PredictionInputError, find_model_folder

@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
-from nnunet_fm.cli.checks.dataset import training_data
+from nnunet_fm.checks.dataset import training_data
 from nnunet_fm.io.volume import Grid
 from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import planner_class

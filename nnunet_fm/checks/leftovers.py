@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from nnunet_fm.cli.checks.finding import NOTE, Check, size
-from nnunet_fm.cli.checks.folders import missing
+from nnunet_fm.checks.finding import NOTE, Check, size
+from nnunet_fm.checks.folders import missing
 from nnunet_fm.io.atomic_write import OLD, PARTIAL, SCRATCH
 from nnunet_fm.io.messages import listed
 from nnunet_fm.weights.cache import cache_folder

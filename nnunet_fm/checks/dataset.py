@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from nnunet_fm.cli.checks.finding import NOTE, OK, PROBLEM, Check
+from nnunet_fm.checks.finding import NOTE, OK, PROBLEM, Check
 from nnunet_fm.io.dataset_json import canonical, channel_names
 from nnunet_fm.io.dataset_names import DatasetNameError, dataset_name
 from nnunet_fm.io.untrusted import read_json

@@ -17,11 +17,11 @@ import pytest
 import torch
 from filelock import FileLock
 
-import nnunet_fm.cli.checks.gpu as gpu_checks
-import nnunet_fm.cli.checks.hook as hook_checks
-from nnunet_fm.cli.checks import dataset as dataset_checks
-from nnunet_fm.cli.checks import folders, forecast, leftovers, machine, versions, weights
-from nnunet_fm.cli.checks.finding import OK, Check
+import nnunet_fm.checks.gpu as gpu_checks
+import nnunet_fm.checks.hook as hook_checks
+from nnunet_fm.checks import dataset as dataset_checks
+from nnunet_fm.checks import folders, forecast, leftovers, machine, versions, weights
+from nnunet_fm.checks.finding import OK, Check
 from nnunet_fm.cpu import limits
 from nnunet_fm.io.atomic_write import SCRATCH, replacing
 from tests.helpers.datasets import nnunet_folders, write_dataset

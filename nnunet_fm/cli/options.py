@@ -1,4 +1,4 @@
-"""Options that `nnunet-fm plan` and `nnunet-fm adapt` share, and the reading of ``--set``."""
+"""Options that several commands share, and the reading of ``--set``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JsonObject = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+JsonObjectOnly = Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace plans that have trained models.")]
 Processes = Annotated[int, typer.Option("-npfp", min=1, help="Processes for a fingerprint that is missing.")]
 

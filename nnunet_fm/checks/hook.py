@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nnunet_fm.cli.checks.finding import NOTE, OK, PROBLEM, Check
+from nnunet_fm.checks.finding import NOTE, OK, PROBLEM, Check
 from nnunet_fm.hook.own_classes import EXTERNAL_TRAINERS
 from nnunet_fm.host import cure as install_host
 from nnunet_fm.io.atomic_write import scratch_folder

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from nnunet_fm.cli.checks.finding import GB, NOTE, OK, PROBLEM, Check, size
+from nnunet_fm.checks.finding import GB, NOTE, OK, PROBLEM, Check, size
 from nnunet_fm.io.dataset_names import find_datasets, several
 
 PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")

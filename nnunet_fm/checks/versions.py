@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from nnunet_fm.cli.checks.finding import NOTE, OK, PROBLEM, Check
+from nnunet_fm.checks.finding import NOTE, OK, PROBLEM, Check
 
 LIMITED_BY = ("nnunet-fm", "nnunetv2", "dynamic-network-architectures")
 """Distributions whose requirements decide which versions work together."""

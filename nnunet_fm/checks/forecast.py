@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from nnunet_fm.cli.checks.dataset import Grid, KnownDataset
-from nnunet_fm.cli.checks.finding import NOTE, OK, PROBLEM, Check, size
-from nnunet_fm.cli.checks.machine import batch_bytes
+from nnunet_fm.checks.dataset import Grid, KnownDataset
+from nnunet_fm.checks.finding import NOTE, OK, PROBLEM, Check, size
+from nnunet_fm.checks.machine import batch_bytes
 from nnunet_fm.cpu.limits import memory
 
 PROGRAM = 700 * 10**6

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 
-from nnunet_fm.cli.checks.finding import GB, NOTE, OK, PROBLEM, Check, size
+from nnunet_fm.checks.finding import GB, NOTE, OK, PROBLEM, Check, size
 from nnunet_fm.cpu.limits import SHARED, WAITING, core_limit, cores, memory, shared_memory_fault, usable_cores
 from nnunet_fm.hook import SWITCH
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from nnunet_fm.cli.checks.finding import NOTE, OK, PROBLEM, Check, size
+from nnunet_fm.checks.finding import NOTE, OK, PROBLEM, Check, size
 
 QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
 DDP = "nnUNetv2_train -num_gpus N trains on several CUDA devices; there is no such training on CPUs or Apple GPUs"

@@ -1,1 +1,0 @@
-"""What ``nnunet-fm doctor`` looks at: one file for each subject, each a generator of findings."""

@@ -1,0 +1,180 @@
+"""Official files in the weights folder: describe, download, add and verify them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_fm.models.official import Official, check, get_official, officials, recognise
+from nnunet_fm.weights.cache import cache_folder, check_hash, compute_sha256, find, known_sha256, pin, pinned, sha256
+
+NOT_PINNED, NOT_CHECKED, CHANGED = "not pinned", "not checked", "CHANGED"
+"""States of a hash: unknown, known but not computed for this file, and another one than expected."""
+Bar = Callable[[str], Callable[[float, float | None], None]]
+"""Adds a progress bar of a name; what it returns is called with the bytes done and the bytes in all."""
+
+
+@dataclass(frozen=True)
+class AddedFile:
+    """A file that was put into the weights folder.
+
+    Attributes:
+        official: what it is.
+        path: where it is.
+        counts: number of its tensors of each kind, from the load report.
+    """
+
+    official: Official
+    path: Path
+    counts: dict[str, int]
+
+
+def cached(official: Official) -> Path | None:
+    """Path of the file in the weights folder, None if it is not there."""
+    return find(official.checkpoint.files)
+
+
+def describe(official: Official) -> dict[str, Any]:
+    """Row of a table: licence, path, size, source and state of the hash, found without reading the file."""
+    checkpoint, path = official.checkpoint, cached(official)
+    size = path.stat().st_size if path else checkpoint.bytes
+    return {
+        "name": checkpoint.name,
+        "model": official.card.name,
+        "file": path.name if path else checkpoint.files[0],
+        "licence": checkpoint.licence,
+        "at hand": "yes" if path else "no",
+        "path": str(path) if path else None,
+        "bytes": size,
+        "size": file_size(size) if size else "?",
+        "hash": hash_state(official, path),
+        "source": checkpoint.url or checkpoint.page,
+        "page": checkpoint.page,
+        "note": checkpoint.note,
+    }
+
+
+def file_size(count: int) -> str:
+    """A number of bytes as GB or MB."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def hash_state(official: Official, path: Path | None) -> str:
+    """State of a file's hash as far as it is known without computing it; without a file, whether one is published."""
+    published = official.checkpoint.sha256
+    if path is None:
+        return "published" if published else "none published"
+    wanted, found = published or pinned(path), known_sha256(path)
+    if wanted is None:
+        return NOT_PINNED
+    if found is None:
+        return NOT_CHECKED
+    return CHANGED if found != wanted else "as published" if published else "as pinned"
+
+
+def pull(official: Official, bar: Bar) -> dict[str, Any]:
+    """Download a file into the weights folder, unless it is there.
+
+    Raises:
+        DownloadError: if it cannot be downloaded; the message says how to get it by hand.
+    """
+    from nnunet_fm.weights.download import DownloadError, download
+
+    checkpoint, file = official.checkpoint, official.checkpoint.files[0]
+    present = cached(official)
+    if present is not None:
+        return {"status": "at hand", "path": str(present)}
+    by_hand = f"download {file} from {checkpoint.page} and run `nnunet-fm weights add FILE"
+    by_hand += f" --as {checkpoint.name}`"
+    if checkpoint.url is None:
+        raise DownloadError(f"no program can download this file; {by_hand}, which puts it into {cache_folder()}")
+    try:
+        digest = download(
+            checkpoint.url,
+            cache_folder() / file,
+            size=checkpoint.bytes,
+            expected={"from its publisher": checkpoint.sha256},
+            check=lambda path: check(official, path),
+            progress=bar(file),
+        )
+    except DownloadError as error:
+        raise DownloadError(f"{error}. By hand: {by_hand}") from None
+    return {"status": "pulled", "path": str(cache_folder() / file), "sha256": digest}
+
+
+def add(file: Path, name: str | None = None, *, link: bool = False) -> AddedFile:
+    """Put a file that a person has downloaded into the weights folder, after a check of every name and shape in it.
+
+    Args:
+        file: a checkpoint, or an archive or folder that holds one.
+        name: of the official file; None recognises it.
+        link: make a symbolic link instead of a copy.
+
+    Raises:
+        WeightsFileError: for a file that is not the official one, or could be several.
+    """
+    from nnunet_fm.weights.add import install, opened
+    from nnunet_fm.weights.files import NotFiniteWeightsError, WeightsFileError
+
+    known = [get_official(name)] if name else officials()
+    names = {n for official in known for n in official.checkpoint.files}
+    with opened(file, names) as (checkpoint, offered_as):
+        if link and checkpoint != file:
+            raise WeightsFileError(f"{file} is not the checkpoint itself: unpack it, or add it without --link")
+        official = known[0] if name else _which(checkpoint, offered_as, known)
+        try:
+            report = check(official, checkpoint)
+        except NotFiniteWeightsError:
+            raise
+        except ValueError as error:
+            raise WeightsFileError(f"{file} is not '{official.checkpoint.name}': {error}") from None
+        published = official.checkpoint.sha256
+        if published is not None and (digest := compute_sha256(checkpoint)) != published:
+            raise WeightsFileError(f"{file} has SHA-256 {digest}, but '{official.checkpoint.name}' has {published}")
+        path = install(checkpoint, official.checkpoint.files[0], link=link)
+    return AddedFile(official, path, report.sections[0].counts)
+
+
+def verify(official: Official, progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Check a file in the weights folder: hash against the published or pinned one, names and shapes, and pin its hash.
+
+    Args:
+        official: the file.
+        progress: called with what is being checked.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ChangedFileError: if its hash is another one.
+        WeightsFileError, WeightsMismatchError: as `check`.
+    """
+    path = cached(official)
+    if path is None:
+        raise FileNotFoundError(f"{' or '.join(official.checkpoint.files)} is not in {cache_folder()}")
+    progress(f"checking {path.name}")
+    check_hash(path, {"from its publisher": official.checkpoint.sha256})
+    check(official, path)
+    if pinned(path) is None:
+        with suppress(OSError):  # a folder shared read-only
+            pin(path)
+    return {"status": "good", "path": str(path), "sha256": sha256(path)}
+
+
+def _which(checkpoint: Path, offered_as: str, known: Sequence[Official]) -> Official:
+    """The official file that a checkpoint is: by its name, or by names and shapes of its tensors."""
+    from nnunet_fm.weights.files import WeightsFileError
+
+    named = [official for official in known if offered_as in official.checkpoint.files]
+    if len(named) == 1:
+        return named[0]
+    fitting = recognise(checkpoint, named or known)
+    names = ", ".join(official.checkpoint.name for official in fitting)
+    if not fitting:
+        raise WeightsFileError(
+            f"{offered_as} fits no model; `--as NAME` says why not, `nnunet-fm weights list` names all"
+        )
+    if len(fitting) > 1:
+        raise WeightsFileError(f"{offered_as} could be any of {names}: say which with --as NAME")
+    return fitting[0]
