@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 
 from nnunet_fm.metrics.scores_table import COLUMNS, METRICS, SLICE, read_scores
 from tests.helpers.commands import Command, make_command
+from tests.helpers.images import write_volume
 
 LABELS = {"background": 0, "liver": 1, "all": [1, 2], "ignore": 3}
 FAST = ("--metrics", "Dice", "HD95", "-np", "1")
@@ -34,17 +34,12 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     training[:, :, :] = 2
     training[0, 0, 0] = 1
     for case in ("a", "b"):
-        write(raw / "labelsTs" / f"{case}.nii.gz", reference)
-        write(raw / "labelsTr" / f"train_{case}.nii.gz", training)
-        write(predictions / f"{case}.nii.gz", np.roll(reference, case == "b", 1))
+        write_volume(raw / "labelsTs" / f"{case}.nii.gz", reference)
+        write_volume(raw / "labelsTr" / f"train_{case}.nii.gz", training)
+        write_volume(predictions / f"{case}.nii.gz", np.roll(reference, case == "b", 1))
     content = {"labels": LABELS, "file_ending": ".nii.gz", "regions_class_order": [2, 1]}
     (raw / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     return predictions, raw / "labelsTs"
-
-
-def write(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
 
 
 def test_table(command: Command, folders: tuple[Path, Path]) -> None:
@@ -73,7 +68,7 @@ def test_json_and_files_agree(command: Command, folders: tuple[Path, Path], tmp_
 
 
 def test_options_reach_the_scores(command: Command, folders: tuple[Path, Path], tmp_path: Path) -> None:
-    write(folders[0] / "a.nii.gz", np.zeros((6, 10, 10), np.uint8))
+    write_volume(folders[0] / "a.nii.gz", np.zeros((6, 10, 10), np.uint8))
     options = ("--metrics", "dice,volume_reference", "--empty", "smoothed", "--include-background", "--per-slice")
     code, out, err = command(*folders, *options, "--slice-axis", "y", "--group-by", "case", "-np", "1", "--json")
     content = json.loads(out)
@@ -89,7 +84,7 @@ def test_options_reach_the_scores(command: Command, folders: tuple[Path, Path], 
 
 
 def test_undefined_scores_are_null_and_counted(command: Command, folders: tuple[Path, Path]) -> None:
-    write(folders[0] / "a.nii.gz", np.zeros((6, 10, 10), np.uint8))
+    write_volume(folders[0] / "a.nii.gz", np.zeros((6, 10, 10), np.uint8))
     content = json.loads(command(*folders, *FAST, "--json")[1])
     assert content["classes"]["all"]["HD95"] == {"mean": 1.0, "sd": None, "n": 1}
     assert [row["value"] for row in content["scores"] if row["metric"] == "HD95"] == [None, None, 1, 1]
@@ -134,7 +129,7 @@ def test_swapped_folders_are_told(command: Command, folders: tuple[Path, Path]) 
 
 def test_warnings_are_one_line_each(command: Command, folders: tuple[Path, Path]) -> None:
     array = np.full((6, 10, 10), 17, np.uint8)
-    write(folders[0] / "a.nii.gz", array)
+    write_volume(folders[0] / "a.nii.gz", array)
     code, _, err = command(*folders, *FAST)
     assert code == 0 and err == "nnunet-fm: warning: labels [17] are no class, and count as background, in a\n"
 
@@ -165,7 +160,7 @@ def test_bad_folders(command: Command, folders: tuple[Path, Path], tmp_path: Pat
     (tmp_path / "nothing").mkdir()
     code, _, err = command(folders[0], tmp_path / "nothing")
     assert code == 1 and "no label maps" in err
-    write(folders[0] / "a.nii.gz", np.zeros((6, 10, 9), np.uint8))
+    write_volume(folders[0] / "a.nii.gz", np.zeros((6, 10, 9), np.uint8))
     code, _, err = command(*folders, *FAST)
     assert code == 1 and "a.nii.gz has size (6, 10, 9), its reference (6, 10, 10)" in err
 
@@ -186,12 +181,12 @@ def test_large_volumes_need_little_memory(tmp_path: Path) -> None:
         edges = generator.integers(10, 150, 3)
         corner = [generator.integers(0, whole - edge) for whole, edge in zip(reference.shape, edges, strict=True)]
         reference[tuple(slice(first, first + edge) for first, edge in zip(corner, edges, strict=True))] = label
-    write(tmp_path / "r" / "a.nii.gz", reference)
+    write_volume(tmp_path / "r" / "a.nii.gz", reference)
     prediction = np.roll(reference, 2, 2)
     prediction[tuple(generator.integers(0, edge, 20_000) for edge in reference.shape)] = generator.integers(
         1, 25, 20_000
     )
-    write(tmp_path / "p" / "a.nii.gz", prediction)
+    write_volume(tmp_path / "p" / "a.nii.gz", prediction)
     (tmp_path / "d.json").write_text(json.dumps({"labels": {str(i): i for i in range(25)}, "file_ending": ".nii.gz"}))
     code = (
         "from nnunet_fm.cli.app import app; from nnunet_fm.records.machine import peak_memory;"

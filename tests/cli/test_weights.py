@@ -3,125 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import json
 import os
 import re
-import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
-from torch import Tensor
 
-from nnunet_fm.models import official
 from nnunet_fm.models.build import build_network
-from nnunet_fm.models.card import Checkpoint, ModelCard
-from nnunet_fm.models.registry import cards
+from nnunet_fm.models.card import Checkpoint
 from nnunet_fm.weights import cache, download
 from nnunet_fm.weights.cache import PIN_FILE, pinned
 from nnunet_fm.weights.load import load_checkpoint
 from nnunet_fm.weights.slim import bases_of, slim_state_dict
 from tests.helpers.commands import Command, make_command
-
-DIMS = {"tiny": [8, 8, 8, 8, 8, 8], "tiny_wide": [8, 8, 8, 8, 8, 16]}
-
-
-def entry(name: str) -> dict[str, Any]:
-    arguments = {"dims": DIMS[name], "depth": [1] * 6, "strides": [[1, 1, 1]] + [[2, 2, 2]] * 5}
-    return {"network_class_name": "nnunet_fm.networks.stunet.STUNet", "arch_kwargs": arguments}
-
-
-def weights(name: str = "tiny", seed: int = 0, classes: int = 7) -> dict[str, Tensor]:
-    torch.manual_seed(seed)
-    return dict(build_network(entry(name), 1, classes).state_dict())
-
-
-def save(path: Path, name: str = "tiny", seed: int = 0, **more: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"state_dict": weights(name, seed), **more}, path)
-    return path
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-# Two small models, and a server that has their files
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves bytes by path, with ranges, and misbehaves on request."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.redirects: dict[str, str] = {}
-        self.html: set[str] = set()
-        self.cut: dict[str, int] = {}
-        """Path -> bytes after which the connection is closed, once."""
-        self.tags = True
-        self.requests: list[tuple[str, str | None]] = []
-
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.server_port}/{path}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        path = self.path.lstrip("/")
-        wanted = self.headers.get("Range")
-        self.server.requests.append((path, wanted))
-        if path in self.server.redirects:
-            self.send_response(302)
-            self.send_header("Location", self.server.redirects[path])
-            self.end_headers()
-            return
-        if path not in self.server.files:
-            self.send_error(404)
-            return
-        content = self.server.files[path]
-        tag = f'"{hashlib.md5(content).hexdigest()}"'
-        start = 0
-        if wanted and self.headers.get("If-Range") == tag:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-        if start and start >= len(content):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(content)}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.send_header("Content-Type", "text/html" if path in self.server.html else "application/octet-stream")
-        if self.server.tags:
-            self.send_header("ETag", tag)
-        self.end_headers()
-        end = self.server.cut.pop(path, len(content))
-        self.wfile.write(content[start:end])
-        self.close_connection = True
+from tests.helpers.weights_server import Server, digest, entry, running_server, save, serve, small_models
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    running = Server()
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
-    thread.start()
-    yield running
-    running.shutdown()
-    running.server_close()
-    thread.join()
+    with running_server() as server:
+        yield server
 
 
 @pytest.fixture
@@ -133,26 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def models(folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, Checkpoint]:
-    """Cards of two small models instead of the real ones; the first file can be downloaded, the others cannot."""
-    page = "https://example.org/weights"
-    shared = {"page": page, "licence": "CC0", "drop": [r"^seg_outputs\."]}
-    files = {
-        "tiny": [
-            Checkpoint(name="tiny_ct", files=["tiny.model", "small.model"], url=server.url("tiny.model"), **shared),
-            Checkpoint(name="tiny_mr", files=["tiny_mr.model"], **shared),
-        ],
-        "tiny_wide": [Checkpoint(name="wide_ct", files=["wide.model"], **shared)],
-    }
-    made: dict[str, ModelCard] = {}
-    for name, checkpoints in files.items():
-        real = cards()["stunet_s"]
-        network = real.network.model_copy(update={"arguments": {"dims": DIMS[name], "depth": [1] * 6}})
-        made[name] = real.model_copy(update={"name": name, "network": network, "checkpoints": checkpoints})
-    made["scratch"] = cards()["vanilla_unet3d"].model_copy(update={"name": "scratch"})
-    monkeypatch.setattr(official, "cards", lambda: made)
-    real_card = official.get_card
-    monkeypatch.setattr(official, "get_card", lambda name: made.get(name) or real_card(name))
-    return {c.name: c for card in made.values() for c in card.checkpoints}
+    return small_models(server, monkeypatch)
 
 
 @pytest.fixture
@@ -160,19 +47,11 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return make_command(monkeypatch, capsys, "weights")
 
 
-def serve(server: Server, path: Path, at: str = "tiny.model") -> bytes:
-    server.files[at] = path.read_bytes()
-    return server.files[at]
-
-
 def reason(err: str) -> str:
     """The one line that says why a command failed."""
     last = err.strip().splitlines()[-1]
     assert last.startswith("nnunet-fm: ") and "Traceback" not in err
     return last
-
-
-# pull
 
 
 def test_pull_puts_the_file_in_place(
@@ -370,9 +249,6 @@ def test_names_that_have_no_weights(command: Command, models: dict[str, Checkpoi
     assert code == 1 and message in reason(err)
 
 
-# add
-
-
 def test_add_by_name(command: Command, models: dict[str, Checkpoint], folder: Path, tmp_path: Path) -> None:
     file = save(tmp_path / "downloads" / "small.model")
     code, out, err = command("add", file)
@@ -465,9 +341,6 @@ def test_add_from_an_archive_without_or_with_several(
     assert code == 1
 
 
-# verify and list
-
-
 def test_verify_notices_a_change(command: Command, models: dict[str, Checkpoint], folder: Path, tmp_path: Path) -> None:
     assert command("verify")[0] == 0
     assert command("verify", "tiny")[0] == 1
@@ -500,31 +373,10 @@ def test_list_is_a_table(command: Command, models: dict[str, Checkpoint], folder
     assert re.search(r"wide\.model +yes +\d+\.\d MB +not pinned", row) and row.endswith("CC0")
 
 
-# The real cards
-
-
-def test_file_names_tell_checkpoints_apart() -> None:
-    """A file in the weights folder is found by its name."""
-    owner: dict[str, str] = {}
-    for one in official.officials():
-        for file in one.checkpoint.files:
-            assert owner.setdefault(file, one.checkpoint.name) == one.checkpoint.name
-
-
-@pytest.mark.parametrize("name", [one.checkpoint.name for one in official.officials()])
-def test_every_card_has_a_network_to_check_with(name: str, tmp_path: Path) -> None:
-    torch.save({"a": torch.ones(1)}, tmp_path / "a.pth")
-    with pytest.raises(ValueError):
-        official.check(official.get_official(name), tmp_path / "a.pth")
-
-
 def test_help_has_examples(command: Command) -> None:
     for name in ("pull", "add", "verify", "bundle"):
         code, out, _ = command(name, "--help")
         assert code == 0 and f"nnunet-fm weights {name}" in out
-
-
-# bundle
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from nnunet_fm.dataset_conversion.problems import ConversionError
 from nnunet_fm.dataset_conversion.tree import open_tree
 from nnunet_fm.io.volume import Volume
 from tests.helpers.brain_files import CLASSES, GROUPS, brain, write_flat
-from tests.helpers.convert_tester import ConverterTester, Fault, label_voxels, verify, voxels, write_volume
+from tests.helpers.convert_tester import ConverterTester, Fault, label_voxels, verify, voxels
+from tests.helpers.images import write_volume
 
 LABORATORY = ("A00032872", "A00032873", "A00032875", "A00033264", "A00033493")
 PUBLIC = ("0051456", "0051457", "0051458")

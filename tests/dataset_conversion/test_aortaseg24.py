@@ -11,7 +11,8 @@ import SimpleITK as sitk
 
 from nnunet_fm.dataset_conversion.aortaseg24 import PUBLIC_IDS
 from nnunet_fm.dataset_conversion.tree import open_tree
-from tests.helpers.convert_tester import ConverterTester, scene, voxels, write_volume
+from tests.helpers.convert_tester import ConverterTester, scene, voxels
+from tests.helpers.images import write_volume
 
 IDS = ("001", "013", "015", "040", "053")
 """Of the real tree: 014 does not exist, 040 has the mask with a grid of its own."""

@@ -15,7 +15,8 @@ import SimpleITK as sitk
 from nnunet_fm.dataset_conversion.base import Case
 from nnunet_fm.dataset_conversion.brats import RELEASES
 from nnunet_fm.dataset_conversion.problems import ConversionError
-from tests.helpers.convert_tester import ConverterTester, Fault, edit, label_voxels, scene, verify, voxels, write_volume
+from tests.helpers.convert_tester import ConverterTester, Fault, edit, label_voxels, scene, verify, voxels
+from tests.helpers.images import write_volume
 
 ORIGIN, DIRECTION = (0.0, -239.0, 0.0), (1, 0, 0, 0, 1, 0, 0, 0, 1)
 OLD, NEW = ("t1", "t1ce", "t2", "flair"), ("t1n", "t1c", "t2w", "t2f")

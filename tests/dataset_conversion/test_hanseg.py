@@ -26,8 +26,8 @@ from tests.helpers.convert_tester import (
     truncate,
     verify,
     voxels,
-    write_volume,
 )
+from tests.helpers.images import write_volume
 
 NAMES = (
     "A_Carotid_L", "A_Carotid_R", "Arytenoid", "Bone_Mandible", "Brainstem", "BuccalMucosa", "Cavity_Oral",

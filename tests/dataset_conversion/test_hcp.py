@@ -17,7 +17,8 @@ from nnunet_fm.dataset_conversion import get_converter
 from nnunet_fm.dataset_conversion.problems import ConversionError
 from nnunet_fm.dataset_conversion.tree import open_tree
 from tests.helpers.brain_files import CLASSES, GROUPS, brain, write_flat
-from tests.helpers.convert_tester import ConverterTester, Fault, edit, label_voxels, verify, voxels, write_volume
+from tests.helpers.convert_tester import ConverterTester, Fault, edit, label_voxels, verify, voxels
+from tests.helpers.images import write_volume
 
 IDS = ("100206", "100307", "100408")
 SPACING, ORIGIN = (0.7, 0.7, 0.7), (90.0, -126.0, -72.0)

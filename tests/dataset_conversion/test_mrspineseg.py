@@ -13,7 +13,8 @@ import SimpleITK as sitk
 
 from nnunet_fm.dataset_conversion import get_converter
 from nnunet_fm.dataset_conversion.problems import ConversionError
-from tests.helpers.convert_tester import ConverterTester, Fault, scene, truncate, voxels, write_volume
+from tests.helpers.convert_tester import ConverterTester, Fault, scene, truncate, voxels
+from tests.helpers.images import write_volume
 
 SAGITTAL = (0, 0, 1, 1, 0, 0, 0, -1, 0)
 """Direction of slices stored last: x to posterior, y to inferior, z to the left."""

@@ -14,7 +14,8 @@ import SimpleITK as sitk
 
 from nnunet_fm.dataset_conversion.problems import ConversionError
 from nnunet_fm.dataset_conversion.tree import open_tree
-from tests.helpers.convert_tester import ConverterTester, Fault, edit, scene, truncate, voxels, write_volume
+from tests.helpers.convert_tester import ConverterTester, Fault, edit, scene, truncate, voxels
+from tests.helpers.images import write_volume
 
 SPACING, ORIGIN = (0.5, 0.5, 3.0), (-40.0, 12.5, -70.0)
 SHAPE = (6, 8, 10)

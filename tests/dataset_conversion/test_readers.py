@@ -13,7 +13,8 @@ import SimpleITK as sitk
 from nnunet_fm.dataset_conversion.problems import Invalid
 from nnunet_fm.dataset_conversion.readers import read_dicom_series, read_png_stack, read_volume
 from nnunet_fm.io.volume import Grid
-from tests.helpers.convert_tester import rotation_z, write_volume
+from tests.helpers.convert_tester import rotation_z
+from tests.helpers.images import write_volume
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mha", "a.nrrd", "a.mgz"])

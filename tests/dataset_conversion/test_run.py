@@ -26,7 +26,8 @@ from nnunet_fm.dataset_conversion.flat_hdf5 import flat_volumes
 from nnunet_fm.dataset_conversion.problems import ConversionError
 from nnunet_fm.dataset_conversion.run import Report, convert
 from nnunet_fm.dataset_conversion.tree import Tree
-from tests.helpers.convert_tester import edit, fill, scene, snapshot, verify, voxels, write_volume
+from tests.helpers.convert_tester import edit, fill, scene, snapshot, verify, voxels
+from tests.helpers.images import write_volume
 from tests.helpers.toy_converter import Toy, content, toy, write_aorta, write_toy, write_toys
 
 

@@ -10,7 +10,7 @@ import pytest
 from nnunet_fm.dataset_conversion import skull
 from nnunet_fm.dataset_conversion.problems import Invalid
 from nnunet_fm.io.volume import Grid
-from tests.helpers.convert_tester import write_volume
+from tests.helpers.images import write_volume
 
 
 def test_brain_masks_of_users(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import SimpleITK as sitk
 
 from nnunet_fm.dataset_conversion import get_converter
 from nnunet_fm.dataset_conversion.problems import ConversionError
-from tests.helpers.convert_tester import ConverterTester, Fault, edit, scene, truncate, voxels, write_volume
+from tests.helpers.convert_tester import ConverterTester, Fault, edit, scene, truncate, voxels
+from tests.helpers.images import write_volume
 
 VOLUMES = {"40_to_68": (4, 5), "20_to_40": (3,), "0_to_20": (4,)}
 

@@ -12,7 +12,8 @@ import SimpleITK as sitk
 
 from nnunet_fm.dataset_conversion.problems import ConversionError
 from nnunet_fm.dataset_conversion.verse import VERTEBRAE
-from tests.helpers.convert_tester import ConverterTester, Fault, edit, scene, voxels, write_volume
+from tests.helpers.convert_tester import ConverterTester, Fault, edit, scene, voxels
+from tests.helpers.images import write_volume
 
 PIR = (0, 0, -1, 1, 0, 0, 0, -1, 0)
 """Direction of the organisers' sample: x to posterior, y to inferior, z to the right."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +14,9 @@ import torch
 
 from nnunet_fm.weights.cache import ChangedFileError, check_hash
 from nnunet_fm.weights.slim import BaseFileError, slim_state_dict
-from tests.cli import test_weights as cli
 from tests.faults.registry import Bench, Outcome, cut_in_half, fault
-from tests.weights import test_slim as slim
+from tests.helpers.slim_files import build, pretrained, same, write_base
+from tests.helpers.weights_server import Server, running_server, save, serve, small_models
 
 STAGE = "Weights"
 GONE = "nothing is left in the weights folder"
@@ -36,7 +35,7 @@ class Runs:
 def added(at: Bench, make: Callable[[Path], Path], *more: str) -> Outcome:
     """A file that is added by hand, with cards of two small models in place of the real ones."""
     file = make(at.root / "downloads")
-    cli.models.__wrapped__(at.root / "weights", cli.Server(), at.patch)
+    small_models(Server(), at.patch)
     message = at.fails("weights", "add", file, *more)
     assert not (at.root / "weights").exists() or not list((at.root / "weights").glob("*.model"))
     return Outcome("refused, exit code 1", GONE, message.replace(hashlib.sha256(b"").hexdigest(), "…"))
@@ -44,18 +43,11 @@ def added(at: Bench, make: Callable[[Path], Path], *more: str) -> Outcome:
 
 def pulled(at: Bench, prepare: Callable[[Any, dict[str, Any]], object]) -> Outcome:
     """A download from a server of this process."""
-    server = cli.Server()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        models = cli.models.__wrapped__(at.root / "weights", server, at.patch)
-        cli.serve(server, cli.save(at.root / "served"))
+    with running_server() as server:
+        models = small_models(server, at.patch)
+        serve(server, save(at.root / "served"))
         prepare(server, models)
         message = at.fails("weights", "pull", "tiny")
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
     assert not (at.root / "weights" / "tiny.model").exists()
     message = message.replace(f":{server.server_port}", "")
     return Outcome("refused, exit code 1", GONE, message)
@@ -98,7 +90,7 @@ def a_web_page_that_is_added(at: Bench) -> Outcome:
 @fault(STAGE, "A weights file is cut off.")
 def weights_cut_off(at: Bench) -> Outcome:
     def cut(folder: Path) -> Path:
-        file = cli.save(folder / "small.model")
+        file = save(folder / "small.model")
         cut_in_half(file)
         return file
 
@@ -108,7 +100,7 @@ def weights_cut_off(at: Bench) -> Outcome:
 @fault(STAGE, "A zip of weights is cut off.")
 def a_zip_of_weights_cut_off(at: Bench) -> Outcome:
     def cut(folder: Path) -> Path:
-        file = cli.save(folder / "small.model")
+        file = save(folder / "small.model")
         with zipfile.ZipFile(folder / "weights.zip", "w") as archive:
             archive.write(file, "small.model")
         cut_in_half(folder / "weights.zip")
@@ -133,7 +125,7 @@ def weights_that_run_code(at: Bench) -> Outcome:
 
 @fault(STAGE, "Weights of a larger network are added under the name of a smaller one.")
 def weights_of_another_size(at: Bench) -> Outcome:
-    return added(at, lambda folder: cli.save(folder / "tiny.model", "tiny_wide"))
+    return added(at, lambda folder: save(folder / "tiny.model", "tiny_wide"))
 
 
 @fault(STAGE, "Weights of a network that no card knows.")
@@ -155,35 +147,35 @@ def an_official_file_that_changed(at: Bench) -> Outcome:
 
 
 def _base(at: Bench) -> Any:
-    return slim.base.__wrapped__(at.root, at.patch)
+    return write_base(at.root, at.patch)
 
 
 @fault(STAGE, "The official file that a slim checkpoint leaves its frozen weights in has vanished.")
 def a_vanished_base_file(at: Bench) -> Outcome:
     base = _base(at)
-    content = slim_state_dict(slim.pretrained(base))
+    content = slim_state_dict(pretrained(base))
     base.unlink()
-    message = at.raises(BaseFileError, lambda: slim.build().load_state_dict(content))
+    message = at.raises(BaseFileError, lambda: build().load_state_dict(content))
     return Outcome("refused", "the checkpoint, which loads when the file is back", _short(message))
 
 
 @fault(STAGE, "The official file that a slim checkpoint needs was replaced by another.")
 def another_base_file(at: Bench) -> Outcome:
     base = _base(at)
-    content = slim_state_dict(slim.pretrained(base))
-    torch.save({"state_dict": slim.build("full", seed=7).state_dict()}, base)
-    message = at.raises(BaseFileError, lambda: slim.build().load_state_dict(content))
+    content = slim_state_dict(pretrained(base))
+    torch.save({"state_dict": build("full", seed=7).state_dict()}, base)
+    message = at.raises(BaseFileError, lambda: build().load_state_dict(content))
     return Outcome("refused", "the checkpoint, which loads when the file is back", _short(message))
 
 
 @fault(STAGE, "The official file vanishes during a training of a slim model.")
 def a_base_file_that_vanishes_in_training(at: Bench) -> Outcome:
     base = _base(at)
-    network = slim.pretrained(base)
+    network = pretrained(base)
     base.unlink()
     with pytest.warns(UserWarning) as warned:
         content = slim_state_dict(network)
-    assert slim.same(content, network.state_dict())
+    assert same(content, network.state_dict())
     message = at.shown(str(warned[0].message))
     return Outcome("goes on, with a warning", "all weights: the checkpoint is a full one", _short(message))
 

@@ -304,22 +304,6 @@ class ConverterTester:
             assert table.regions_class_order or set(table.values.values()) == set(table.names.values())
 
 
-def write_volume(
-    path: Path,
-    array: np.ndarray,
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
-    origin: tuple[float, float, float] = (0.0, 0.0, 0.0),
-    direction: tuple[float, ...] = (1, 0, 0, 0, 1, 0, 0, 0, 1),
-) -> None:
-    """Write an array (z, y, x) in the format of the file's ending; geometry along x, y, z as SimpleITK has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(spacing)
-    image.SetOrigin(origin)
-    image.SetDirection(direction)
-    sitk.WriteImage(image, path)
-
-
 def scene(
     seed: int, values: tuple[int, ...], shape: tuple[int, int, int] = (10, 12, 14)
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,8 @@ from nnunet_fm.dataset_conversion.run import Report, convert
 from nnunet_fm.dataset_conversion.steps import Thesis
 from nnunet_fm.dataset_conversion.tree import Tree
 from nnunet_fm.io.volume import Volume
-from tests.helpers.convert_tester import scene, write_volume
+from tests.helpers.convert_tester import scene
+from tests.helpers.images import write_volume
 
 
 class Toy(Converter):

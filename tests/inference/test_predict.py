@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
@@ -29,15 +29,14 @@ from nnunet_fm.inference.inputs import PredictionInputError
 from nnunet_fm.inference.predict import PredictionError, default_processes, predict_folder
 from nnunet_fm.preprocessing.whole_images import WholeSimpleITKIO
 from nnunet_fm.records.prediction import FILE, CaseTimes, PredictionTimes
-from tests.cli.test_cli import command  # noqa: F401  (a fixture)
 from tests.end_to_end.test_commands import Venv
+from tests.helpers.commands import Command, make_command
 from tests.helpers.datasets import write_dataset, write_image
 from tests.helpers.tiny_models import write_fm_model, write_model
 
 CPU = torch.device("cpu")
 SHAPE = (10, 14, 12)
 HERE = {"device": CPU, "processes_preprocessing": 0, "processes_export": 0}
-Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -512,8 +511,13 @@ def test_threads_are_all_cores_unless_the_user_says(
 # The command
 
 
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return make_command(monkeypatch, capsys)
+
+
 def test_the_command_finds_the_model_and_prints_times(
-    command: Command,  # noqa: F811
+    command: Command,
     model: Path,
     images: Path,
     broken: Path,
@@ -553,6 +557,6 @@ def test_the_command_finds_the_model_and_prints_times(
         (("-m", "x", "-part_id", "1"), "parts count from 0 to 0"),
     ],
 )
-def test_bad_usage(command: Command, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:  # noqa: F811
+def test_bad_usage(command: Command, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     code, _, err = command("predict", "-i", str(tmp_path), "-o", str(tmp_path / "out"), *arguments)
     assert code == 2 and message in " ".join(err.split())

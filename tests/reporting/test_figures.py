@@ -12,7 +12,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
-import SimpleITK as sitk
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
@@ -29,6 +28,7 @@ from nnunet_fm.reporting.figures.slices import EDGE_PIXELS, CasePictures, array_
 from nnunet_fm.reporting.figures.style import INK, SERIES, plain_names, shortened, svg, thousands
 from nnunet_fm.reporting.figures.surface import foreground_box, surface_picture
 from nnunet_fm.reporting.overlay import COLOURS, class_colour
+from tests.helpers.images import write_volume
 
 RANKED = pd.DataFrame(
     {
@@ -169,13 +169,6 @@ def labelled(shape: tuple[int, ...] = (12, 30, 20)) -> np.ndarray:
     return labels
 
 
-def write(path: Path, array: np.ndarray, spacing: tuple[float, ...]) -> Path:
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(spacing)
-    sitk.WriteImage(image, str(path))
-    return path
-
-
 def opened(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA")).astype(int)
 
@@ -200,8 +193,8 @@ def test_picture_is_a_crop_in_true_proportions(tmp_path: Path) -> None:
     labels = np.zeros((20, 60, 60), np.uint8)
     labels[8:12, 5:15, 5:15] = 1
     grey = np.random.default_rng(0).normal(50, 10, labels.shape).astype(np.float32)
-    image = write(tmp_path / "i.nii.gz", grey, (0.5, 1, 3))
-    case = CasePictures(image, write(tmp_path / "l.nii.gz", labels, (0.5, 1, 3)), {"organ": (1,)})
+    image = write_volume(tmp_path / "i.nii.gz", grey, (0.5, 1, 3))
+    case = CasePictures(image, write_volume(tmp_path / "l.nii.gz", labels, (0.5, 1, 3)), {"organ": (1,)})
     pictures = {view.name: opened(case.picture(view, case.labels)) for view in case.views}
     assert set(pictures) == {"axial", "coronal", "sagittal"} and case.sharpest.name == "axial"
     for name, picture in pictures.items():
@@ -225,8 +218,8 @@ def test_two_dimensions_and_colours(tmp_path: Path) -> None:
 
 
 def test_other_size_is_refused(tmp_path: Path) -> None:
-    image = write(tmp_path / "i.nii.gz", np.zeros((4, 5, 6), np.float32), (1, 1, 1))
-    other = write(tmp_path / "other.nii.gz", np.zeros((4, 5, 7), np.uint8), (1, 1, 1))
+    image = write_volume(tmp_path / "i.nii.gz", np.zeros((4, 5, 6), np.float32), (1, 1, 1))
+    other = write_volume(tmp_path / "other.nii.gz", np.zeros((4, 5, 7), np.uint8), (1, 1, 1))
     with pytest.raises(ValueError, match="other.nii.gz has size"):
         CasePictures(image, other, {})
 

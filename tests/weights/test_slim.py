@@ -24,8 +24,6 @@ from nnunetv2.run.run_training import maybe_load_checkpoint
 from torch import Tensor, nn
 
 import nnunet_fm.trainers
-from nnunet_fm.models.build import build_network
-from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.weights import cache, slim
@@ -35,37 +33,15 @@ from nnunet_fm.weights.files import WeightsFileError
 from nnunet_fm.weights.load import load_checkpoint
 from nnunet_fm.weights.slim import NOTE, BaseFileError, bases_of, expand_slim, full_state_dict, slim_state_dict
 from tests.helpers.datasets import nnunet_folders, write_dataset, write_fingerprint
+from tests.helpers.slim_files import ENTRY_OF_PLAN, FILE, build, pretrained, same, write_base
 
-ENTRY_OF_PLAN = {
-    "network_class_name": "nnunet_fm.networks.stunet.STUNet",
-    "arch_kwargs": {"dims": [8, 8, 8, 16, 16, 16], "depth": [1] * 6, "strides": [[1, 1, 1]] + [[2, 2, 2]] * 5},
-}
-FILE = "tiny.model"
 ENCODER = "conv_blocks_context."
-DROP = [r"seg_outputs\."]
-
-
 Form = Callable[[dict[str, Tensor]], dict[str, Tensor]]
-
-
-def build(adapter: str = "freeze", channels: int = 1, seed: int = 0) -> FoundationNetwork:
-    torch.manual_seed(seed)
-    return build_network(ENTRY_OF_PLAN, channels, 3, adapter=adapter)
 
 
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An official file in a weights folder of its own."""
-    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "weights"))
-    (tmp_path / "weights").mkdir()
-    torch.save({"state_dict": build("full", seed=1).state_dict(), "epoch": 3}, tmp_path / "weights" / FILE)
-    return tmp_path / "weights" / FILE
-
-
-def pretrained(base: Path, adapter: str = "freeze", channels: int = 1) -> FoundationNetwork:
-    network = build(adapter, channels)
-    load_checkpoint(network, base, containers=["state_dict"], drop=DROP, files=[FILE, "other.model"], page="a page")
-    return network
+    return write_base(tmp_path, monkeypatch)
 
 
 def trained(network: nn.Module, seed: int = 5) -> dict[str, Tensor]:
@@ -87,10 +63,6 @@ def left_out(state_dict: dict[str, Tensor]) -> set[str]:
     return {name for entry in bases_of(state_dict) for name in entry.tensors}
 
 
-def same(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
-
-
 def of_older_version(content: dict[str, Tensor]) -> dict[str, Tensor]:
     """A slim state dict in the form of older versions: the note stood in the storage of every stand-in."""
     bases = bases_of(content)
@@ -105,9 +77,6 @@ def of_older_version(content: dict[str, Tensor]) -> dict[str, Tensor]:
     names = left_out(content)
     older = {n: stand_in(t.dtype).as_strided(t.shape, [0] * t.ndim) if n in names else t for n, t in content.items()}
     return {**older, NOTE: stand_in(torch.uint8)}
-
-
-# What is left out
 
 
 def test_only_what_is_frozen_and_the_files_is_left_out(base: Path, tmp_path: Path) -> None:
@@ -201,9 +170,6 @@ def test_buffers_of_frozen_modules_are_left_out(base: Path) -> None:
     network.norm.num_batches_tracked.fill_(7)
     network.load_state_dict(content)
     assert same(network.state_dict(), expected)
-
-
-# How it comes back
 
 
 def test_folds_are_swapped_without_reading_again(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,9 +294,6 @@ def test_a_slim_file_is_expanded(base: Path, tmp_path: Path, form: Form) -> None
     assert expand_slim(tmp_path / "full.pth")[1] == ()
 
 
-# What goes wrong
-
-
 def test_a_missing_base_says_what_to_do(base: Path) -> None:
     content = slim_state_dict(pretrained(base))
     base.unlink()
@@ -382,9 +345,6 @@ def test_full_state_dict_needs_no_network(base: Path, tmp_path: Path) -> None:
     content = through_file(slim_state_dict(network), tmp_path / "slim.pth")
     assert same(full_state_dict(content), expected)
     assert same(full_state_dict(expected), expected)
-
-
-# Through nnU-Net
 
 
 NUMBER, PLANS, SHAPE = 655, "FMPlans_tiny", (18, 20, 22)

@@ -1,4 +1,4 @@
-"""Habits of the command line: the same flags everywhere, completion that costs nothing, quiet, no colours in a pipe."""
+"""Conventions of all sub-commands: the same flags, JSON, quiet, no colours in a pipe."""
 
 from __future__ import annotations
 
@@ -13,14 +13,10 @@ from typing import Any
 import pytest
 import typer
 
-from nnunet_fm.cli import completion
 from nnunet_fm.cli.app import app
-from nnunet_fm.heads import HEADS
-from nnunet_fm.models.registry import cards
 
 REPOSITORY = Path(__file__).parents[2]
 PROGRAM = (sys.executable, "-c", "from nnunet_fm.cli.app import main; main()")
-
 SAME = {
     "dataset_id": "-d",
     "configuration": "-c",
@@ -34,7 +30,6 @@ SAME = {
     "quiet": "-q",
 }
 """A parameter's name -> the flag it has in every sub-command that takes it."""
-
 MEANINGS = {
     # flag -> names of the parameters that may have it: one meaning, wherever it is
     "-d": {"dataset", "datasets", "dataset_id", "target"},
@@ -98,36 +93,6 @@ def test_underscores_and_hyphens_are_the_same(tmp_path: Path) -> None:
             assert done.returncode == 2 and "7.0 is not above 0 and at most 1" in done.stderr, done.stderr
     done = run("plan", "-d", "1", "--control", "stock", "--eval_datasets", "5", "6", **folders)
     assert done.returncode == 2 and "stock nnU-Net has no --eval-datasets" in done.stderr
-
-
-def test_completion_knows_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for kind in ("raw", "preprocessed", "results"):
-        (tmp_path / kind).mkdir()
-        monkeypatch.setenv(f"nnUNet_{kind}", str(tmp_path / kind))
-    (tmp_path / "raw" / "Dataset007_Heart").mkdir()
-    (tmp_path / "results" / "Dataset501_A" / "fm_trainer__FMPlans_stunet_b__3d_fullres").mkdir(parents=True)
-    assert completion.complete_datasets("") == ["501", "7"]
-    assert completion.complete_datasets("Dataset0") == ["Dataset007_Heart"]
-    assert completion.complete_trainers("fm") == ["fm_trainer"]
-    assert completion.complete_plans("") == ["FMPlans_stunet_b"] and completion.complete_configurations("2") == []
-    assert set(completion.complete_models("")) == set(cards())
-    assert set(completion.complete_heads("")) == set(HEADS)
-    assert completion.complete_adapters("rein") == ["rein", "rein_lora"]
-
-
-def test_a_shell_is_answered_without_heavy_imports(tmp_path: Path) -> None:
-    asked = {"_NNUNET_FM_COMPLETE": "complete_bash", "COMP_WORDS": "nnunet-fm plan -m stunet_", "COMP_CWORD": "3"}
-    program = (
-        "import sys; sys.argv = ['nnunet-fm']\n"
-        "from nnunet_fm.cli.app import app\n"
-        "try:\n    app(prog_name='nnunet-fm')\n"
-        "finally:\n    print(sorted({'torch', 'nnunetv2', 'pandas', 'yaml'} & set(sys.modules)), file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | asked, cwd=REPOSITORY, capture_output=True, text=True
-    )
-    assert done.stdout.split() == ["stunet_b", "stunet_h", "stunet_l", "stunet_s"], done.stderr
-    assert done.stderr.strip().endswith("[]")
 
 
 def test_quiet_prints_nothing_and_fails_aloud(tmp_path: Path) -> None:

@@ -1,10 +1,8 @@
-"""Folders of predictions against nnU-Net's own scores, size groups, files; the log reader, overlays and the page."""
+"""Folders of predictions against nnU-Net's own scores, their tables and means."""
 
 from __future__ import annotations
 
 import math
-import os
-import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,39 +22,16 @@ from nnunet_fm.dataset_conversion.demo import unpack
 from nnunet_fm.metrics.case import default_slice_axis
 from nnunet_fm.metrics.folder import evaluate_folder
 from nnunet_fm.metrics.label_map import read_label_map
-from nnunet_fm.metrics.labels import foreground, read_dataset_json
+from nnunet_fm.metrics.labels import foreground
 from nnunet_fm.metrics.scores_table import COLUMNS, SLICE, read_scores, write_scores
-from nnunet_fm.metrics.size_groups import size_group, size_shares
 from nnunet_fm.metrics.summary import (
-    class_groups,
     mean_foreground,
     mean_per_class,
     per_case,
     summarise,
     volume_scores,
 )
-from nnunet_fm.reporting.overlay import overlay_figure
-from nnunet_fm.reporting.page import learning_curve, write_page
-from nnunet_fm.reporting.training_log import newest_log, parse_log
-
-LOG = """
-2026-11-22 04:09:02.598007: Epoch {epoch}
-2026-11-22 04:09:02.598007: Current learning rate: 0.001
-2026-11-22 04:09:02.598007: train_loss {loss}
-2026-11-22 04:09:02.598007: val_loss -0.25
-2026-11-22 04:09:02.598007: Pseudo dice [np.float32(0.8), np.float32(nan), 0.6]
-2026-11-22 04:09:02.598007: Epoch time: {seconds} s
-2026-11-22 04:09:02.598007: Yayy! New best EMA pseudo Dice: 0.7
-"""
-
-
-def write(path: Path, array: np.ndarray, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Path:
-    """An image from an array (Z, Y, X) and a spacing (x, y, z) in mm."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(spacing)
-    sitk.WriteImage(image, str(path))
-    return path
+from tests.helpers.images import write_volume
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +53,8 @@ def hippocampus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, P
         array = sitk.GetArrayFromImage(image)
         predicted = distort(array).astype(np.uint8)
         array[generator.random(array.shape) < 0.1] = 3  # the ignore label of some of the tests below
-        write(references / file.name, array)
-        write(predictions / file.name, predicted)
+        write_volume(references / file.name, array)
+        write_volume(predictions / file.name, predicted)
     return predictions, references, dataset
 
 
@@ -205,47 +180,6 @@ def test_processes_change_nothing(hippocampus: tuple[Path, Path, Path]) -> None:
         evaluate_folder(predictions, damaged, labels, processes=2)
 
 
-@pytest.mark.parametrize(
-    ("share", "group"),
-    [
-        (0, "<1 %"),
-        (0.0099, "<1 %"),
-        (0.01, "1–5 %"),
-        (0.05, "5–15 %"),
-        (0.1499, "5–15 %"),
-        (0.15, "≥15 %"),
-        (1, "≥15 %"),
-    ],
-)
-def test_size_groups_begin_at_their_edge(share: float, group: str) -> None:
-    assert size_group(share) == group
-
-
-def test_sizes_come_from_the_training_cases_or_the_case(tmp_path: Path) -> None:
-    """Shares of 3000 labelled voxels; the second case has one class alone, the third nothing."""
-    arrays = [np.zeros(4000, np.uint8) for _ in range(3)]
-    arrays[0][:3000] = np.repeat([1, 2, 3, 4], [2700, 250, 40, 10])
-    arrays[0][-7:] = 9
-    arrays[1][:100] = 1
-    for name, array in zip("abc", arrays, strict=True):
-        write(tmp_path / "labels" / f"{name}.nii.gz", array.reshape(10, 20, 20))
-    labels = {"background": 0, "organ": 1, "vessels": [2, 3], "tumour": 3, "cyst": 4, "ignore": 9}
-    shares = size_shares(tmp_path / "labels", labels)
-    assert shares == pytest.approx(
-        {"organ": (0.9 + 1) / 2, "vessels": 0.29 / 6, "tumour": 0.04 / 6, "cyst": 0.01 / 6}, abs=1e-12
-    )
-    folder = tmp_path / "labels"
-    by_training = evaluate_folder(folder, folder, labels, metrics=["Dice"])
-    expected = {"organ": "≥15 %", "vessels": "1–5 %", "tumour": "<1 %", "cyst": "<1 %"}
-    assert class_groups(by_training) == expected
-    given = evaluate_folder(folder, folder, labels, metrics=["Dice"], shares={"organ": 0.02, "vessels": 0.5})
-    assert class_groups(given) == {"organ": "1–5 %", "vessels": "≥15 %", "tumour": "<1 %", "cyst": "<1 %"}
-    by_case = evaluate_folder(folder, folder, labels, metrics=["Dice"], group_by="case", cases=["a"])
-    assert class_groups(by_case) == {"organ": "≥15 %", "vessels": "5–15 %", "tumour": "1–5 %", "cyst": "<1 %"}
-    with pytest.raises(FileNotFoundError, match="no label maps"):
-        size_shares(tmp_path, labels)
-
-
 def test_means_leave_out_what_is_undefined() -> None:
     nan = float("nan")
     values = {"organ": [0.5, nan, 0.7], "tumour": [nan, nan, 0.2], "never": [nan, nan, nan], "background": [1, 1, 1]}
@@ -264,7 +198,7 @@ def test_bad_folders_are_named_before_anything_is_scored(tmp_path: Path) -> None
     labels = {"background": 0, "organ": 1}
     for case in ("a", "ö", "c"):
         for kind in ("p", "r"):
-            write(tmp_path / kind / f"{case}.nii.gz", np.ones((4, 5, 6), np.uint8))
+            write_volume(tmp_path / kind / f"{case}.nii.gz", np.ones((4, 5, 6), np.uint8))
     folders = tmp_path / "p", tmp_path / "r"
     assert set(evaluate_folder(*folders, labels, metrics=["Dice"])["case"]) == {"a", "ö", "c"}
     (tmp_path / "p" / "ö.nii.gz").rename(tmp_path / "p" / "x.nii.gz")
@@ -296,14 +230,14 @@ def test_bad_folders_are_named_before_anything_is_scored(tmp_path: Path) -> None
 def test_a_prediction_that_cannot_be_compared_is_named(
     tmp_path: Path, array: np.ndarray, spacing: tuple[float, float, float], message: str
 ) -> None:
-    write(tmp_path / "r" / "a.nii.gz", np.ones((4, 5, 6), np.uint8))
-    write(tmp_path / "p" / "a.nii.gz", array, spacing)
+    write_volume(tmp_path / "r" / "a.nii.gz", np.ones((4, 5, 6), np.uint8))
+    write_volume(tmp_path / "p" / "a.nii.gz", array, spacing)
     with pytest.raises(ValueError, match=message):
         evaluate_folder(tmp_path / "p", tmp_path / "r", {"background": 0, "organ": 1})
 
 
 def test_warns_of_strange_labels_and_of_another_place(tmp_path: Path) -> None:
-    write(tmp_path / "r" / "a.nii.gz", np.ones((4, 5, 6), np.uint8))
+    write_volume(tmp_path / "r" / "a.nii.gz", np.ones((4, 5, 6), np.uint8))
     predicted = np.ones((4, 5, 6), np.int16)
     predicted[0, 0, 0], predicted[0, 0, 1] = 300, -2
     image = sitk.GetImageFromArray(predicted)
@@ -320,7 +254,7 @@ def test_warns_of_strange_labels_and_of_another_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".gipl"])
 def test_every_format_is_read_as_nnunet_reads_it(tmp_path: Path, ending: str, kind: type) -> None:
     array = np.random.default_rng(0).integers(0, 4, (4, 5, 6))
-    file = write(tmp_path / f"a{ending}", array.astype(kind), (0.5, 0.75, 3))
+    file = write_volume(tmp_path / f"a{ending}", array.astype(kind), (0.5, 0.75, 3))
     read = read_label_map(file)
     stock, properties = SimpleITKIO().read_seg(str(file))
     assert np.array_equal(read.array, stock[0]) and read.array.dtype.kind in "iu"
@@ -379,125 +313,3 @@ def test_scores_survive_their_file(tmp_path: Path) -> None:
     for table in (scores, sliced):
         write_scores(table, tmp_path / "scores.csv")
         pd.testing.assert_frame_equal(read_scores(tmp_path / "scores.csv"), table)
-
-
-def test_foreground_reads_labels_as_nnunet() -> None:
-    labels = {"background": 0, "organ": [1, 2, 3], "tumour": 2, "never": 7, "ignore": 9}
-    classes, ignore = foreground(labels)
-    assert classes == {"organ": (1, 2, 3), "tumour": (2,), "never": (7,)} and ignore == 9
-    mask = evaluate_predictions.region_or_label_to_mask(np.arange(10), classes["organ"])
-    assert np.flatnonzero(mask).tolist() == [1, 2, 3]
-
-
-@pytest.mark.parametrize("text", ["[", "[]", "{}", '{"labels": {}}', '{"labels": {"0": "background"}}'])
-def test_a_dataset_json_without_usable_labels_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / "dataset.json").write_text(text)
-    with pytest.raises(ValueError, match=r"dataset\.json: 'labels' must map"):
-        read_dataset_json(tmp_path / "dataset.json")
-
-
-def test_log_is_read_back() -> None:
-    text = LOG.format(epoch=0, loss=-0.5, seconds=12.5) + LOG.format(epoch=1, loss="-1e-05", seconds=10)
-    log = parse_log(text)
-    assert log.to_dict("list") == {
-        "epoch": [0, 1],
-        "train_loss": [-0.5, -1e-5],
-        "val_loss": [-0.25, -0.25],
-        "dice": [pytest.approx(0.7), pytest.approx(0.7)],
-        "seconds": [12.5, 10.0],
-    }
-
-
-def test_log_is_read_while_it_is_written() -> None:
-    """Wherever the file ends for now, no epoch is reported that is not whole."""
-    first = LOG.format(epoch=0, loss=-0.5, seconds=12.5)
-    text = first + LOG.format(epoch=1, loss=-0.75, seconds=10.5)
-    for end in range(len(first), len(text)):
-        log = parse_log(text[:end])
-        assert log["seconds"].tolist() in ([12.5], [12.5, 10.5]), text[:end].splitlines()[-1]
-        assert log["epoch"].tolist() in ([0], [0, 1]) and log["train_loss"].notna().all()
-
-
-def test_newest_log(tmp_path: Path) -> None:
-    assert newest_log(tmp_path) is None
-    for age, name in enumerate(["training_log_2026_11_9.txt", "training_log_2026_11_10.txt"]):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (100 - age, 100 - age))
-    assert newest_log(tmp_path) == tmp_path / "training_log_2026_11_9.txt"
-
-
-def panels(figure) -> dict[str, np.ndarray]:
-    return {ax.get_title(): ax.images[0].get_array() for ax in figure.axes if ax.images}
-
-
-def test_overlays_show_patients_the_radiologists_way(tmp_path: Path) -> None:
-    """One voxel is bright: the patient's right, front and top; it must be left, and up, in every view."""
-    array = np.zeros((10, 12, 14), np.float32)
-    labels = np.zeros(array.shape, np.uint8)
-    labels[3:8, 3:9, 3:11] = 1
-    centre = (5, 5, 6)  # lower medians are not unique; the corners below lie in the planes through the centre
-    for corner in ((centre[0], 0, 0), (9, centre[1], 0), (9, 0, centre[2])):
-        array[corner] = 1.0  # LPS: low x is right, low y is front, high z is top
-    files = {name: write(tmp_path / f"{name}.nii.gz", a) for name, a in (("image", array), ("labels", labels))}
-    for orientation in ("LPS", "RAS", "PIR"):
-        turned = {}
-        for name, file in files.items():
-            turned[name] = tmp_path / f"{name}_{orientation}.nii.gz"
-            sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(file)), orientation), str(turned[name]))
-        shown = panels(overlay_figure(turned["image"], turned["labels"], turned["labels"], {"organ": (1,)}))
-        assert len(shown) == 6
-        for title, panel in shown.items():
-            assert panel[0, 0] == 1.0, (orientation, title)
-        assert shown["axial, reference"].shape == (12, 14)
-        assert shown["coronal, reference"].shape == (10, 14)
-        assert shown["sagittal, prediction"].shape == (10, 12)
-
-
-def test_overlays_keep_proportions_and_outline_each_class(tmp_path: Path) -> None:
-    labels = np.zeros((8, 10, 12), np.uint8)
-    labels[2:6, 3:7, 4:6] = 1
-    labels[2:6, 3:7, 6:8] = 2
-    spacing = (0.5, 1.0, 4.0)
-    image = write(tmp_path / "image.nii.gz", np.random.default_rng(0).normal(size=labels.shape), spacing)
-    reference = write(tmp_path / "reference.nii.gz", labels, spacing)
-    prediction = write(tmp_path / "prediction.nii.gz", np.zeros_like(labels), spacing)
-    figure = overlay_figure(image, reference, prediction, {"left": (1,), "right": (2,)})
-    axes = {ax.get_title(): ax for ax in figure.axes if ax.images}
-    assert [axes[f"{view}, reference"].get_aspect() for view in ("axial", "coronal", "sagittal")] == [2.0, 8.0, 4.0]
-    assert len(axes["axial, reference"].collections) == 2
-    assert len(axes["axial, prediction"].collections) == 0
-    other = write(tmp_path / "other.nii.gz", np.zeros((8, 10, 11), np.uint8))
-    with pytest.raises(ValueError, match="prediction of image.nii.gz has size"):
-        overlay_figure(image, reference, other, {"left": (1,)})
-
-
-def test_page_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
-    scores = pd.DataFrame(
-        [("case<1>", "organ", "Dice", 0.9), ("case<1>", "tumour", "Dice", float("nan")), ("b", "organ", "Dice", 0.8)],
-        columns=["case", "class", "metric", "value"],
-    )
-    log = parse_log(LOG.format(epoch=0, loss=-0.5, seconds=12.5))
-    write_page(
-        tmp_path / "page.html",
-        title="A & B",
-        scores=scores,
-        log=log,
-        seconds={"plan": 1.25, "train": 20.0},
-        commands=["nnUNetv2_train 1 2d 0 && echo '<done>'"],
-        overlays=[("the first", learning_curve(log))],
-        facts={"Cores": "2"},
-    )
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "A &amp; B" in page and "case&lt;1&gt;" in page and "&lt;done&gt;" in page
-    assert "<td>0.900</td><td>–</td>" in page and ">0.850<" in page and "2 unseen cases" in page
-    assert "<td>20.0</td>" in page and "<td>21.2</td>" in page
-    assert page.count("data:image/png;base64,") == 2
-    assert not re.search(r"(src|href)=\"(?!data:)|url\(|<script|\$[a-z]", page), "must need nothing from elsewhere"
-
-
-def test_page_without_a_finished_epoch(tmp_path: Path) -> None:
-    scores = pd.DataFrame([("a", "organ", "Dice", 1.0)], columns=["case", "class", "metric", "value"])
-    page = tmp_path / "page.html"
-    write_page(page, title="t", scores=scores, log=parse_log(""), seconds={}, commands=[], overlays=[], facts={})
-    assert "No epoch was finished" in page.read_text(encoding="utf-8")
-    assert "1 unseen case<" in page.read_text(encoding="utf-8")
