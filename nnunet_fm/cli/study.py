@@ -90,7 +90,7 @@ def _run(prepared: Prepared, profile: str | None, further: list[str], quiet: boo
     """Run the study with a bar in a terminal, and a line for each finished job."""
     from dataclasses import replace
 
-    from nnunet_fm.studies.marks import Marks
+    from nnunet_fm.studies.job_markers import JobMarkers
     from nnunet_fm.studies.run import run, write_partial_report
 
     say = partial(remark, quiet=quiet)
@@ -99,7 +99,7 @@ def _run(prepared: Prepared, profile: str | None, further: list[str], quiet: boo
             f"Official weights are not at hand, and trainings that need them will fail: "
             f"{', '.join(prepared.missing_weights)} (see `nnunet-fm weights list`)"
         )
-    done = len(Marks(prepared.study.folder).finished(prepared.jobs.values()))
+    done = len(JobMarkers(prepared.study.folder).finished(prepared.jobs.values()))
     count = len(prepared.jobs)
     with bars(hidden=quiet) as bar:
         progress = bar("jobs")
@@ -118,9 +118,9 @@ def _run(prepared: Prepared, profile: str | None, further: list[str], quiet: boo
 
 
 def _print_plan(prepared: Prepared) -> None:
+    from nnunet_fm.studies.job_context import nnunet_folder
     from nnunet_fm.studies.run import free_space
     from nnunet_fm.studies.summary import plan_summary
-    from nnunet_fm.studies.workplace import nnunet_folder
 
     summary, study = plan_summary(prepared), prepared.study
     print(f"{study.title or study.name}: {summary['runs']} runs, to {summary['output']}\n")

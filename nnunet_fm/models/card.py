@@ -17,11 +17,11 @@ Table = Annotated[dict[str, Value], BeforeValidator(lambda table: table or {})]
 Size = Annotated[list[PositiveInt], Field(min_length=2, max_length=3)]
 
 
-class _Strict(BaseModel):
+class _CardPart(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
-class ScratchRecipe(_Strict):
+class ScratchRecipe(_CardPart):
     """Recipe fields that have another value where the training starts from random weights; None: the recipe's own."""
 
     optimizer: Literal["sgd", "adam", "adamw"] | None = None
@@ -35,7 +35,7 @@ class ScratchRecipe(_Strict):
         return self.model_dump(exclude_none=True)
 
 
-class Recipe(_Strict):
+class Recipe(_CardPart):
     """How a network is trained; a plan carries one, and ``--set recipe.<field>=<value>`` changes a field."""
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -190,7 +190,7 @@ def read_mirror(given: object) -> Literal["all"] | list[int | str]:
     return known
 
 
-class Geometry(_Strict):
+class Geometry(_CardPart):
     """Voxel spacing, patch and batch."""
 
     spacing: Spacing | Literal["native"] | None = Field(
@@ -200,7 +200,7 @@ class Geometry(_Strict):
     batch: PositiveInt = Field(2, description="patches per iteration")
 
 
-class Intensity(_Strict):
+class Intensity(_CardPart):
     """How grey values reach the network.
 
     ``zscore``: per image, nnU-Net's ZScoreNormalization. ``ct``: nnU-Net's CTNormalization with the dataset's own
@@ -227,7 +227,7 @@ class Intensity(_Strict):
         return self
 
 
-class DatasetChoice(_Strict):
+class DatasetChoice(_CardPart):
     """What a variant does otherwise on one dataset; None is as everywhere."""
 
     spacing: PositiveFloat | Literal["native"] | None = Field(None, description="in-plane spacing in mm")
@@ -238,7 +238,7 @@ class DatasetChoice(_Strict):
     learning_rate: dict[str, PositiveFloat] = Field(default_factory=dict, description="adapter or 'default' -> rate")
 
 
-class Variant(_Strict):
+class Variant(_CardPart):
     """One way to plan a model: where the geometry, the intensities and the recipe come from."""
 
     geometry: Geometry = Field(description="voxels, patch and batch")
@@ -256,7 +256,7 @@ class Variant(_Strict):
     )
 
 
-class Checkpoint(_Strict):
+class Checkpoint(_CardPart):
     """An official weights file, described well enough to find, read and check it."""
 
     name: str = Field(description="name in the weights cache and in plans")
@@ -275,7 +275,7 @@ class Checkpoint(_Strict):
     note: str = Field(default="", description="a sentence for the reader of docs/models.md")
 
 
-class Pretraining(_Strict):
+class Pretraining(_CardPart):
     """What the weights have seen, to warn of test leakage, of foreign intensities and of another orientation."""
 
     datasets: list[str] = Field(default_factory=list, description="a model is not tested on what it has seen")
@@ -284,7 +284,7 @@ class Pretraining(_Strict):
     note: str = Field(default="", description="how the images were prepared")
 
 
-class NetworkCard(_Strict):
+class NetworkCard(_CardPart):
     """The class that builds the network, its arguments, and which patches are legal for it."""
 
     class_path: str = Field(description="dotted path of a subclass of `nnunet_fm.networks.base.FoundationNetwork`")
@@ -303,7 +303,7 @@ class NetworkCard(_Strict):
         return "image_size" in self.arguments
 
 
-class ModelCard(_Strict):
+class ModelCard(_CardPart):
     """One model: what it is, what it may be used for, how it is planned and trained, where its weights come from."""
 
     name: str = Field(description="as in trainer and planner names; the file is called after it")

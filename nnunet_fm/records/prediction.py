@@ -16,13 +16,10 @@ from nnunet_fm.records.machine import processor_name
 FILE = "prediction_times.json"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class CaseTimes(_Strict):
+class CaseTimes(BaseModel):
     """Seconds of one case: from its files to the array, to the network's input, to logits, to the written label map."""
 
+    model_config = ConfigDict(extra="forbid")
     reading: float
     preprocessing: float
     inference: float
@@ -32,7 +29,7 @@ class CaseTimes(_Strict):
 STEPS = tuple(CaseTimes.model_fields)
 
 
-class PredictionTimes(_Strict):
+class PredictionTimes(BaseModel):
     """Seconds of every case of a folder of predictions, and the machine they were taken on.
 
     Args:
@@ -42,6 +39,7 @@ class PredictionTimes(_Strict):
         cases: name of a case -> its seconds.
     """
 
+    model_config = ConfigDict(extra="forbid")
     processor: str
     device: str
     threads: int

@@ -21,18 +21,18 @@ End = Literal["iterations", "max_minutes", "patience"]
 """What ends a training."""
 
 
-class _Strict(BaseModel):
+class _RecordPart(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=True, ser_json_inf_nan="constants")
 
 
-class Overlap(_Strict):
+class Overlap(_RecordPart):
     """Mean Dice and mean intersection over union (mIoU) over foreground classes; NaN where nothing was there."""
 
     dice: float
     miou: float
 
 
-class Validation(_Strict):
+class Validation(_RecordPart):
     """One validation: at the end of an epoch, of the training's own domain and of the plan's ``eval_datasets``.
 
     ``epoch`` counts from 0, ``iteration`` are the optimiser steps before the validation, ``seconds`` the training time
@@ -60,7 +60,7 @@ class Validation(_Strict):
     images: list[str] = []
 
 
-class Speed(_Strict):
+class Speed(_RecordPart):
     """Training samples per second, mean and standard deviation over all ``iterations`` after the first `BURN_IN`.
 
     ``waiting_share`` is the share of these iterations' time that went into waiting for data.
@@ -72,7 +72,7 @@ class Speed(_Strict):
     waiting_share: float
 
 
-class TrainingRecord(_Strict):
+class TrainingRecord(_RecordPart):
     """What a training did and cost.
 
     ``seconds`` are training time over all interruptions. Memory is in bytes: ``peak_memory`` the largest resident

@@ -15,9 +15,9 @@ from nnunet_fm.io.untrusted import read_yaml
 from nnunet_fm.metrics.scores_table import read_scores
 from nnunet_fm.reporting.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, TIME_COLUMNS, Results, Run
 from nnunet_fm.studies.cases import CaseSet, label_names, without_seen
-from nnunet_fm.studies.marks import read_json
+from nnunet_fm.studies.collect_trained import collect_results, read_records, trained_on
+from nnunet_fm.studies.job_markers import read_json
 from nnunet_fm.studies.testing import LEFT_OUT, TESTED
-from nnunet_fm.studies.trained import collect_results, read_records, trained_on
 
 TIMES = "prediction_times.json"
 

@@ -10,57 +10,57 @@ from typing import Any
 from nnunet_fm.data.folds import read_folds
 from nnunet_fm.io.dataset_names import dataset_number
 from nnunet_fm.studies.cases import image_names, label_names
-from nnunet_fm.studies.marks import read_json, write_json
+from nnunet_fm.studies.job_context import JobContext
+from nnunet_fm.studies.job_markers import read_json, write_json
 from nnunet_fm.studies.process import StepError
-from nnunet_fm.studies.workplace import Workplace
 
 
-def plan(place: Workplace) -> None:
+def plan(context: JobContext) -> None:
     """Write a plan, and what it needs: the dataset's fingerprint, nnU-Net's own plan under a control's, the split."""
-    what, dataset = place.what, place.what["dataset"]
-    preprocessed = place.preprocessed(dataset)
+    what, dataset = context.what, context.what["dataset"]
+    preprocessed = context.preprocessed(dataset)
     number = dataset_number(dataset)
-    place.variables["nnUNet_n_proc_DA"] = "1"  # nnU-Net's planner sets its threads by this number, and 0 are refused
+    context.variables["nnUNet_n_proc_DA"] = "1"  # nnU-Net's planner sets its threads by this number, and 0 are refused
     if not (preprocessed / "dataset_fingerprint.json").is_file():
-        place.run("nnUNetv2_extract_fingerprint", "-d", number, "-np", place.threads)
+        context.run("nnUNetv2_extract_fingerprint", "-d", number, "-np", context.threads)
     if "base" in what and not (preprocessed / f"{what['base']}.json").is_file():
         target = what["gpu_memory_target"]
         fitted = [] if target is None else ["-gpu_memory_target", target, "-overwrite_plans_name", what["base"]]
-        place.run("nnUNetv2_plan_experiment", "-d", number, "-pl", what["planner"], *fitted)
+        context.run("nnUNetv2_plan_experiment", "-d", number, "-pl", what["planner"], *fitted)
     if "options" in what:
-        place.run("nnunet-fm", "plan", "-d", dataset, "--name", what["name"], *_words(what))
-    _keep_split(place.raw(dataset), preprocessed)
+        context.run("nnunet-fm", "plan", "-d", dataset, "--name", what["name"], *_words(what))
+    _keep_split(context.raw(dataset), preprocessed)
 
 
-def adapt(place: Workplace) -> None:
+def adapt(context: JobContext) -> None:
     """Write the plan by which a trained model is adapted to another dataset."""
-    what, dataset = place.what, place.what["dataset"]
+    what, dataset = context.what, context.what["dataset"]
     model = ("--source", what["source"], "--source-fold", what["fold"], "-chk", what["checkpoint"])
     faithful = ["--faithful"] if what["faithful"] else []
     method = ("--target", dataset, "--method", what["method"], "--name", what["name"])
-    place.run("nnunet-fm", "adapt", *model, *method, *_words(what), *faithful)
-    _keep_split(place.raw(dataset), place.preprocessed(dataset))
+    context.run("nnunet-fm", "adapt", *model, *method, *_words(what), *faithful)
+    _keep_split(context.raw(dataset), context.preprocessed(dataset))
 
 
-def preprocess(place: Workplace) -> None:
+def preprocess(context: JobContext) -> None:
     """Preprocess a dataset once for each kind of data that the plans name, which mostly is one."""
-    what, dataset = place.what, place.what["dataset"]
+    what, dataset = context.what, context.what["dataset"]
     configuration = what["configuration"]
     kinds: dict[str, tuple[str, bool]] = {}
     for name in what["plans"]:
-        entry = _configuration(place.preprocessed(dataset) / f"{name}.json", configuration)
+        entry = _configuration(context.preprocessed(dataset) / f"{name}.json", configuration)
         kinds.setdefault(entry["data_identifier"], (name, entry["preprocessor_name"] == "FMPreprocessor"))
     number = dataset_number(dataset)
     for identifier, (name, ours) in kinds.items():
-        words = ("-d", number, "-plans_name", name, "-c", configuration, "-np", place.threads, "--no_pbar")
+        words = ("-d", number, "-plans_name", name, "-c", configuration, "-np", context.threads, "--no_pbar")
         if ours:  # it knows itself what is up to date
-            place.run("nnUNetv2_preprocess", *words)
+            context.run("nnUNetv2_preprocess", *words)
             continue
-        folder, unfinished = _stock_data(place, identifier)
+        folder, unfinished = _stock_data(context, identifier)
         if folder is None:
             continue
         unfinished.touch()
-        place.run("nnUNetv2_preprocess", *words)
+        context.run("nnUNetv2_preprocess", *words)
         unfinished.unlink()
 
 
@@ -81,15 +81,15 @@ def _configuration(plan: Path, name: str) -> dict[str, Any]:
     return known[name]
 
 
-def _stock_data(place: Workplace, identifier: str) -> tuple[Path | None, Path]:
+def _stock_data(context: JobContext, identifier: str) -> tuple[Path | None, Path]:
     """The folder to fill, None if it is complete, and a file that is there as long as it is not.
 
     nnU-Net deletes the folder before it fills it, under a training that reads it; so what is complete is left alone.
     """
-    dataset = place.what["dataset"]
-    folder = place.preprocessed(dataset) / identifier
+    dataset = context.what["dataset"]
+    folder = context.preprocessed(dataset) / identifier
     unfinished = folder.with_name(f"{identifier}.unfinished")
-    raw = place.raw(dataset)
+    raw = context.raw(dataset)
     ending = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
     cases = image_names(raw / "imagesTr", ending)
     there = {file.stem for file in folder.glob("[!.]*.pkl")} if folder.is_dir() else set()

@@ -10,7 +10,7 @@ import numpy as np
 from nnunet_fm.data.folds import read_folds
 from nnunet_fm.studies.cases import image_names, label_names
 from nnunet_fm.studies.datasets import Dataset
-from nnunet_fm.studies.marks import read_json
+from nnunet_fm.studies.job_markers import read_json
 
 LOOKED_AT = 5
 """Images whose headers are read; the others are taken to be like them."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnunet_fm.studies.expand import Expansion, Training
-from nnunet_fm.studies.naming import job_id
+from nnunet_fm.studies.job_names import job_id
 from nnunet_fm.studies.plans import StudyPlan
 
 RULES = ("plan", "preprocess", "train", "adapt", "predict", "evaluate", "report")

@@ -15,7 +15,7 @@ from nnunet_fm.planfile.schema import STOCK_ITERATIONS
 from nnunet_fm.plans.stock import BASES, PLANNERS, base_plans
 from nnunet_fm.reporting.results import Run
 from nnunet_fm.studies.datasets import Dataset
-from nnunet_fm.studies.naming import digest, join
+from nnunet_fm.studies.job_names import digest, join
 from nnunet_fm.studies.rows import Row
 from nnunet_fm.studies.schema import Adapt, Study
 

@@ -17,10 +17,10 @@ from nnunet_fm.studies.datasets import how_to_convert
 from nnunet_fm.studies.estimate import Estimate, Estimator
 from nnunet_fm.studies.expand import Expansion, expand
 from nnunet_fm.studies.gpus import visible_gpus
+from nnunet_fm.studies.job_context import nnunet_folder
+from nnunet_fm.studies.job_markers import write_json
 from nnunet_fm.studies.jobs import Job, make_jobs
-from nnunet_fm.studies.marks import write_json
 from nnunet_fm.studies.schema import Study
-from nnunet_fm.studies.workplace import nnunet_folder
 from nnunet_fm.weights.cache import find
 
 JOBS, STUDY = "jobs.json", "study.yaml"
@@ -168,7 +168,7 @@ def snakemake_arguments(prepared: Prepared, profile: str | None, further: Sequen
     """Arguments of Snakemake for a study, besides the folder."""
     machine = prepared.machine
     arguments = ["--snakefile", str(Path(__file__).with_name("Snakefile")), "--nocolor", "--keep-going"]
-    # Marks are named after what was done, so that nothing but a missing one is a reason to do it.
+    # JobMarkers are named after what was done, so that nothing but a missing one is a reason to do it.
     arguments += ["--rerun-incomplete", "--rerun-triggers", "params"]
     if profile is not None:
         arguments += ["--profile", profile]

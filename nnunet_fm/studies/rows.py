@@ -10,7 +10,7 @@ from nnunet_fm.models.card import ModelCard
 from nnunet_fm.models.names import Spec, trainer_name
 from nnunet_fm.models.registry import get_card
 from nnunet_fm.reporting.results import Control
-from nnunet_fm.studies.naming import join
+from nnunet_fm.studies.job_names import join
 from nnunet_fm.studies.schema import Model, Study, StudyError
 
 METHODS = {"selftraining": "self-training", "entropymin": "entropy minimisation"}

@@ -16,12 +16,12 @@ from typing import NoReturn
 import psutil
 
 from nnunet_fm.io.atomic_write import scratch_folder
+from nnunet_fm.studies.job_context import environment
+from nnunet_fm.studies.job_markers import INTERRUPTED_BY, JobMarkers, read_json
 from nnunet_fm.studies.jobs import Job
 from nnunet_fm.studies.locks import Lock
-from nnunet_fm.studies.marks import INTERRUPTED_BY, Marks, read_json
 from nnunet_fm.studies.prepare import Prepared, snakemake_arguments
 from nnunet_fm.studies.schema import StudyError
-from nnunet_fm.studies.workplace import environment
 
 LOG = Path("logs", "snakemake.log")
 PAUSE = 0.5
@@ -110,14 +110,14 @@ def run(
     with lock:
         prepared.write_study()
         prepared.write(folder, folder)
-        marks = Marks(folder)
-        marks.clear_failed()
+        markers = JobMarkers(folder)
+        markers.clear_failed()
         if lock.left_behind is not None and _is_locked(folder):
             tell(f"The last run was killed ({lock.left_behind}); going on from where it was.")
             _unlock(prepared, profile, further)
-        logs = {job.id: _state(marks.log(job.rule, job.id)) for job in prepared.jobs.values()}
+        logs = {job.id: _state(markers.log(job.rule, job.id)) for job in prepared.jobs.values()}
         words = _snakemake("--directory", str(folder)) + snakemake_arguments(prepared, profile, further)
-        code, interrupted = _supervise(words, lock, marks, prepared.jobs, on_done, tell)
+        code, interrupted = _supervise(words, lock, markers, prepared.jobs, on_done, tell)
         if code < 0:
             _unlock(prepared, profile, further)  # it was killed, and could not
         if code < 0 and not interrupted:
@@ -125,7 +125,7 @@ def run(
             raise StudyError(
                 f"Snakemake was ended by {ended}. Jobs that it had started go on alone; the same command waits for them"
             )
-        outcome = _outcome(prepared, marks, interrupted, logs)
+        outcome = _outcome(prepared, markers, interrupted, logs)
         if code != 0 and not interrupted and not outcome.failures:
             raise StudyError(
                 f"Snakemake ended with exit code {code}: {_last_words((folder / LOG).read_text(errors='replace'))} "
@@ -178,15 +178,15 @@ def _snakemake(*arguments: str) -> list[str]:
 def _supervise(
     words: Sequence[str],
     lock: Lock,
-    marks: Marks,
+    markers: JobMarkers,
     jobs: Mapping[str, Job],
     on_done: OnDone,
     tell: Callable[[str], None],
 ) -> tuple[int, bool]:
     """Start Snakemake and follow it to its end; returns its exit code and whether the user interrupted it."""
-    log = marks.folder / LOG
+    log = markers.folder / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
-    ended = marks.finished(jobs.values())
+    ended = markers.finished(jobs.values())
     previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     interrupted = False
     try:
@@ -202,7 +202,7 @@ def _supervise(
         lock.add(process.pid)
         try:
             while process.poll() is None:
-                ended |= _report_ended(marks, jobs, ended, on_done)
+                ended |= _report_ended(markers, jobs, ended, on_done)
                 try:
                     process.wait(PAUSE)
                 except subprocess.TimeoutExpired:
@@ -211,7 +211,7 @@ def _supervise(
             interrupted = True
             tell("Interrupted: running jobs are being ended; the same command goes on from here.")
             _end(process)
-        _report_ended(marks, jobs, ended, on_done)
+        _report_ended(markers, jobs, ended, on_done)
         return process.wait(), interrupted
     finally:
         for number, handler in previous.items():
@@ -222,10 +222,10 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _report_ended(marks: Marks, jobs: Mapping[str, Job], known: set[str], on_done: OnDone) -> set[str]:
+def _report_ended(markers: JobMarkers, jobs: Mapping[str, Job], known: set[str], on_done: OnDone) -> set[str]:
     """Tell of jobs that have ended since the last look; returns their ids."""
-    done = marks.finished(jobs.values()) - known
-    failed = marks.unsuccessful(jobs.values()) - known - done
+    done = markers.finished(jobs.values()) - known
+    failed = markers.unsuccessful(jobs.values()) - known - done
     for job in jobs.values():
         if job.id in done | failed:
             on_done(job, job.id in done)
@@ -255,17 +255,19 @@ def _children(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _outcome(prepared: Prepared, marks: Marks, interrupted: bool, logs: Mapping[str, tuple[int, int]]) -> Outcome:
+def _outcome(
+    prepared: Prepared, markers: JobMarkers, interrupted: bool, logs: Mapping[str, tuple[int, int]]
+) -> Outcome:
     """What came of a run, before which the jobs' logs had these states."""
     jobs = prepared.jobs
-    done = marks.finished(jobs.values())
+    done = markers.finished(jobs.values())
     failures: list[Failure] = []
     unbegun: list[Job] = []
     waiting: list[Job] = []
-    errors = read_errors(marks.folder / LOG)
+    errors = read_errors(markers.folder / LOG)
     for job in (job for job in jobs.values() if job.id not in done):
-        log = marks.log(job.rule, job.id)
-        mark, began = read_json(marks.failed(job.rule, job.id)), _state(log) != logs.get(job.id, (0, 0))
+        log = markers.log(job.rule, job.id)
+        mark, began = read_json(markers.failed(job.rule, job.id)), _state(log) != logs.get(job.id, (0, 0))
         if mark is not None:
             failures.append(Failure(job, mark["reason"], log))
         elif interrupted or not set(job.needs) <= done:
@@ -274,15 +276,15 @@ def _outcome(prepared: Prepared, marks: Marks, interrupted: bool, logs: Mapping[
             failures.append(Failure(job, _how_it_ended(log, errors.get(job.id)), log))
         elif job.id in errors:
             told = errors[job.id].log
-            log = told if told is not None and told.is_file() else marks.folder / LOG
+            log = told if told is not None and told.is_file() else markers.folder / LOG
             failures.append(Failure(job, f"never began{errors[job.id]}", log))
         else:
             unbegun.append(job)
     if failures:  # else the whole run failed, which is told in Snakemake's words
-        failures += [Failure(job, "never began: Snakemake ended before", marks.folder / LOG) for job in unbegun]
+        failures += [Failure(job, "never began: Snakemake ended before", markers.folder / LOG) for job in unbegun]
     else:
         waiting += unbegun
-    page = marks.folder / "report" / "index.html"
+    page = markers.folder / "report" / "index.html"
     return Outcome(done, failures, waiting, interrupted, page if page.is_file() else None)
 
 

@@ -47,7 +47,7 @@ class StudyError(ValueError):
     """A study that cannot be read or run; the message names file, rule and cure."""
 
 
-class _Strict(BaseModel):
+class _StudyPart(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     @model_validator(mode="before")
@@ -62,7 +62,7 @@ class _Strict(BaseModel):
         return content
 
 
-class Model(_Strict):
+class Model(_StudyPart):
     """One row of the comparison: a model, and what it does otherwise than the study.
 
     ``set`` changes fields of the recipe or arguments of the network, as ``nnunet-fm plan --set`` does. ``skip`` are
@@ -101,7 +101,7 @@ class Model(_Strict):
         return self
 
 
-class TrainingBudget(_Strict):
+class TrainingBudget(_StudyPart):
     """How long every model trains; what is not given is the plan's own.
 
     Args:
@@ -124,7 +124,7 @@ class TrainingBudget(_Strict):
         return self
 
 
-class Controls(_Strict):
+class Controls(_StudyPart):
     """The rows that every comparison needs, on unless switched off.
 
     Args:
@@ -142,7 +142,7 @@ class Controls(_Strict):
     configurations: Annotated[list[Literal["2d", "3d_fullres"]], Field(min_length=1)] | None = None
 
 
-class Adapt(_Strict):
+class Adapt(_StudyPart):
     """One way in which every model of another domain is adapted to a dataset; see ``nnunet-fm adapt``."""
 
     method: Literal["selftraining", "entropymin"]
@@ -164,7 +164,7 @@ class Adapt(_Strict):
         return self
 
 
-class Evaluation(_Strict):
+class Evaluation(_StudyPart):
     """How predictions are scored; see ``nnunet-fm evaluate``.
 
     Args:
@@ -189,7 +189,7 @@ class Evaluation(_Strict):
         return metrics
 
 
-class Resources(_Strict):
+class Resources(_StudyPart):
     """What one job may use.
 
     Args:
@@ -207,7 +207,7 @@ class Resources(_Strict):
     device: Literal["cuda", "cpu", "mps"] | None = None
 
 
-class Study(_Strict):
+class Study(_StudyPart):
     """Models × heads × adapters × datasets × folds × seeds × numbers of training cases.
 
     Args:

@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_fm.studies import data, gpus, testing, training
+from nnunet_fm.studies.job_context import JobContext, lock_path
+from nnunet_fm.studies.job_markers import INTERRUPTED_BY, JobMarkers, write_json
 from nnunet_fm.studies.locks import Holder, Lock
-from nnunet_fm.studies.marks import INTERRUPTED_BY, Marks, write_json
 from nnunet_fm.studies.process import CommandError, interrupt_on_signals
-from nnunet_fm.studies.workplace import Workplace, lock_path
 
 INTERRUPTED = 130
 """Exit code after a signal, as shells have it."""
 
-STEPS: Mapping[str, Callable[[Workplace], None]] = {
+STEPS: Mapping[str, Callable[[JobContext], None]] = {
     "plan": data.plan,
     "adapt": data.adapt,
     "preprocess": data.preprocess,
@@ -39,7 +39,7 @@ STEPS: Mapping[str, Callable[[Workplace], None]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None, steps: Mapping[str, Callable[[Workplace], None]] = STEPS) -> int:
+def main(arguments: Sequence[str] | None = None, steps: Mapping[str, Callable[[JobContext], None]] = STEPS) -> int:
     """Do a job; returns the exit code.
 
     Args:
@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None, steps: Mapping[str, Callable[[W
     interrupt_on_signals()
     content = json.loads(given.jobs.read_text(encoding="utf-8"))
     job, folder = content["jobs"][given.id], Path(content["folder"])
-    marks = Marks(folder)
-    _log_to(marks.log(job["rule"], given.id))
+    markers = JobMarkers(folder)
+    _log_to(markers.log(job["rule"], given.id))
     print(f"--- {_now()} {job['title']}", flush=True)
     try:
         seconds = _work(content, given.id, given.threads, steps)
@@ -65,20 +65,20 @@ def main(arguments: Sequence[str] | None = None, steps: Mapping[str, Callable[[W
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, CommandError):
-            reason = f"{reason}: {_last_line(marks.log(job['rule'], given.id))}"
+            reason = f"{reason}: {_last_line(markers.log(job['rule'], given.id))}"
         else:
             traceback.print_exc()
         print(f"--- {_now()} failed: {reason}", flush=True)
-        write_json(marks.failed(job["rule"], given.id), {"title": job["title"], "reason": reason})
+        write_json(markers.failed(job["rule"], given.id), {"title": job["title"], "reason": reason})
         return 1
     print(f"--- {_now()} done in {seconds:.1f} s", flush=True)
     about = {"title": job["title"], "seconds": round(seconds, 2), "host": socket.gethostname(), "finished": _now()}
-    write_json(marks.done(job["rule"], given.id), about)
+    write_json(markers.done(job["rule"], given.id), about)
     return 0
 
 
 def _work(
-    content: Mapping[str, Any], identifier: str, threads: int, steps: Mapping[str, Callable[[Workplace], None]]
+    content: Mapping[str, Any], identifier: str, threads: int, steps: Mapping[str, Callable[[JobContext], None]]
 ) -> float:
     """Wait for the lock, do the job; returns the seconds without the waiting."""
     job, folder = content["jobs"][identifier], Path(content["folder"])
@@ -91,7 +91,7 @@ def _work(
     lock.wait(tell)
     with lock, gpus.one_of_several(tell, wanted=device == "cuda") as variables:
         start = time.monotonic()
-        steps[rule](Workplace(folder, what, lock, threads, device, variables))
+        steps[rule](JobContext(folder, what, lock, threads, device, variables))
         return time.monotonic() - start
 
 

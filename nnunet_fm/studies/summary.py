@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from nnunet_fm.studies.job_markers import JobMarkers
 from nnunet_fm.studies.jobs import RULES
-from nnunet_fm.studies.marks import Marks
 from nnunet_fm.studies.prepare import Prepared
 from nnunet_fm.studies.run import Outcome
 
 
 def plan_summary(prepared: Prepared) -> dict[str, Any]:
     """Jobs, hours, bytes on disk and what is missing, before a study runs."""
-    rules = _by_rule(prepared, Marks(prepared.study.folder).finished(prepared.jobs.values()))
+    rules = _by_rule(prepared, JobMarkers(prepared.study.folder).finished(prepared.jobs.values()))
     return {
         "name": prepared.study.name,
         "output": str(prepared.study.folder),

@@ -11,9 +11,9 @@ from nnunet_fm.io.atomic_write import PARTIAL
 from nnunet_fm.io.dataset_json import canonical
 from nnunet_fm.io.untrusted import read_object
 from nnunet_fm.studies.cases import CaseSet, choose_cases, label_names, without_seen
-from nnunet_fm.studies.marks import read_json, write_json
+from nnunet_fm.studies.job_context import JobContext
+from nnunet_fm.studies.job_markers import read_json, write_json
 from nnunet_fm.studies.process import StepError
-from nnunet_fm.studies.workplace import Workplace
 
 TESTED = "tested.json"
 """In the folder of a target: which cases were predicted, and with which checkpoint."""
@@ -22,25 +22,25 @@ LEFT_OUT = "left_out"
 PREDICTIONS, SCORES = "predictions", "scores.csv"
 
 
-def predict(place: Workplace) -> None:
+def predict(context: JobContext) -> None:
     """Predict the test cases of a dataset with a trained fold, in this one process, so that times are undisturbed.
 
     Raises:
         StepError: if the command fails or the checkpoint is missing.
     """
-    what = place.what
-    target, folder = what["target"], place.folder / what["folder"]
-    raw = place.raw(target)
-    chosen = choose_cases(raw, place.preprocessed(target), what["fold"], what["test"], own=target == what["dataset"])
-    checkpoint = place.fold() / what["checkpoint"]
+    what = context.what
+    target, folder = what["target"], context.folder / what["folder"]
+    raw = context.raw(target)
+    chosen = choose_cases(raw, context.preprocessed(target), what["fold"], what["test"], own=target == what["dataset"])
+    checkpoint = context.fold() / what["checkpoint"]
     if not checkpoint.is_file():
-        raise StepError(f"{place.fold()} has no {what['checkpoint']}")
-    chosen, seen = without_seen(chosen, raw, place.fold(), what["dataset"])
+        raise StepError(f"{context.fold()} has no {what['checkpoint']}")
+    chosen, seen = without_seen(chosen, raw, context.fold(), what["dataset"])
     if seen:
         print(f"Left out, because the model was trained on them: {', '.join(seen)}", flush=True)
     if not chosen.cases:
         raise StepError(
-            f"{place.fold()} was trained on all {len(seen)} cases of {target} that it would be tested on, such as "
+            f"{context.fold()} was trained on all {len(seen)} cases of {target} that it would be tested on, such as "
             f"{seen[0]}: bring the split back that it was trained with, or train it anew"
         )
     left_out = {LEFT_OUT: seen} if seen else {}
@@ -61,8 +61,8 @@ def predict(place: Workplace) -> None:
     partial = folder / f"{PREDICTIONS}{PARTIAL}"
     shutil.rmtree(partial, ignore_errors=True)
     (folder / TESTED).unlink(missing_ok=True)
-    model = ("-m", place.model(), "-f", what["fold"], "-chk", what["checkpoint"], "-device", place.device)
-    place.run(
+    model = ("-m", context.model(), "-f", what["fold"], "-chk", what["checkpoint"], "-device", context.device)
+    context.run(
         "nnunet-fm", "predict", "-i", raw / chosen.images, "-o", partial, *model, "-npp", 0, "-nps", 0,
         "--disable_progress_bar", "--cases", *chosen.cases,
     )  # fmt: skip
@@ -71,7 +71,7 @@ def predict(place: Workplace) -> None:
     write_json(folder / TESTED, stamp)
 
 
-def evaluate(place: Workplace) -> None:
+def evaluate(context: JobContext) -> None:
     """Score the predictions of a target.
 
     Raises:
@@ -80,8 +80,8 @@ def evaluate(place: Workplace) -> None:
     from nnunet_fm.metrics.folder import evaluate_folder
     from nnunet_fm.metrics.scores_table import write_scores
 
-    what, raw = place.what, place.raw(place.what["target"])
-    folder = place.folder / what["folder"]
+    what, raw = context.what, context.raw(context.what["target"])
+    folder = context.folder / what["folder"]
     stamp, content = read_json(folder / TESTED), _dataset_json(raw)
     if stamp is None:
         raise StepError(f"{folder} holds no predictions")
@@ -92,16 +92,16 @@ def evaluate(place: Workplace) -> None:
         content["labels"],
         file_ending=content["file_ending"],
         cases=tested.cases,
-        shares=class_shares(place.folder, raw, place.threads),
-        processes=place.threads,
+        shares=class_shares(context.folder, raw, context.threads),
+        processes=context.threads,
         **what["options"],
     )
     write_scores(scores, folder / SCORES)
 
 
-def report(place: Workplace) -> None:
+def report(context: JobContext) -> None:
     """Write the report of the study as far as it has come."""
-    place.run("nnunet-fm", "report", place.folder)
+    context.run("nnunet-fm", "report", context.folder)
 
 
 def class_shares(folder: Path, raw: Path, processes: int) -> dict[str, float] | None:

@@ -5,26 +5,26 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+from nnunet_fm.studies.job_context import JobContext
 from nnunet_fm.studies.process import StepError
-from nnunet_fm.studies.workplace import Workplace
 
 FINAL = "checkpoint_final.pth"
 CONTINUED = ("checkpoint_latest.pth", "checkpoint_best.pth")
 """What nnU-Net continues from, the first that is there."""
 
 
-def train(place: Workplace) -> None:
+def train(context: JobContext) -> None:
     """Train a fold and validate it, as far as that is not done.
 
     Raises:
         StepError: if the command fails, or ends without a finished training.
     """
-    what, fold = place.what, place.fold()
+    what, fold = context.what, context.fold()
     if is_finished(fold):
         print(f"{fold} is trained and validated already.", flush=True)
         return
     words = [what["dataset"], what["configuration"], what["fold"], "-tr", what["trainer"], "-p", what["plans"]]
-    place.run("nnUNetv2_train", *words, "-device", place.device, *continuation(fold))
+    context.run("nnUNetv2_train", *words, "-device", context.device, *continuation(fold))
     if not is_finished(fold):
         raise StepError(f"nnUNetv2_train ended, but {fold} holds no {FINAL} with a validation")
 

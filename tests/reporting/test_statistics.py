@@ -30,7 +30,7 @@ from nnunet_fm.reporting.statistics import (
     ranks,
     run_values,
 )
-from nnunet_fm.studies.trained import _anatomies
+from nnunet_fm.studies.collect_trained import _anatomies
 
 NAN = math.nan
 

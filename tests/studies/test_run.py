@@ -22,11 +22,11 @@ from typer.testing import CliRunner
 from nnunet_fm.cli import study as command
 from nnunet_fm.cli.app import app
 from nnunet_fm.studies import run as running
+from nnunet_fm.studies.job_context import environment, nnunet_folder
+from nnunet_fm.studies.job_markers import JobMarkers, write_json
 from nnunet_fm.studies.jobs import Job
 from nnunet_fm.studies.locks import Lock
-from nnunet_fm.studies.marks import Marks, write_json
 from nnunet_fm.studies.schema import StudyError
-from nnunet_fm.studies.workplace import environment, nnunet_folder
 from tests.helpers.datasets import nnunet_folders, write_dataset
 
 REPOSITORY = Path(__file__).parents[2]
@@ -278,29 +278,29 @@ def test_what_ended_a_job_is_told_with_its_log(tmp_path: Path) -> None:
     names = ("done", "limited", "queued", "refused", "crashed", "signalled", "failed", "never", "dependent", "older")
     needs = {"dependent": ("failed",), "done": ()}
     jobs = {name: Job(name, "train", f"train {name}", needs.get(name, ("done",)), {}) for name in names}
-    marks, slurm = Marks(tmp_path), tmp_path / "slurm"
-    write_json(marks.done("train", "done"), {})
-    write_json(marks.failed("train", "failed"), {"reason": "no such model"})
+    markers, slurm = JobMarkers(tmp_path), tmp_path / "slurm"
+    write_json(markers.done("train", "done"), {})
+    write_json(markers.failed("train", "failed"), {"reason": "no such model"})
     slurm.mkdir()
     (slurm / "13.log").write_text("x\nslurmstepd: error: *** JOB 13 ON n1 CANCELLED AT 12:00 DUE TO TIME LIMIT ***\n")
     words = dict.fromkeys(("limited", "signalled"), "Epoch 1\n--- now interrupted by SIGTERM\n")
     words |= {"crashed": "Epoch 1\n", "older": "of the last run\n", "failed": "--- now failed\n"}
     for name, text in words.items():
-        marks.log("train", name).parent.mkdir(parents=True, exist_ok=True)
-        marks.log("train", name).write_text(text)
+        markers.log("train", name).parent.mkdir(parents=True, exist_ok=True)
+        markers.log("train", name).write_text(text)
     (tmp_path / running.LOG).write_text(SNAKEMAKE_LOG.format(slurm=slurm))
-    before = {"older": running._state(marks.log("train", "older"))}
+    before = {"older": running._state(markers.log("train", "older"))}
     prepared: Any = SimpleNamespace(jobs=jobs)
-    outcome = running._outcome(prepared, marks, False, before)
+    outcome = running._outcome(prepared, markers, False, before)
     told = {failure.job.id: failure for failure in outcome.failures}
     assert [job.id for job in outcome.waiting] == ["dependent"] and outcome.done == {"done"}
     expected: tuple[tuple[str, tuple[str, ...], Path], ...] = (
-        ("limited", ("ended by the scheduler", "'TIMEOUT'", "TO TIME LIMIT", "13.log"), marks.log("train", "limited")),
+        ("limited", ("by the scheduler", "'TIMEOUT'", "TO TIME LIMIT", "13.log"), markers.log("train", "limited")),
         ("queued", ("never began", "'CANCELLED'"), tmp_path / running.LOG),
         ("refused", ("never began", "invalid partition"), tmp_path / running.LOG),
-        ("crashed", ("ended without a word",), marks.log("train", "crashed")),
-        ("signalled", ("was ended from outside by SIGTERM",), marks.log("train", "signalled")),
-        ("failed", ("no such model",), marks.log("train", "failed")),
+        ("crashed", ("ended without a word",), markers.log("train", "crashed")),
+        ("signalled", ("was ended from outside by SIGTERM",), markers.log("train", "signalled")),
+        ("failed", ("no such model",), markers.log("train", "failed")),
         ("never", ("never began",), tmp_path / running.LOG),
         ("older", ("never began",), tmp_path / running.LOG),
     )  # fmt: skip
@@ -309,13 +309,13 @@ def test_what_ended_a_job_is_told_with_its_log(tmp_path: Path) -> None:
         assert all(part in failure.reason for part in parts), failure.reason
         assert failure.log == log, name
     assert not told
-    everything = running._outcome(prepared, marks, True, before)
+    everything = running._outcome(prepared, markers, True, before)
     assert {failure.job.id for failure in everything.failures} == {"failed"}, "the user ended the others"
 
 
 def test_a_study_that_snakemake_refuses_has_no_jobs_that_failed(tmp_path: Path) -> None:
     jobs = {"a": Job("a", "train", "train a", (), {})}
-    outcome = running._outcome(SimpleNamespace(jobs=jobs), Marks(tmp_path), False, {})  # type: ignore[arg-type]
+    outcome = running._outcome(SimpleNamespace(jobs=jobs), JobMarkers(tmp_path), False, {})  # type: ignore[arg-type]
     assert not outcome.failures and [job.id for job in outcome.waiting] == ["a"]
 
 
@@ -355,7 +355,7 @@ def test_finished_work_is_not_repeated(place: Place) -> None:
         if file.is_file():
             os.utime(file, (time.time(), 1e9 + hash(file.name) % 1000))
     _again(place, before)
-    shutil.rmtree(place.output / "jobs")  # marks lost: products are recognised
+    shutil.rmtree(place.output / "jobs")  # markers lost: products are recognised
     assert place.run()[0] == 0
     assert sorted(place.calls[len(before) :]) == ["plan", "preprocess", "report"]
 

@@ -1,4 +1,4 @@
-"""Steps of a study: test cases, going on with a training, preprocessed data that are kept, marks and logs."""
+"""Steps of a study: test cases, going on with a training, preprocessed data that are kept, markers and logs."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from nnunet_fm.reporting.results import Run
 from nnunet_fm.studies import data, gpus, steps, testing, training
 from nnunet_fm.studies.cases import CaseSet, NoTestCasesError, choose_cases, without_seen
 from nnunet_fm.studies.collect import collect, collect_results
+from nnunet_fm.studies.job_context import JobContext
 from nnunet_fm.studies.locks import Lock
 from nnunet_fm.studies.process import CommandError, StepError, run_command, thread_variables
-from nnunet_fm.studies.workplace import Workplace
 from tests.helpers.datasets import nnunet_folders, write_dataset, write_image
 from tests.helpers.results_maker import write_record
 
 DATASET = "Dataset007_Blobs"
 
 
-class Recorder(Workplace):
+class Recorder(JobContext):
     """Notes commands instead of running them."""
 
     def run(self, *words: object) -> None:
@@ -314,8 +314,8 @@ def jobs(folders: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_finished_step_leaves_its_mark_last(jobs: Path) -> None:
     mark = jobs.parent / "jobs" / "report" / "report-1.json"
 
-    def work(place: Workplace) -> None:
-        assert place.lock.path.is_file() and not mark.exists() and place.threads == 3
+    def work(context: JobContext) -> None:
+        assert context.lock.path.is_file() and not mark.exists() and context.threads == 3
 
     assert steps.main([str(jobs), "report-1", "--threads", "3"], {"report": work}) == 0
     assert json.loads(mark.read_text())["title"] == "the report"
@@ -323,14 +323,14 @@ def test_a_finished_step_leaves_its_mark_last(jobs: Path) -> None:
 
 
 def test_a_failed_step_says_why(jobs: Path) -> None:
-    def work(place: Workplace) -> None:
+    def work(context: JobContext) -> None:
         raise StepError("no\n  luck")
 
     assert steps.main([str(jobs), "report-1"], {"report": work}) == 1
     assert json.loads((jobs.parent / "failed" / "report" / "report-1.json").read_text())["reason"] == "no luck"
     assert not (jobs.parent / "jobs").exists()
 
-    def interrupted(place: Workplace) -> None:
+    def interrupted(context: JobContext) -> None:
         raise KeyboardInterrupt
 
     (jobs.parent / "failed" / "report" / "report-1.json").unlink()

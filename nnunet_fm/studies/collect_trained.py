@@ -20,7 +20,7 @@ from nnunet_fm.records.training import TrainingRecord
 from nnunet_fm.reporting.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, Results, Run
 from nnunet_fm.studies.cases import label_names
 from nnunet_fm.studies.datasets import find_dataset
-from nnunet_fm.studies.naming import digest, join, plain, with_cases
+from nnunet_fm.studies.job_names import digest, join, plain, with_cases
 from nnunet_fm.studies.plans import PLANS
 from nnunet_fm.studies.rows import METHODS
 

@@ -1,4 +1,4 @@
-"""Marks of a study's jobs: one file for each that is done, running or failed, which people and programs can read."""
+"""Files that mark the jobs of a study as done or failed, for people and for Snakemake."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from nnunet_fm.studies.jobs import Job
 
 INTERRUPTED_BY = "interrupted by "
-"""What a job's log ends with, and the signal, where it was asked to end."""
+"""Beginning of the last line of a job's log after a signal, whose name follows."""
 
 
-class Marks:
-    """The marks below a study's folder: ``jobs/<rule>/<id>.json`` of what is done, as Snakemake wants it.
+class JobMarkers:
+    """Markers in a study's folder: ``jobs/<rule>/<id>.json`` of a finished job is the output of its Snakemake rule.
 
     Args:
         folder: of the study.
@@ -27,19 +27,19 @@ class Marks:
         self.folder = folder
 
     def done(self, rule: str, job: str) -> Path:
-        """The file of a finished job."""
+        """Marker of a finished job."""
         return self.folder / "jobs" / rule / f"{job}.json"
 
     def failed(self, rule: str, job: str) -> Path:
-        """The file of a job that failed in the last run."""
+        """Marker of a job that failed in the last run."""
         return self.folder / "failed" / rule / f"{job}.json"
 
     def log(self, rule: str, job: str) -> Path:
-        """What a job printed."""
+        """File with the output of a job."""
         return self.folder / "logs" / rule / f"{job}.log"
 
     def clear_failed(self) -> None:
-        """Forget what failed before a new run."""
+        """Remove the markers of failed jobs, before a new run."""
         for path in (self.folder / "failed").glob("*/*.json"):
             path.unlink(missing_ok=True)
 

@@ -24,7 +24,7 @@ PATHS = (
 
 
 @dataclass
-class Workplace:
+class JobContext:
     """Of one job.
 
     Attributes:
