@@ -88,6 +88,7 @@ MOVED = {
     "plans.raw": "preprocessing.raw",
     "plans.source": "planfile.trained_model",
     "replacing": "io.atomic_write",
+    "studies.locks": "io.locks",
     "studies.marks": "studies.job_markers",
     "studies.naming": "studies.job_names",
     "studies.trained": "studies.collect_trained",

@@ -79,11 +79,9 @@ def _in(variable: str, *patterns: str) -> Iterator[Path]:
 
 
 def _locks() -> Iterator[Path]:
-    """Locks of studies whose processes are gone; none where psutil, which knows processes, is not installed."""
-    try:
-        from nnunet_fm.studies.locks import read_holder
-    except ImportError:
-        return
+    """Locks of studies whose processes are gone."""
+    from nnunet_fm.io.locks import read_holder
+
     for variable in LOCKS:
         for path in _in(variable, "Dataset*/.locks/*.lock"):
             holder = read_holder(path)

@@ -11,10 +11,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from nnunet_fm.io.file_locks import LOCKABLE, lock_file
 
 PARTIAL = ".partial"
 """End of the name of what is not finished. Every writer of this package uses it, in the folder that it writes to."""
@@ -110,7 +107,7 @@ def _take(folder: Path) -> int | None:
     Raises:
         BlockingIOError: if another process holds it, or it cannot be emptied.
     """
-    if fcntl is None:
+    if not LOCKABLE:
         return None
     while True:
         folder.mkdir(exist_ok=True)
@@ -121,15 +118,15 @@ def _take(folder: Path) -> int | None:
         except PermissionError:
             raise BlockingIOError from None
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(handle), folder.stat()):
+            locked = lock_file(handle, wait=False)
+            if locked and not os.path.samestat(os.fstat(handle), folder.stat()):
                 raise FileNotFoundError
         except (BlockingIOError, FileNotFoundError) as error:
             os.close(handle)
             if isinstance(error, BlockingIOError):
                 raise
             continue
-        except OSError:  # a file system without such locks, as some that are shared over a network
+        if not locked:
             os.close(handle)
             with suppress(OSError):
                 folder.rmdir()

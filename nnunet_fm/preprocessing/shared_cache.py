@@ -14,12 +14,7 @@ from typing import IO, Any
 from filelock import FileLock
 
 from nnunet_fm.io.atomic_write import OLD, write_text
-
-try:
-    import fcntl
-except ImportError:  # Windows has no shared locks on files; there, a running training is not protected
-    fcntl = None  # type: ignore[assignment]
-
+from nnunet_fm.io.file_locks import LOCKABLE, lock_file
 
 NOT_WRITABLE = (EACCES, EPERM, EROFS)
 """Numbers of the errors by which the system refuses to write."""
@@ -86,11 +81,11 @@ class FolderLock:
         try:
             self._lock.acquire()
         except OSError as error:
-            if fcntl is None or error.errno not in NOT_WRITABLE:
+            if not LOCKABLE or error.errno not in NOT_WRITABLE:
                 raise
             self._handle = _open(self._path)
-            if self._handle is not None and not _lock_file(self._handle, fcntl.LOCK_EX):
-                _lock_file(self._handle, fcntl.LOCK_SH)  # which is all that network file systems give to readers
+            if self._handle is not None and not lock_file(self._handle):
+                lock_file(self._handle, shared=True)  # all that network file systems give to readers
 
     def release(self) -> None:
         """Let go."""
@@ -128,10 +123,10 @@ def lease(folder: Path) -> IO[str] | None:
 
     None where that is impossible: no locks on this file system, or no file to lock in a folder that is read-only.
     """
-    if fcntl is None:
+    if not LOCKABLE:
         return None
     handle = _open(_lease_path(folder))
-    if handle is not None and not _lock_file(handle, fcntl.LOCK_SH):
+    if handle is not None and not lock_file(handle, shared=True):
         handle.close()
         return None
     return handle
@@ -149,13 +144,13 @@ def _lease_path(folder: Path) -> Path:
 
 @contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
-    handle = None if fcntl is None else _open(_lease_path(folder))
+    handle = _open(_lease_path(folder)) if LOCKABLE else None
     if handle is None:
         yield
         return
     with handle:
         try:
-            _lock_file(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(handle, wait=False)
         except BlockingIOError:
             raise FolderInUseError(
                 f"the raw files or settings of {folder} have changed, but a training that is running reads this "
@@ -173,14 +168,3 @@ def _open(path: Path) -> IO[str] | None:
             if error.errno not in (*NOT_WRITABLE, ENOENT):
                 raise
     return None
-
-
-def _lock_file(handle: IO[str], how: int) -> bool:
-    """Whether a file could be locked; a `BlockingIOError` if another process holds it and ``how`` does not wait."""
-    try:
-        fcntl.flock(handle, how)
-    except BlockingIOError:
-        raise
-    except OSError:  # a file system without such locks
-        return False
-    return True

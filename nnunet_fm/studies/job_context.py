@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_fm.cpu import limits
-from nnunet_fm.studies.locks import Lock
+from nnunet_fm.io.locks import Lock
 from nnunet_fm.studies.process import StepError, run_command, thread_variables
 
 PATHS = (

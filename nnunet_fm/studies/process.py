@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from typing import NoReturn
 
 from nnunet_fm.cpu.limits import environment
-from nnunet_fm.studies.locks import Lock
+from nnunet_fm.io.locks import Lock
 
 GRACE = 20.0
 """Seconds that a command has to end itself when it is asked to, before it is made to."""

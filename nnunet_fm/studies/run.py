@@ -16,10 +16,10 @@ from typing import NoReturn
 import psutil
 
 from nnunet_fm.io.atomic_write import scratch_folder
+from nnunet_fm.io.locks import Lock
 from nnunet_fm.studies.job_context import environment
 from nnunet_fm.studies.job_markers import INTERRUPTED_BY, JobMarkers, read_json
 from nnunet_fm.studies.jobs import Job
-from nnunet_fm.studies.locks import Lock
 from nnunet_fm.studies.prepare import Prepared, snakemake_arguments
 from nnunet_fm.studies.schema import StudyError
 

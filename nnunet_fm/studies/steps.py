@@ -19,10 +19,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.io.locks import Holder, Lock
 from nnunet_fm.studies import data, gpus, testing, training
 from nnunet_fm.studies.job_context import JobContext, lock_path
 from nnunet_fm.studies.job_markers import INTERRUPTED_BY, JobMarkers, write_json
-from nnunet_fm.studies.locks import Holder, Lock
 from nnunet_fm.studies.process import CommandError, interrupt_on_signals
 
 INTERRUPTED = 130

@@ -11,6 +11,7 @@ import pytest
 from filelock import FileLock
 
 from nnunet_fm.checks import folders, leftovers
+from nnunet_fm.io import locks
 from nnunet_fm.io.atomic_write import SCRATCH, replacing
 from tests.helpers.datasets import nnunet_folders
 
@@ -75,7 +76,6 @@ def test_locks_of_dead_processes_are_stale(tmp_path: Path, monkeypatch: pytest.M
     variables = nnunet_folders(tmp_path, monkeypatch)
     folder = Path(variables["nnUNet_results"], "Dataset501_X", ".locks")
     folder.mkdir(parents=True)
-    locks = pytest.importorskip("nnunet_fm.studies.locks")
     alive = [os.getpid(), locks.start_of(os.getpid())]
     for name, process in (("alive", alive), ("dead", [alive[0], 1.0])):
         content = {"host": "here", "place": locks.this_place(), "processes": [process], "what": "test"}

@@ -31,7 +31,7 @@ def a_study_that_is_no_yaml(at: Bench) -> Outcome:
 
 
 def hold(path: Path) -> None:
-    from nnunet_fm.studies.locks import Lock
+    from nnunet_fm.io.locks import Lock
 
     assert Lock(path, "trains").take() is None
     print("held", flush=True)
@@ -40,7 +40,7 @@ def hold(path: Path) -> None:
 
 @fault(STAGE, "The process that held a study's lock was killed (SIGKILL).")
 def the_lock_of_a_killed_study(at: Bench) -> Outcome:
-    from nnunet_fm.studies.locks import Lock
+    from nnunet_fm.io.locks import Lock
 
     process, output = at.start(hold, at.root / "lock")
     while "held" not in output.read_text():

@@ -207,7 +207,7 @@ def continuing_what_still_runs(at: Bench) -> Outcome:
 def the_lock_of_a_dead_process(at: Bench) -> Outcome:
     prepare(at, epochs=1)
     two(at, lambda: trainer().initialize())
-    assert json.loads((results(at) / FILE).read_text())["process"] != os.getpid()
+    assert json.loads((results(at) / FILE).read_text())["processes"][0][0] != os.getpid()
     trainer().run_training()
     return Outcome("the next training takes the folder at once: the system ends a lock with its process", "the folder")
 

@@ -21,11 +21,11 @@ from typer.testing import CliRunner
 
 from nnunet_fm.cli import study as command
 from nnunet_fm.cli.app import app
+from nnunet_fm.io.locks import Lock
 from nnunet_fm.studies import run as running
 from nnunet_fm.studies.job_context import environment, nnunet_folder
 from nnunet_fm.studies.job_markers import JobMarkers, write_json
 from nnunet_fm.studies.jobs import Job
-from nnunet_fm.studies.locks import Lock
 from nnunet_fm.studies.schema import StudyError
 from tests.helpers.datasets import nnunet_folders, write_dataset
 

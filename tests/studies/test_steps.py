@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nnunet_fm.io.locks import Lock
 from nnunet_fm.metrics import folder
 from nnunet_fm.metrics.find_labels import trained_on
 from nnunet_fm.metrics.scores_table import COLUMNS, read_scores, write_scores
@@ -23,7 +24,6 @@ from nnunet_fm.studies import data, gpus, steps, testing, training
 from nnunet_fm.studies.cases import CaseSet, NoTestCasesError, choose_cases, without_seen
 from nnunet_fm.studies.collect import collect, collect_results
 from nnunet_fm.studies.job_context import JobContext
-from nnunet_fm.studies.locks import Lock
 from nnunet_fm.studies.process import CommandError, StepError, run_command, thread_variables
 from tests.helpers.datasets import nnunet_folders, write_dataset, write_image
 from tests.helpers.results_maker import write_record

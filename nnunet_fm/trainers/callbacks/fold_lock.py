@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,12 +9,9 @@ from typing import IO
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_fm.io.file_locks import lock_file
+from nnunet_fm.io.locks import holder_json, read_holder
 from nnunet_fm.trainers.callbacks import Callback
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks; there, two trainings in one folder are not noticed
-    fcntl = None  # type: ignore[assignment]
 
 FILE = ".training.lock"
 
@@ -68,31 +62,19 @@ def training_in(folder: Path) -> Iterator[None]:
     with opened as handle:
         _lock(handle, folder)
         handle.truncate(0)
-        json.dump({"host": socket.gethostname(), "process": os.getpid()}, handle)
+        handle.write(holder_json())
         handle.flush()
         yield
 
 
 def _lock(handle: IO[str], folder: Path, *, reading: bool = False) -> None:
     """Lock a file, or, with a handle for reading, only notice that it is locked."""
-    if fcntl is None:
-        return
     try:
-        fcntl.lockf(handle, (fcntl.LOCK_SH if reading else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise FolderBusyError(_refusal(handle, folder)) from None
-    except OSError:  # a file system without locks
-        return
-
-
-def _refusal(handle: IO[str], folder: Path) -> str:
-    handle.seek(0)
-    try:
-        holder = json.loads(handle.read())
-        who = f"process {int(holder['process'])} on {holder['host']}"
-    except (ValueError, KeyError, TypeError):  # it has taken the lock and not yet written who it is
-        who = "another process"
-    return (
-        f"{folder} is being trained by {who}: wait until it ends, or end it and continue with --c. Another fold, "
-        "trainer or plans of another name have a folder of their own"
-    )
+        lock_file(handle, shared=reading, wait=False, inherited=False)
+    except BlockingIOError:
+        # Who has just taken the lock may not have written its name yet.
+        who = read_holder(folder / FILE) or "another process"
+        raise FolderBusyError(
+            f"{folder} is being trained by {who}: wait until it ends, or end it and continue with --c. Another fold, "
+            "trainer or plans of another name have a folder of their own"
+        ) from None

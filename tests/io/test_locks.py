@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nnunet_fm.studies import locks
-from nnunet_fm.studies.locks import SILENCE, Holder, Lock, is_running, read_holder, start_of, this_place
+from nnunet_fm.io import locks
+from nnunet_fm.io.locks import SILENCE, Holder, Lock, is_running, read_holder, start_of, this_place
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_a_file_that_was_cut_off_holds_nothing(tmp_path: Path, content: str) -> 
 def test_one_of_many_gets_it(tmp_path: Path) -> None:
     stale = write(tmp_path / "lock", (2**22 + 1, 1.0))
     code = (
-        "import sys, time; from pathlib import Path; from nnunet_fm.studies.locks import Lock\n"
+        "import sys, time; from pathlib import Path; from nnunet_fm.io.locks import Lock\n"
         "lock = Lock(Path(sys.argv[1]), 'x'); print(lock.take() is None, flush=True); time.sleep(2)"
     )
     words = [sys.executable, "-c", code, str(stale)]

@@ -1,8 +1,12 @@
-"""Lock files that say which processes hold them: what nobody holds any more is taken, what lives is waited for.
+"""Lock files that name the processes which hold them.
 
-A lock is a JSON file with a place and processes, each with its start: a number alone may have gone to another process
-since. In its own place (`this_place`) a lock counts as long as one of its processes lives; elsewhere only the age of
-the file can be seen, which the holder keeps young. Starts count from that of the machine, because its clock may be set.
+`Lock` outlives the process that took it as long as a process that was added lives: a training goes on alone when the
+study that started it is killed. A lock of the operating system (`nnunet_fm.io.file_locks`) cannot do that, because it
+ends with its process; the lock of a fold's folder is one for that very reason, and shares `Holder` with these.
+
+The file has a place and processes, each with its start, because a number may have gone to another process since. In
+its own place (`this_place`) a lock counts as long as one of its processes lives. Elsewhere only the age of the file
+can be seen, which the holder keeps young. Starts count from that of the machine, whose clock may be set.
 """
 
 from __future__ import annotations
@@ -12,14 +16,13 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
 from filelock import FileLock
 
 from nnunet_fm.io.atomic_write import write_text
@@ -85,7 +88,7 @@ class Holder:
         return (living or [pid for pid, _ in self.processes] or [0])[0]
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} ({self.what})"
+        return f"process {self.pid} on {self.host}" + (f" ({self.what})" if self.what else "")
 
 
 def is_running(pid: int, started: float) -> bool:
@@ -97,7 +100,7 @@ def is_running(pid: int, started: float) -> bool:
 def start_of(pid: int) -> float | None:
     """When a process that lives started, in s: since the machine's start where that is known (Linux), else since 1970.
 
-    None for a process that has ended, also where its parent has not asked for its exit code.
+    None for a process that has ended, even if its parent has not read its exit code, or where nothing is known.
     """
     try:
         # The name, in parentheses, may hold anything; the state is the first field after it, the start the twentieth.
@@ -105,6 +108,10 @@ def start_of(pid: int) -> float | None:
         return None if state in "ZX" else int(fields[18]) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         pass
+    try:
+        import psutil
+    except ImportError:  # comes with the extra "study"
+        return None
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
@@ -131,6 +138,21 @@ def this_place() -> str:
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
+
+
+def _this_process() -> tuple[int, float]:
+    return os.getpid(), start_of(os.getpid()) or 0.0
+
+
+def holder_json(what: str = "", processes: Sequence[tuple[int, float]] = ()) -> str:
+    """Content of a lock file.
+
+    Args:
+        what: what the holder does, for people.
+        processes: that hold the lock, each with its start (see `start_of`); without any, this one.
+    """
+    content = {"host": socket.gethostname(), "place": this_place(), "processes": processes or [_this_process()]}
+    return json.dumps({**content, "what": what})
 
 
 def read_holder(path: Path) -> Holder | None:
@@ -188,7 +210,7 @@ class Lock:
             if holder is not None and (holder.alive or _is_touched(self.path, holder)):
                 return holder
             self.left_behind = holder
-            self._processes = [(os.getpid(), start_of(os.getpid()) or 0.0)]
+            self._processes = [_this_process()]
             self._write()
         self._released.clear()
         threading.Thread(target=self._beat, daemon=True).start()
@@ -216,13 +238,7 @@ class Lock:
         self.path.unlink(missing_ok=True)
 
     def _write(self) -> None:
-        content = {
-            "host": socket.gethostname(),
-            "place": this_place(),
-            "processes": self._processes,
-            "what": self.what,
-        }
-        write_text(self.path, json.dumps(content))
+        write_text(self.path, holder_json(self.what, self._processes))
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT):
