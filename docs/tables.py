@@ -32,6 +32,7 @@ from nnunet_fm.models.count import trained_by_head
 from nnunet_fm.models.registry import cards, grammar
 from nnunet_fm.planfile import schema as plan_key
 from nnunet_fm.plans.choice import RULES
+from nnunet_fm.published_quirks import QUIRKS
 from nnunet_fm.trainers import describe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -361,6 +362,12 @@ def counts() -> str:
     return f"{len(known.trainers):,} trainers and {len(known.planners):,} planners. Other names of models: {others}.\n"
 
 
+def quirks() -> str:
+    """Departures of published code from its paper."""
+    rows = ((quirk.what, quirk.source, f"`{quirk.switch}`" if quirk.switch else "always on") for quirk in QUIRKS)
+    return table(("what the published code does", "whose", "switch"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "models": models,
     "overview": overview,
@@ -378,6 +385,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "plan_fields": plan_fields,
     "names": names,
     "counts": counts,
+    "quirks": quirks,
 }
 
 

@@ -34,8 +34,6 @@ class Backbone(nn.Module):
         norm: which maps get the final norm where the caller does not say.
         takes_neck: whether the official encoder ends in a neck (SAM's), which then is a part of it.
         neck: applied to the last block's map in place of the final norm, where a network has put one here.
-        bgr_as_published: whether the thesis's code feeds this family BGR after normalising as RGB.
-        norm_as_published: which maps get the final norm in the thesis's code.
     """
 
     embed_dim: int
@@ -50,8 +48,6 @@ class Backbone(nn.Module):
     norm: Norm = "none"
     takes_neck: bool = False
     neck: nn.Module | None
-    bgr_as_published: bool = False
-    norm_as_published: Norm = "none"
 
     def __init__(self, **arguments: Any) -> None:
         """Takes ``image_size``, the edge in pixels or ``(Y, X)``, and the family's own arguments."""

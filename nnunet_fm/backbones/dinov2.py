@@ -35,8 +35,6 @@ class DINOv2(ViTBackbone):
     patch_size = PATCH_SIZE
     native_size = 518
     norm: Norm = "all"
-    norm_as_published: Norm = "all"
-    bgr_as_published = True
 
     def __init__(self, size: str, *, registers: bool, image_size: int | tuple[int, int]) -> None:
         super().__init__()

@@ -31,7 +31,6 @@ class MAE(ViTBackbone):
     """
 
     norm: Norm = "last"
-    norm_as_published: Norm = "none"
 
     def __init__(self, size: str, *, image_size: int | tuple[int, int]) -> None:
         super().__init__()

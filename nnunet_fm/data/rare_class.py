@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from nnunet_fm.data.sampling import SLAB, LastCase, corner_range
+from nnunet_fm.published_quirks import published_slices
 
 TEMPERATURE = 0.1
 MIN_PIXELS = 5
@@ -41,7 +42,7 @@ class Survey:
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
-        """Of drawing each label of ``slices``, in their order."""
+        """Sampling probability of each label, in the order of ``slices``."""
         rarity = 1 - np.array([self.frequencies[label] for label in self.slices])
         result: NDArray[np.float64] = softmax(rarity / TEMPERATURE)
         return result
@@ -95,8 +96,7 @@ class RareClassDataLoader(nnUNetDataLoader):
         patch_size: edges of the patch that is cut out, two.
         final_patch_size: edges of the patch that the transforms leave.
         label_manager: nnU-Net's.
-        faithful: as the published code does, draw from one list of slices for all classes, in which a slice stands once
-            for each class that it shows.
+        faithful: draw every class from one list of slices, see `published_quirks`.
         transforms: of the training.
 
     Raises:
@@ -121,8 +121,7 @@ class RareClassDataLoader(nnUNetDataLoader):
         self.ignore_label: int | None = label_manager.ignore_label
         seen = survey(data, self.ignore_label)
         self.labels, self.probabilities = list(seen.slices), seen.probabilities
-        shared = np.concatenate(list(seen.slices.values())) if faithful else None
-        self.slices = {label: own if shared is None else shared for label, own in seen.slices.items()}
+        self.slices = published_slices(seen.slices) if faithful else seen.slices
         self._drawn: deque[tuple[int, int]] = deque()
 
     def get_indices(self) -> list[str]:

@@ -25,12 +25,11 @@ from nnunet_fm.heads.sam_decoder import (
     to_map,
     upscaling,
 )
+from nnunet_fm.published_quirks import GRIDS_WITH_PRIOR
 
 KERNEL_WIDTH = WIDTH // 16
 KERNEL_DEPTH = 5
 MAX_PATCH_HEADS = 8
-GRIDS_WITH_PRIOR = (196, 1024)
-"""Numbers of patches at which the published code lets tokens see the image through the prior masks."""
 
 
 class CrossFirstBlock(TwoWayBlock):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from dynamic_network_architectures.architectures.abstract_arch import AbstractDynamicNetworkArchitectures
@@ -15,9 +15,6 @@ from torch.nn import functional as F
 from nnunet_fm.cpu.channels_last import channels_last, use_fast_layers
 from nnunet_fm.cpu.cpu_features import computes_in_bf16, gains_from_channels_last
 from nnunet_fm.cpu.onednn_linear import fast_products
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 def cpu_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -139,7 +136,7 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
         """
         return loss
 
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
+    def requires_grad_(self, requires_grad: bool = True) -> FoundationNetwork:
         super().requires_grad_(requires_grad)
         for key in self.unused_keys:
             self.get_submodule(key).requires_grad_(False)
@@ -155,7 +152,7 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
         allowed = self._channels_last and device.type == "cpu" and not torch.compiler.is_compiling()
         return allowed and gains_from_channels_last()
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> FoundationNetwork:
         super().train(mode)
         for key in self.frozen:
             self.get_submodule(key).eval()

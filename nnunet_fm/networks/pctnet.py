@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_fm.networks.base import FoundationNetwork
+from nnunet_fm.published_quirks import pct_bias_rows
 
 Size = tuple[int, int, int]
 
@@ -107,10 +108,9 @@ class Output(nn.Module):
 def relative_position_index(window: int) -> Tensor:
     """Row of the bias table for each pair of tokens of a cubic window, int64 ``(window**3, window**3)``.
 
-    As in the official code, the factors are 3w - 1, 2w - 1 and 1, so that different offsets share a row and most
-    rows are unused. The weights know this numbering; the one without collisions would be wrong.
+    The weights were trained with the numbering of `pct_bias_rows`, in which different offsets share a row.
     """
-    return _rows(_offsets(window), window)
+    return pct_bias_rows(_offsets(window), window)
 
 
 def _offsets(window: int) -> Tensor:
@@ -118,11 +118,6 @@ def _offsets(window: int) -> Tensor:
     axis = torch.arange(window)
     tokens = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).flatten(1)
     return tokens[:, :, None] - tokens[:, None, :]
-
-
-def _rows(offsets: Tensor, window: int) -> Tensor:
-    z, y, x = offsets + (window - 1)
-    return z * (3 * window - 1) + y * (2 * window - 1) + x
 
 
 def fit_bias_table(table: Tensor, old: int, new: int) -> Tensor:
@@ -133,8 +128,8 @@ def fit_bias_table(table: Tensor, old: int, new: int) -> Tensor:
     patch and not with the resolution; beyond the old window the nearest offset counts. Unused rows are zero.
     """
     offsets = _offsets(new)
-    pairs = table[_rows(offsets.clamp(1 - old, old - 1), old).flatten()].double()
-    rows = _rows(offsets, new).flatten()
+    pairs = table[pct_bias_rows(offsets.clamp(1 - old, old - 1), old).flatten()].double()
+    rows = pct_bias_rows(offsets, new).flatten()
     total = pairs.new_zeros((2 * new - 1) ** 3, table.shape[1]).index_add_(0, rows, pairs)
     count = torch.bincount(rows, minlength=len(total)).clamp(min=1)
     return (total / count[:, None]).to(table.dtype)

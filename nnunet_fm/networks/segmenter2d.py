@@ -24,6 +24,7 @@ from nnunet_fm.networks.slices import (
     to_rgb,
     to_square,
 )
+from nnunet_fm.published_quirks import published_channels, published_norm
 
 InputRange = Literal["unit", "standardised"]
 Normalisation = Literal["imagenet", "minmax"]
@@ -42,8 +43,7 @@ class FoundationSegmenter2D(FoundationNetwork):
             are fed as they are.
         normalisation: what data in [0, 1] get: ImageNet's mean and standard deviation, or, as the official MedSAM
             predicts, each slice scaled from its own minimum and maximum to [0, 1].
-        faithful: repeat what the code of the thesis does where it departs from its text: DINOv2 sees BGR, MAE's final
-            norm is left out, the result of Rein is thrown away.
+        faithful: repeat the thesis's code where it departs from its text, see `published_quirks`.
         deep_supervision: accepted for a common signature; the stages of a head are supervised whatever it says.
         backbone_arguments: further arguments of the backbone.
         head_arguments: name of a head -> further arguments, for the heads that the network may be built with.
@@ -77,7 +77,7 @@ class FoundationSegmenter2D(FoundationNetwork):
         self.image_size = image_size
         self.input_range = input_range
         self.normalisation = normalisation
-        self.faithful = faithful
+        self.faithful, self.backbone_name = faithful, backbone
         self.deep_supervision = deep_supervision
         self.adapter_arguments = dict(adapter_arguments or {})
         self.stem = channel_stem(input_channels)
@@ -178,14 +178,14 @@ class FoundationSegmenter2D(FoundationNetwork):
         return self.backbone.features(
             self._normalised(x),
             self.blocks,
-            norm=self.feature_norm or (self.backbone.norm_as_published if self.faithful else None),
+            norm=self.feature_norm or (published_norm(self.backbone_name) if self.faithful else None),
             refine=None if self.faithful else cast("Refine | None", self.rein),
         )
 
     def _normalised(self, x: Tensor) -> Tensor:
         if self.input_range == "unit":
             x = scale_to_unit(x) if self.normalisation == "minmax" else imagenet_normalise(x)
-        return x.flip(1) if self.faithful and self.backbone.bgr_as_published else x
+        return published_channels(self.backbone_name, x) if self.faithful else x
 
 
 def _forget_maps(network: FoundationSegmenter2D, keys: object) -> None:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.networks.window_attention import WindowAttention
+from nnunet_fm.published_quirks import merging_padding
 
 LEVELS = 5
 """Halvings from the image to the bottleneck: the patch embedding and four stages."""
@@ -54,9 +55,9 @@ class PatchMerging(nn.Module):
         self.norm = norm_layer(8 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        odd = [edge % 2 for edge in x.shape[1:4]]
-        if any(odd):  # the axes are mixed up as officially: width by depth, height by width, depth by height
-            x = F.pad(x, (0, 0, 0, odd[0], 0, odd[2], 0, odd[1]))
+        odd = [size % 2 for size in x.shape[1:4]]
+        if any(odd):
+            x = F.pad(x, merging_padding(odd))
         x = torch.cat([x[:, d::2, h::2, w::2] for d, h, w in MERGED], dim=-1)
         return self.reduction(self.norm(x))
 

@@ -36,6 +36,7 @@ from nnunet_fm.plans.pipeline import choose_length, count_by_fold, length_fields
 from nnunet_fm.plans.plan import Decision, ModelPlan, RawDataset, merge_reasons, observation, source_entry
 from nnunet_fm.preprocessing.fingerprint import fingerprint
 from nnunet_fm.preprocessing.raw import check_channels, read_dataset_json, training_cases
+from nnunet_fm.published_quirks import trains_norms_only
 
 Method = Literal["selftraining", "entropymin"]
 
@@ -232,7 +233,8 @@ def _check_trained(dataset_json: Mapping[str, Any], source: Source, adaptation: 
     with torch.device("meta"):
         network = build_network(source.network, len(channel_names(dataset_json)), 2, adapter=config.adapter)
     try:
-        set_trainable(network, adaptation.train, norms_only=adaptation.faithful and adaptation.method == "entropymin")
+        norms_only = trains_norms_only(adaptation.method, adaptation.faithful)
+        set_trainable(network, adaptation.train, norms_only=norms_only)
     except ValueError as error:
         raise PlanError(f"--faithful trains the norms of the head: {error}") from None
 

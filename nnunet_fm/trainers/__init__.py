@@ -2,8 +2,8 @@
 
     from nnunet_fm.trainers import fm_trainer, fm_trainer_stunet_b, fm_trainer_dinov2_s_linear_full_scratch
 
-Classes are made from their name alone when they are asked for, in any process, so that nnU-Net can rebuild a
-trainer from the name in a checkpoint and a spawned worker can unpickle it.
+A class is made from its name on first use, in any process: nnU-Net rebuilds a trainer from the name in a checkpoint,
+and worker processes unpickle it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ METHODS = {
     "entropymin": "Adapts a trained model to another dataset by minimising the entropy of its predictions, as planned "
     "by `nnunet-fm adapt`.",
 }
-"""Method of a trainer's name -> what it does; its class is that of the name in the module called like the method."""
+"""Method in a trainer's name -> its description. The module named like the method holds the class."""
 
 
 @cache
@@ -49,7 +49,7 @@ def trainer_class(name: str) -> type[nnUNetTrainer]:
 
 
 def describe(spec: Spec) -> str:
-    """What a trainer of this meaning does, in a few sentences, from the model's card."""
+    """Describe a trainer in a few sentences, from the model's card."""
     from nnunet_fm.models.registry import get_card
 
     if spec.method is not None:

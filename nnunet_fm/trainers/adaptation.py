@@ -24,6 +24,7 @@ from nnunet_fm.io.messages import listed
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.planfile.schema import Adaptation, PlanError
 from nnunet_fm.planfile.training_config import resolve
+from nnunet_fm.published_quirks import published_labelled, trains_norms_only
 from nnunet_fm.records.training import TrainingRecord
 from nnunet_fm.trainers.foundation import fm_trainer
 from nnunet_fm.weights.cache import compute_sha256
@@ -33,8 +34,8 @@ from nnunet_fm.weights.files import read_trained
 class AdaptingTrainer(fm_trainer):
     """Adapt a trained model (the source) to the dataset of a plan of ``nnunet-fm adapt`` (the target).
 
-    Weights are those of the source's checkpoint. The labels of training cases that are not to be used are hidden from
-    everything: choice of patches, augmentation, loss. Validation cases choose ``checkpoint_best`` as in any training.
+    Training starts from the source's checkpoint. Labels of training cases that must not be used are hidden from the
+    choice of patches, the augmentation and the loss. Validation cases choose ``checkpoint_best`` as in any training.
     """
 
     two_views = False
@@ -71,7 +72,7 @@ class AdaptingTrainer(fm_trainer):
         )
         adaptation = resolve(plans_manager.plans, cls.spec).adaptation
         assert adaptation is not None
-        norms_only = adaptation.faithful and adaptation.method == "entropymin"
+        norms_only = trains_norms_only(adaptation.method, adaptation.faithful)
         set_trainable(cast(FoundationNetwork, network), adaptation.train, norms_only=norms_only)
         return network
 
@@ -85,7 +86,7 @@ class AdaptingTrainer(fm_trainer):
             self.print_to_log_file(f"Weights of {source}, trained on {self.adaptation.source}")
 
     def _source_cases(self) -> dict[str, list[str]]:
-        """Dataset -> cases that the source was trained on, none of which may be validated on.
+        """Dataset -> training cases of the source model.
 
         Raises:
             PlanError: naming validation cases that are among them.
@@ -104,7 +105,7 @@ class AdaptingTrainer(fm_trainer):
         return seen
 
     def _source_fold(self) -> Path:
-        """Folder of the source's fold; where results have moved, in their new place."""
+        """Folder of the source's fold, also if ``nnUNet_results`` has moved."""
         adaptation = self.adaptation
         folder = Path(adaptation.model_folder)
         if not folder.is_dir() and nnUNet_results.is_set():
@@ -112,7 +113,7 @@ class AdaptingTrainer(fm_trainer):
         return folder / f"fold_{adaptation.fold}"
 
     def _source_checkpoint(self) -> Path:
-        """The source's checkpoint, unaltered since it was planned."""
+        """Find the source's checkpoint, which must not have changed since the adaptation was planned."""
         adaptation = self.adaptation
         file = self._source_fold() / adaptation.checkpoint
         again = (
@@ -141,7 +142,7 @@ class AdaptingTrainer(fm_trainer):
     def level_loss(self) -> nn.Module:
         """Loss of the adaptation for one output of the network."""
 
-    # Which labels are seen
+    # Labels that the training sees
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         training, validation = super().get_tr_and_val_datasets()
@@ -159,10 +160,10 @@ class AdaptingTrainer(fm_trainer):
         return HiddenLabels(training, labelled, self.marker, keep_outside=masked), validation
 
     def labelled_cases(self, training: Sequence[str]) -> list[str]:
-        """The training cases whose labels are used: those that the plan names, or the first ones of a seeded order.
+        """Training cases whose labels are used: those named in the plan, or the first ones of a seeded order.
 
         Raises:
-            PlanError: if a case that the plan names is not a training case of this fold.
+            PlanError: if the plan names a case that is no training case of this fold.
         """
         adaptation = self.adaptation
         foreign = sorted(set(adaptation.labelled_cases) - set(training))
@@ -174,7 +175,9 @@ class AdaptingTrainer(fm_trainer):
         if adaptation.labelled_cases:
             return sorted(adaptation.labelled_cases)
         count = min(adaptation.labelled, len(training))
-        return sorted(training)[:count] if adaptation.faithful else first_cases(training, count, self.recipe.seed)
+        if adaptation.faithful:
+            return published_labelled(training, count)
+        return first_cases(training, count, self.recipe.seed)
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         if kwargs.get("regions") is not None:

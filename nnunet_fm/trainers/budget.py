@@ -15,12 +15,13 @@ class Budget:
 
     Args:
         iterations: optimiser steps, met exactly.
-        iterations_per_epoch: between two validations; the last epoch may be shorter.
+        iterations_per_epoch: optimiser steps between two validations; the last epoch may be shorter.
         validation_iterations: batches of a validation.
-        seed: of the training and of the order that ``train_cases`` are the first ones of.
-        train_cases: so many training cases of the fold; None for all.
-        max_minutes: the training ends here if that is earlier.
-        patience: it ends after so many epochs in a row without a new best of nnU-Net's moving average of the Dice.
+        seed: of the training, and of the order from which the first ``train_cases`` cases are taken.
+        train_cases: number of training cases of the fold; None for all.
+        max_minutes: time after which the training ends early.
+        patience: number of epochs in a row without a new best moving average of the Dice, after which the training
+            ends.
         save_every: epochs between two writings of ``checkpoint_latest``.
     """
 
@@ -35,7 +36,7 @@ class Budget:
 
     @property
     def epochs(self) -> int:
-        """Number of epochs, the last of which may be short."""
+        """Number of epochs; the last one may be short."""
         return -(-self.iterations // self.iterations_per_epoch)
 
     def iterations_of_epoch(self, done: int) -> int:
@@ -50,7 +51,7 @@ class Budget:
         return min(share, 1.0)
 
     def ended_by(self, done: int, seconds: float, without_best: int) -> End | None:
-        """Reason for which the training ends now, None while it goes on.
+        """Why the training ends now; None while it goes on.
 
         Args:
             done: iterations so far.

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: which ones an epoch is the best for, how one is written, and how it is read again."""
+"""Checkpoints of a training: choice of the best ones, writing and reading."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ BEST, LOWEST_LOSS, LATEST = "checkpoint_best.pth", "checkpoint_lowest_loss.pth",
 
 
 class BestCheckpoints:
-    """Choice of the checkpoints that an epoch is the best for.
+    """Choice of the checkpoints to write after an epoch.
 
     Args:
-        by_volumes: whether whole validation volumes choose ``checkpoint_best`` and the validation loss chooses
-            ``checkpoint_lowest_loss``; else nnU-Net's moving average of the Dice of patches chooses.
+        by_volumes: whether the Dice of whole validation volumes chooses ``checkpoint_best`` and the validation loss
+            chooses ``checkpoint_lowest_loss``; else nnU-Net's moving average of the Dice of patches chooses.
     """
 
     def __init__(self, by_volumes: bool = False) -> None:
@@ -32,7 +32,12 @@ class BestCheckpoints:
         self.volume_dice, self.loss = float("-inf"), float("inf")
 
     def choose(self, result: EpochResult, say: Callable[[str], None]) -> list[str]:
-        """Files to write after an epoch; `say` gets a sentence about a score."""
+        """Files to write after an epoch.
+
+        Args:
+            result: of the epoch.
+            say: function that logs a sentence about a score.
+        """
         if not self.by_volumes:
             if not result.new_best:
                 return []
@@ -59,13 +64,13 @@ class BestCheckpoints:
 
 
 def write(file: Path, trainer: nnUNetTrainer, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Write nnU-Net's checkpoint and a `state` of ours in one step: a crash leaves the former file whole.
+    """Write nnU-Net's checkpoint with our `state` in one step: a crash leaves the former file whole.
 
     Args:
         file: the checkpoint.
-        trainer: the training, in the epoch that it ends with.
-        weights: state dict of the network, as the file is to hold it.
-        state: entry `CHECKPOINT_KEY`.
+        trainer: the training, at the end of an epoch.
+        weights: state dict of the network for the file.
+        state: content of the entry `CHECKPOINT_KEY`.
 
     Raises:
         NotFiniteError: for trained weights that are NaN or infinite.
@@ -100,7 +105,7 @@ def read(file: str, load: Callable[[str], None]) -> dict[str, Any]:
         WeightsFileError: for a file that is no checkpoint, or one of another network.
         RuntimeError: for a checkpoint of another trainer.
     """
-    # Memory-mapped: the weights, which nnU-Net reads next, are not read twice.
+    # `read_trained` maps the file into memory, so that the weights are read only once, by nnU-Net.
     state = read_trained(Path(file)).get(CHECKPOINT_KEY)
     try:
         with data_only():

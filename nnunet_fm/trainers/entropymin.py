@@ -1,4 +1,4 @@
-"""fm_trainer_entropymin: minimises the entropy of predictions on another dataset, without labels."""
+"""fm_trainer_entropymin: minimisation of the entropy of predictions on another dataset, without labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nnunet_fm.trainers.adaptation import AdaptingTrainer
 
 
 class fm_trainer_entropymin(AdaptingTrainer):
-    """Adapts a trained model by minimising the entropy of its predictions, as planned by ``nnunet-fm adapt``."""
+    """Adapt a trained model by minimising the entropy of its predictions, as planned by ``nnunet-fm adapt``."""
 
     spec = Spec(method="entropymin")
 

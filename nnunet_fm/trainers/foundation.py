@@ -1,4 +1,4 @@
-"""fm_trainer: trains what the plan decides, or its own name: network, weights, optimiser, loss, augmentation."""
+"""fm_trainer: network, weights, optimiser, loss and augmentation that the plan or the trainer's name decides."""
 
 from __future__ import annotations
 
@@ -55,9 +55,10 @@ if TYPE_CHECKING:
 
 
 class fm_trainer(BudgetTrainer):
-    """Trains plans of nnunet-fm: network, official weights, adapter and recipe are those of the plan.
+    """Train a plan of nnunet-fm: its network, official weights, adapter and recipe.
 
-    Longer names override parts of the plan or, pinned to a model, train stock plans; see `nnunet_fm.trainers`.
+    A longer trainer name overrides parts of the plan; one with a model's name also trains stock plans. See
+    `nnunet_fm.trainers`.
     """
 
     spec = Spec()
@@ -105,7 +106,7 @@ class fm_trainer(BudgetTrainer):
     # What is trained
 
     def _do_i_compile(self) -> bool:
-        """Compile where nnU-Net does, but not with the feature cache: its lookups cannot be compiled."""
+        """Compile where nnU-Net does; the lookups of the feature cache cannot be compiled."""
         return not self.recipe.feature_cache and bool(super()._do_i_compile())
 
     @classmethod
@@ -117,7 +118,7 @@ class fm_trainer(BudgetTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """Build the network with random weights; prediction calls this too, with only the plan and this class."""
+        """Build the network with random weights; prediction calls this too, and knows only the plan and this class."""
         config = resolve(plans_manager.plans, cls.spec)
         if not enable_deep_supervision and (warning := unseen_mirroring(plans_manager.plans)):
             print(f"WARNING: {warning}", file=sys.stderr)
@@ -137,7 +138,7 @@ class fm_trainer(BudgetTrainer):
     def initialize(self) -> None:
         """Build network, optimiser and loss; load the official weights unless a checkpoint will follow.
 
-        The official files are looked for before anything is built: a missing one should not cost the user any time.
+        Official files are looked up before anything is built, so that a missing one costs no time.
         """
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -152,7 +153,7 @@ class fm_trainer(BudgetTrainer):
             self.callbacks.append(FeatureCacheReport(self, cache))
 
     def _official_files(self) -> list[tuple[Part, Path]]:
-        """Official file of each part that starts from one, compared with the hash in the plan."""
+        """Find the official file of each part that starts from one, and compare it with the hash in the plan."""
         files: list[tuple[Part, Path]] = []
         missing: dict[str, str] = {}
         for part in self.config.parts:
@@ -160,7 +161,7 @@ class fm_trainer(BudgetTrainer):
             try:
                 file = locate(official.name, official.files, page=official.page, scratch=self.config.scratch_name)
             except MissingWeightsError as error:
-                missing[official.name] = str(error)  # one line, though it may serve several parts
+                missing[official.name] = str(error)  # one message per file, which several parts may share
                 continue
             planned = self.config.sha256.get(part.name)
             check_hash(file, {"in the plans": planned, "from its publisher": official.sha256})
@@ -178,9 +179,7 @@ class fm_trainer(BudgetTrainer):
             report.write(Path(self.output_folder))
 
     def start_from(self, file: Path) -> None:
-        """Start from the weights of another training (``-pretrained_weights``), before this one begins.
-
-        Official weights are not needed then: what they would give, the file has.
+        """Start from the weights of another training (``-pretrained_weights``) instead of official weights.
 
         Raises:
             WeightsFileError: for a file that is no checkpoint of nnU-Net, or one of another model, head or adapter.
@@ -237,7 +236,7 @@ class fm_trainer(BudgetTrainer):
         return self.bare_network.wrap_loss(loss, regions=self.label_manager.has_regions)
 
     def budget_of_fold(self) -> Budget:
-        """Count the iterations of the fold, for plans that count passes over its training cases."""
+        """Budget with the iterations of this fold, where the plan counts passes over its training cases."""
         config, batch = self.config, self.configuration_manager.batch_size
         if config.epochs is None:
             return self.budget
@@ -307,15 +306,15 @@ class fm_trainer(BudgetTrainer):
         return [[1.0] * len(scales[0])]
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """nnU-Net's loaders, the training patches drawn as the recipe says."""
+        """Build nnU-Net's loaders; the recipe decides how training patches are drawn."""
         if self.recipe.sampling == "nnunet":
             return super().get_dataloaders()
-        classes = iter((self._training_loader, nnUNetDataLoader))  # nnU-Net makes the one for training first
+        classes = iter((self._training_loader, nnUNetDataLoader))  # nnU-Net builds the training loader first
         with replaced(nnunet_trainer_module, "nnUNetDataLoader", lambda *args, **kw: next(classes)(*args, **kw)):
             return super().get_dataloaders()
 
     def _training_loader(self, *data_and_patches: Any, transforms: BasicTransform, **_: Any) -> nnUNetDataLoader:
-        """Loader of nnU-Net's arguments, without those for its own way of drawing patches."""
+        """Build our loader from nnU-Net's arguments; those for nnU-Net's way of drawing patches are left out."""
         if self.recipe.sampling == "rare_class":
             return RareClassDataLoader(*data_and_patches, transforms=transforms, faithful=self.recipe.faithful)
         assert self.recipe.sampling != "nnunet"
@@ -329,7 +328,7 @@ class fm_trainer(BudgetTrainer):
     # The training
 
     def _find_dataset(self, name: str) -> tuple[Path, list[str]]:
-        """Folder and validation cases of one of the plan's ``eval_datasets``, whose labels agree with this one's."""
+        """Folder and validation cases of one of the plan's ``eval_datasets``; checks that labels agree."""
         plans, identifier = self.plans_manager.plans, self.configuration_manager.data_identifier
         return preprocessed_cases(plans, self.dataset_json, self.configuration_name, identifier, name, self.fold)
 
@@ -365,9 +364,9 @@ class fm_trainer(BudgetTrainer):
             self._clip_gradient()
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
-            self.check_loss(float(loss.detach()), batch)  # only now: asking earlier would have the GPU wait
+            self.check_loss(float(loss.detach()), batch)  # last, because reading the loss waits for the GPU
         else:
-            self.check_loss(float(loss.detach()), batch)  # before the weights are spoilt
+            self.check_loss(float(loss.detach()), batch)  # before a NaN reaches the weights
             loss.backward()
             self._clip_gradient()
             self.optimizer.step()
@@ -394,7 +393,7 @@ class fm_trainer(BudgetTrainer):
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.best_checkpoints.load_state(state)
-        # nnU-Net has just taken the axes of the checkpoint, which older versions wrote where nothing had been flipped.
+        # nnU-Net has just read the axes from the checkpoint. Older versions stored axes that training had not flipped.
         self.inference_allowed_mirroring_axes = self.recipe.predicted_axes(self.config.card.dim)
 
 
@@ -417,5 +416,5 @@ def _batch_norms_for(device: torch.device) -> AbstractContextManager[Any]:
 def _distributed(network: FoundationNetwork, **arguments: Any) -> DistributedDataParallel:
     """Wrap in DDP, with ``find_unused_parameters`` if trained parameters of the network get no gradient."""
     if next(network.parameters()).device.type == "cpu":
-        arguments.pop("device_ids", None)  # an index is a GPU's
+        arguments.pop("device_ids", None)  # these are indices of GPUs
     return DistributedDataParallel(network, find_unused_parameters=network.find_unused_parameters, **arguments)

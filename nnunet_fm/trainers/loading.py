@@ -58,7 +58,7 @@ class _Noted:
         return self.load_case(identifier)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # while it is unpickled there is nothing to ask yet
+        if name.startswith("_"):  # during unpickling `_noted` does not exist yet
             raise AttributeError(name)
         return getattr(self._noted, name)
 
@@ -92,7 +92,7 @@ def _cases(notes: Any) -> list[str]:
 def shape_of(data: Any, case: str) -> tuple[int, ...]:
     """Shape ``(Z, Y, X)`` in voxels of a case of nnU-Net's dataset; raises LoadingError for one that is damaged."""
     try:
-        return tuple(int(edge) for edge in data.load_case(case)[0].shape[1:])
+        return tuple(int(size) for size in data.load_case(case)[0].shape[1:])
     except Exception:
         error = _damaged(data, [case])
         if error is None:
@@ -102,13 +102,13 @@ def shape_of(data: Any, case: str) -> tuple[int, ...]:
 
 def _damaged(data: Any, cases: list[str]) -> LoadingError | None:
     """Error for the first of these cases whose files are damaged; None if all can be read."""
-    while not hasattr(data, "source_folder"):  # one that hides labels
+    while not hasattr(data, "source_folder"):  # unwrap a dataset that hides labels
         data = data._data
     for case in dict.fromkeys(filter(None, cases)):
         try:
             image, labels, _, _ = data.load_case(case)
             np.asarray(image[:]), np.asarray(labels[:])
-        except Exception as error:  # whatever is wrong with its files
+        except Exception as error:  # any fault of its files
             folder = Path(data.source_folder)
             files = ", ".join(sorted(f.name for f in folder.glob(f"{case}*") if f.stem in (case, f"{case}_seg")))
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -120,7 +120,7 @@ def _damaged(data: Any, cases: list[str]) -> LoadingError | None:
 
 
 def end_loaders(*loaders: Any) -> None:
-    """End the processes of loaders, or those of an interrupted training would print errors."""
+    """End the processes of loaders, which would print errors after an interrupted training."""
     for loader in loaders:
         if isinstance(loader, NonDetMultiThreadedAugmenter):
             loader._finish()
@@ -169,7 +169,7 @@ class ProcessLoader(NonDetMultiThreadedAugmenter):
         super()._finish(*args, **kwargs)
 
     def _killed(self, cases: list[str]) -> LoadingError | None:
-        """Error for processes that a signal ended, as when memory runs out; None if there are none."""
+        """Error for processes that a signal ended, for example when memory ran out; None if there are none."""
         dead = [number for number, end in enumerate(self._ends) if end is not None and end < 0]
         if not dead:
             return None
@@ -183,7 +183,7 @@ class ProcessLoader(NonDetMultiThreadedAugmenter):
             )
         read = ", ".join(dict.fromkeys(filter(None, (cases[number] for number in dead)))) or "its first case"
         channels = loader._data.load_case(cases[dead[0]])[0].shape[0] if cases[dead[0]] else 1
-        batch = 4 * loader.batch_size * (channels + 1) * prod(int(edge) for edge in loader.patch_size)
+        batch = 4 * loader.batch_size * (channels + 1) * prod(int(size) for size in loader.patch_size)
         held = f"{max(1, 3 * batch // 10**6)} MB of batches"
         return LoadingError(
             f"{len(dead)} of {self.num_processes} processes that load data ended by {signals} while reading {read}, "

@@ -90,7 +90,7 @@ class BudgetTrainer(nnUNetTrainer):
         self._split: tuple[list[str], list[str]] | None = None
         self._split_of_checkpoint: tuple[list[str], list[str]] | None = None
         self.source_cases: dict[str, list[str]] = {}
-        """Dataset -> cases of it that the model which this training starts from was trained on."""
+        """Dataset -> training cases of the model that this training starts from."""
         self._lease: IO[str] | None = None
 
     def set_budget(self, budget: Budget) -> None:
@@ -119,7 +119,7 @@ class BudgetTrainer(nnUNetTrainer):
 
     @property
     def ended_by(self) -> End | None:
-        """Reason for which the training ends, None while it goes on."""
+        """Why the training ends now; None while it goes on."""
         return self._ended_by(epochs=self.current_epoch)
 
     def _ended_by(self, epochs: int) -> End | None:
@@ -134,8 +134,8 @@ class BudgetTrainer(nnUNetTrainer):
 
         Raises:
             FolderBusyError: if another process trains in the fold's folder, before anything is built.
-            PlanError: for a batch that several processes cannot share, and for preprocessed data that are missing, of
-                other labels or of fewer cases than ``numTraining``, likewise.
+            PlanError: for a batch that several processes cannot share; for preprocessed data that are missing, have
+                other labels or fewer cases than ``numTraining``.
         """
         check_start(self, raw_images=not self._restoring)
         if (budget := self.budget_of_fold()) != self.budget:
@@ -193,7 +193,7 @@ class BudgetTrainer(nnUNetTrainer):
     # The training
 
     def run_training(self) -> None:
-        """Train; unlike nnU-Net's loop this one ends with the budget, not with a full count of iterations.
+        """Train until the budget is spent; nnU-Net's own loop only ends with whole epochs.
 
         Raises:
             FolderBusyError: if another process trains in the fold's folder.
@@ -239,7 +239,7 @@ class BudgetTrainer(nnUNetTrainer):
     def _agree_on_time(self) -> None:
         """Count the time of the first process in all of them.
 
-        With times of their own, processes would step at different rates, and one would end its epoch alone.
+        Else processes would use different learning rates, and one of them would end its epoch alone.
         """
         seconds = torch.tensor(self.seconds_spent, dtype=torch.float64)
         if self.is_ddp and self.budget.max_minutes is not None:
@@ -253,15 +253,15 @@ class BudgetTrainer(nnUNetTrainer):
         for callback in self.callbacks:
             callback.train_start()
         if self._restored_random_state is not None:
-            # Only now: starting the loaders draws a sample from each.
+            # Not earlier, because each loader draws a sample when it starts.
             if self.local_rank == 0:
                 set_random_state(self._restored_random_state)
-            else:  # the state is the first process's, whose patches this one would draw, too
+            else:  # with the state of the first process this one would draw the same patches
                 seed_everything(self.budget.seed + self.local_rank + self.iteration)
         self._stopwatch.start()
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """nnU-Net's loaders in no more processes than cores; their errors name the case, or say that memory ran out."""
+        """Build nnU-Net's loaders in at most one process per core; an error names the case or the lack of memory."""
         with (
             replaced(nnunet_trainer_module, "NonDetMultiThreadedAugmenter", ProcessLoader),
             replaced(nnunet_trainer_module, "SingleThreadedAugmenter", ThisProcessLoader),
@@ -364,7 +364,7 @@ class BudgetTrainer(nnUNetTrainer):
         """Predict the validation cases as nnU-Net does.
 
         Raises:
-            PlanError: if the split has changed, and the model was trained on some of them.
+            PlanError: if the split has changed, so that the model was trained on some of these cases.
         """
         if self._split_of_checkpoint is not None and self.fold != "all":
             check_unseen(self._split_of_checkpoint[0], self.do_split(), self.fold, self._split_file)

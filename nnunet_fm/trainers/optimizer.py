@@ -12,19 +12,19 @@ from nnunet_fm.planfile.schema import PlanError
 
 
 def build_optimizer(network: FoundationNetwork, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, Adam (weight decay as L2 penalty) or AdamW over the trainable parameters.
+    """Build SGD with Nesterov momentum, Adam (weight decay as L2 penalty) or AdamW over the trainable parameters.
 
     Args:
-        network: without DDP or compile wrapper: its parameters' names count.
-        recipe: with ``decay_norms`` off, norms, biases and what the network names in `no_weight_decay` do not decay.
-            With ``layer_decay`` below 1 the rate falls by this factor per layer from the head down, in the layers
-            of the network's `group_matcher`.
+        network: without DDP or compile wrapper, because groups go by parameter names.
+        recipe: with ``decay_norms`` off, norms, biases and the parameters of the network's `no_weight_decay` do not
+            decay. With ``layer_decay`` below 1 the learning rate falls by this factor per layer from the head down;
+            the network's `group_matcher` names the layers.
 
     Raises:
-        PlanError: if layer decay is asked for and the network does not name its layers.
+        PlanError: for a layer decay of a network that does not name its layers.
     """
     groups = parameter_groups(network, recipe)
-    # On a GPU nnU-Net's gradient scaler and PyTorch's default go together; on a CPU that default is a loop.
+    # On a GPU PyTorch's default works with nnU-Net's gradient scaler; on a CPU the default is a slow loop.
     fused = True if next(network.parameters()).device.type == "cpu" else None
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, recipe.learning_rate, recipe.momentum, nesterov=recipe.momentum > 0, fused=fused)
@@ -42,7 +42,7 @@ def parameter_groups(network: FoundationNetwork, recipe: Recipe) -> list[dict[st
                 f"recipe.layer_decay is {recipe.layer_decay}, but {type(network).__name__} does not name its layers: "
                 "plan with --set recipe.layer_decay=1"
             )
-        from timm.optim import param_groups_layer_decay  # timm's import takes long, and few recipes need it
+        from timm.optim import param_groups_layer_decay  # here, because timm's import is slow and few recipes need it
 
         groups = param_groups_layer_decay(
             network,

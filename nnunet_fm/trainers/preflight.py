@@ -20,13 +20,13 @@ def check_start(trainer: nnUNetTrainer, *, raw_images: bool) -> None:
     """Refuse a training that cannot work, before its network is built.
 
     Args:
-        trainer: not yet initialised.
-        raw_images: whether raw label maps are compared with raw images, too.
+        trainer: the training, not yet initialised.
+        raw_images: whether to compare raw label maps with raw images, too.
 
     Raises:
         FolderBusyError: if another process trains in the fold's folder.
-        PlanError: for too little shared memory, a batch that several processes cannot share, and preprocessed data that
-            are missing or of other labels.
+        PlanError: for too little shared memory, a batch that several processes cannot share, or preprocessed data that
+            are missing or have other labels.
     """
     if trainer.local_rank == 0:
         check_free(Path(trainer.output_folder))
@@ -74,7 +74,7 @@ def _check_preprocessed(trainer: nnUNetTrainer) -> None:
 
 
 def _check_raw_images(trainer: nnUNetTrainer) -> None:
-    """Compare raw label maps with raw images, where both are there; stock preprocessing only looks at images."""
+    """Compare raw label maps with raw images where both exist; stock preprocessing only checks images."""
     raw = Path(nnUNet_raw, trainer.plans_manager.dataset_name) if nnUNet_raw.is_set() else None
     if raw is not None and "dataset" not in trainer.dataset_json:
         check_images(raw, trainer.dataset_json["file_ending"])

@@ -27,7 +27,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Continue from a state; the generators of GPUs need the same number of GPUs."""
+    """Continue from a state; generators of GPUs are only restored on the same number of GPUs."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"].cpu())

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch.optim import Optimizer
 
 from nnunet_fm.models.card import Recipe
+from nnunet_fm.published_quirks import DECAY_END, WARMUP_START
 
 
 def _poly(done: float, recipe: Recipe) -> float:
@@ -34,26 +35,22 @@ _DECAY: dict[str, Callable[[float, Recipe], float]] = {
 }
 
 
-FAITHFUL_START, FAITHFUL_END = 1 / 3, 1 / 2
-"""Factors at the two ends of ``warmup_linear`` as the code of the thesis on 2D backbones has it."""
-
-
 def learning_rate_factor(recipe: Recipe, progress: float) -> float:
     """Learning rate relative to the recipe's, at a progress of 0 to 1.
 
-    During warm-up the factor rises linearly to 1; after it, the decay runs over the rest of the training and ends
-    at the recipe's final rate (``constant`` stays at 1).
+    During warm-up the factor rises linearly to 1. Then it decays over the rest of the training to the recipe's final
+    learning rate (``constant`` stays at 1).
 
     A faithful ``warmup_linear`` is that of the thesis's code, which stretches the decay over twice the rest of the
-    training: from 1/3 up to 1, then down to 1/2, whatever the final rate. There a step is an epoch and the warm-up
-    lasts one at least; here it is continuous.
+    training (see `published_quirks`). There a step is an epoch, and the warm-up lasts at least one; here both are
+    continuous.
     """
     progress = min(max(progress, 0.0), 1.0)
     faithful = recipe.faithful and recipe.schedule == "warmup_linear"
     if progress < recipe.warmup:
-        start = FAITHFUL_START if faithful else 0.0
+        start = WARMUP_START if faithful else 0.0
         return start + (1 - start) * progress / recipe.warmup
-    final = FAITHFUL_END if faithful else recipe.final_rate / recipe.learning_rate
+    final = DECAY_END if faithful else recipe.final_rate / recipe.learning_rate
     decay = _DECAY[recipe.schedule]((progress - recipe.warmup) / (1 - recipe.warmup), recipe)
     return final + (1 - final) * decay
 
@@ -61,7 +58,7 @@ def learning_rate_factor(recipe: Recipe, progress: float) -> float:
 class ProgressSchedule:
     """Set the learning rate of an optimiser from the progress of the training.
 
-    Each parameter group keeps its own ratio to the recipe's rate, at the end of the training too.
+    Each parameter group keeps its own ratio to the recipe's learning rate until the end of the training.
     """
 
     def __init__(self, optimizer: Optimizer, recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""fm_trainer_selftraining: trains on confident pseudo-labels of another dataset and on a few labelled cases."""
+"""fm_trainer_selftraining: training on confident pseudo-labels of another dataset and on a few labelled cases."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TEACHER_KEY = "teacher"
 
 
 class fm_trainer_selftraining(AdaptingTrainer):
-    """Adapts a trained model by self-training on pseudo-labels, as planned by ``nnunet-fm adapt``.
+    """Adapt a trained model by self-training on pseudo-labels, as planned by ``nnunet-fm adapt``.
 
-    The weak view of a batch is predicted; the strong view learns what was predicted with confidence, and true labels,
-    pixel by pixel. A batch that has neither is left out.
+    The model predicts the weak view of each image. Confident predictions and true labels are the target of the strong
+    view, pixel by pixel. A batch without either is left out.
     """
 
     spec = Spec(method="selftraining")
@@ -65,7 +65,7 @@ class fm_trainer_selftraining(AdaptingTrainer):
         return outputs[0] if self.enable_deep_supervision else torch.stack(list(outputs)).mean(0)
 
     def _predictor(self) -> nn.Module:
-        """Network that makes the pseudo-labels of this iteration: the trained one, or a teacher that follows it."""
+        """Network that predicts the pseudo-labels of this iteration: the trained one, or a teacher that follows it."""
         adaptation = self.adaptation
         if adaptation.update_every == 1 and adaptation.teacher_momentum is None:
             return self.bare_network
@@ -78,7 +78,7 @@ class fm_trainer_selftraining(AdaptingTrainer):
         return self._teacher.network
 
     def _empty(self, pooled: Tensor) -> bool:
-        """Whether no pixel of the batch counts in any process; all processes must decide alike."""
+        """Whether no pixel of the batch counts in any process, so that all processes decide alike."""
         counted = (pooled != NOT_COUNTED).any()
         if self.is_ddp:
             anywhere = counted.to(torch.uint8)
@@ -86,7 +86,7 @@ class fm_trainer_selftraining(AdaptingTrainer):
             counted = anywhere.bool()
         return not counted
 
-    # What is logged and kept
+    # Log and checkpoint
 
     def _count(self, unlabelled: Tensor, pseudo: Tensor) -> None:
         self._batches += 1

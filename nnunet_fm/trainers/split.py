@@ -12,17 +12,17 @@ from nnunet_fm.planfile.schema import PlanError
 
 
 def check_split(file: Path, cases: Sequence[str], folder: Path, again: str, fold: int | str) -> None:
-    """Look whether the fold has cases to train and to validate on, by ``splits_final.json`` where there is one.
+    """Check that the fold has training and validation cases, by ``splits_final.json`` if it exists.
 
     Args:
-        file: its path.
-        cases: that are preprocessed.
-        folder: of theirs.
+        file: path of ``splits_final.json``.
+        cases: names of the preprocessed cases.
+        folder: their folder.
         again: the command that preprocesses.
-        fold: its number, or ``all``, which needs no split.
+        fold: number of the fold, or ``all``, which needs no split.
 
     Raises:
-        PlanError: for too few cases, a file that is no list of folds, cases in it that are not there, or a fold
+        PlanError: for too few cases, a file that is no list of folds, cases in it that are missing, or a fold
             without training or validation cases.
     """
     own = (
@@ -49,14 +49,14 @@ def check_split(file: Path, cases: Sequence[str], folder: Path, again: str, fold
         empty = [name for part, name in (("train", "training"), ("val", "validation")) if not folds[int(fold)][part]]
         if empty:
             raise PlanError(f"fold {fold} of {file} has no {empty[0]} cases: {own}")
-    elif fold != "all" and len(cases) == 1:  # nnU-Net draws four fifths of them
+    elif fold != "all" and len(cases) == 1:  # nnU-Net trains on four fifths of the cases
         raise PlanError(f"one case is too few to train and to validate: {own}")
 
 
 def few_cases(
     training: Sequence[str], wanted: int, seed: int, plans_name: str, dataset: str, fold: int | str
 ) -> list[str]:
-    """The first ``wanted`` training cases of an order that the seed and their names fix.
+    """Choose the first ``wanted`` training cases of an order fixed by the seed and the names.
 
     Raises:
         PlanError: if the fold has fewer training cases.
@@ -93,13 +93,13 @@ def check_cases_kept(before: Split, now: Split, fold: int | str, file: Path) -> 
 
 
 def check_unseen(trained: Sequence[str], now: Split, fold: int | str, file: Path) -> None:
-    """Refuse to validate on a case that the model was trained on under a former split.
+    """Refuse to validate on training cases of a former split.
 
     Raises:
         PlanError: naming these cases, and the split file.
     """
     training, validation = now
-    former = set(trained) - set(training)  # a split may name a case twice on purpose
+    former = set(trained) - set(training)  # a split may train and validate on a case on purpose
     if seen := former & set(validation):
         raise PlanError(
             f"fold {fold} was trained on {listed(sorted(seen))}, which {file} now names for "

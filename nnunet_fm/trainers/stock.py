@@ -17,9 +17,9 @@ from nnunet_fm.trainers.loop import BudgetTrainer
 class fm_trainer_stock(BudgetTrainer):
     """Stock nnU-Net as a control: its own network, loss, augmentation and schedule on stock plans.
 
-    Only budget, seed and training cases are those of the plans' entry ``nnunet_fm_stock`` (`StockKey`). The rate
-    follows nnU-Net's polynomial over the budget, iteration by iteration: a short training would else keep its first
-    rate.
+    Only budget, seed and training cases come from the plan's entry ``nnunet_fm_stock`` (`StockKey`). The learning rate
+    follows nnU-Net's polynomial over the budget, iteration by iteration; in steps of epochs, a short training would
+    keep its first learning rate.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class fm_trainer_stock(BudgetTrainer):
 
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
-        """nnU-Net's transforms, but the blur does not choose its method by timing, so that a seed fixes a run."""
+        """nnU-Net's transforms, whose blur chooses its method without timing, so that a seed fixes a run."""
         return without_timing(nnUNetTrainer.get_training_transforms(*args, **kwargs))
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Take nnU-Net's optimiser step, with the learning rate of the progress."""
+        """Take nnU-Net's optimiser step with the learning rate for the present progress."""
         self.lr_scheduler.step(self.progress * self.num_epochs)
         output: dict[str, Any] = super().train_step(batch)
         self.check_loss(float(output["loss"]), batch)

@@ -37,10 +37,10 @@ class EpochResult:
 
 
 class Callback:
-    """One companion of one training. Every point may be left out; points are listed in the order of a training.
+    """Base of all callbacks: one method for each point of a training, in their order; each may be left out.
 
     Args:
-        trainer: the training, of which a callback reads what it needs.
+        trainer: the training, which a callback only reads.
     """
 
     def __init__(self, trainer: nnUNetTrainer) -> None:
@@ -53,13 +53,13 @@ class Callback:
         """Prepare; network and loaders exist, the random state of a checkpoint is set afterwards."""
 
     def step_end(self, waited: float, total: float) -> None:
-        """Count an iteration, of which ``total`` s went by and ``waited`` s of these for the batch."""
+        """Count an iteration that took ``total`` s, ``waited`` s of them for the batch."""
 
     def validation_end(self) -> None:
         """Report; losses and Dice of the validation patches are logged."""
 
     def measure(self, result: EpochResult) -> None:
-        """Add measurements that choose checkpoints or that all processes gather."""
+        """Add measurements that choose checkpoints, or that need all processes."""
 
     def epoch_end(self, result: EpochResult) -> None:
         """Record the epoch; all measurements are there, its checkpoints are written afterwards."""
@@ -68,4 +68,4 @@ class Callback:
         """Finish; ``checkpoint_final`` is written."""
 
     def close(self) -> None:
-        """Release what `begin` took, whatever ended the training."""
+        """Release what `begin` has locked or opened, however the training ended."""

@@ -9,11 +9,11 @@ from nnunet_fm.trainers.callbacks import Callback
 
 
 class FeatureCacheReport(Callback):
-    """Say how many feature maps of a frozen backbone were known, and how much memory all take.
+    """Log how many feature maps of a frozen backbone were in the cache, and how much memory it takes.
 
     Args:
         trainer: the training.
-        cache: of its network.
+        cache: the cache of its network.
     """
 
     def __init__(self, trainer: nnUNetTrainer, cache: FeatureCache) -> None:

@@ -1,4 +1,4 @@
-"""Lock of a fold's folder: one training at a time; the system ends the lock with the process, however that ends."""
+"""Lock of a fold's folder, for one training at a time; the operating system releases it when the process ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FolderBusyError(RuntimeError):
 
 
 class FoldLock(Callback):
-    """Hold the fold's folder during the training, in the first process where there are several."""
+    """Lock the fold's folder during the training; of several processes, the first one does."""
 
     def __init__(self, trainer: nnUNetTrainer) -> None:
         super().__init__(trainer)
@@ -36,7 +36,7 @@ class FoldLock(Callback):
 
 
 def check_free(folder: Path) -> None:
-    """Raise a `FolderBusyError` if another process trains in a fold's folder; nothing is written."""
+    """Raise a `FolderBusyError` if another process trains in a fold's folder; write nothing."""
     if not (folder / FILE).is_file():
         return
     with (folder / FILE).open(encoding="utf-8") as handle:
@@ -45,9 +45,9 @@ def check_free(folder: Path) -> None:
 
 @contextmanager
 def training_in(folder: Path) -> Iterator[None]:
-    """Hold a fold's folder. What a process that is gone held is free, at once and on any host that shares the disk.
+    """Lock a fold's folder. The lock of a process that has ended is free at once, on any host that shares the disk.
 
-    The lock is the process's own: those that it starts, to load data, neither have it nor keep it alive.
+    The lock belongs to this process alone: loading processes that it starts do not keep it alive.
 
     Raises:
         FolderBusyError: if another process trains there, or this account may not write there.
@@ -68,7 +68,7 @@ def training_in(folder: Path) -> Iterator[None]:
 
 
 def _lock(handle: IO[str], folder: Path, *, reading: bool = False) -> None:
-    """Lock a file, or, with a handle for reading, only notice that it is locked."""
+    """Lock a file; with a handle for reading, only check that nobody has locked it."""
     try:
         lock_file(handle, shared=reading, wait=False, inherited=False)
     except BlockingIOError:

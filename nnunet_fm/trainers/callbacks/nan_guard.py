@@ -14,7 +14,7 @@ from nnunet_fm.weights.files import write_checkpoint
 
 BATCH_FILE = "not_finite_batch.pt"
 LEFT_OUT = 10
-"""Steps in a row that a gradient scaler may leave out: it halves its scale each time, and weights stay as they are."""
+"""Steps in a row that a gradient scaler may skip; it halves its scale each time and leaves the weights unchanged."""
 
 CURE = (
     "plan with a lower rate (--set recipe.learning_rate=…) or a clipped gradient (--set recipe.gradient_clip=1); --c "
@@ -50,10 +50,10 @@ def stop(folder: Path, batch: Mapping[str, Any], loss: float, iteration: int) ->
     """Save a batch and end the training.
 
     Args:
-        folder: of the fold.
-        batch: of nnU-Net's loader: ``data`` (B, C, [Z,] Y, X), ``target`` (or a list), and ``keys``, its cases.
-        loss: of this batch.
-        iteration: that it would have been, from 1.
+        folder: folder of the fold.
+        batch: batch of nnU-Net's loader: ``data`` (B, C, [Z,] Y, X), ``target`` (or a list), and its cases ``keys``.
+        loss: loss of this batch.
+        iteration: number of the iteration, from 1.
 
     Raises:
         NotFiniteError: always.

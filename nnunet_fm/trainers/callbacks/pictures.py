@@ -1,4 +1,4 @@
-"""Pictures of a few validation slices, the same ones each time: input, truth and prediction side by side."""
+"""Pictures of a few validation slices, the same in each epoch: input, truth and prediction side by side."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from nnunet_fm.trainers.callbacks.volume_dice import label_map
 
 FOLDER = "samples"
 SLICES = 4
-LARGEST_EDGE = 256
-"""Longer slices are thinned out to at most so many pixels."""
+LARGEST_SIZE = 256
+"""Larger slices are subsampled to at most this many pixels per axis."""
 
 
 class Pictures(Callback):
-    """Pictures of the middle slices of patches around the foreground, spread over the validation cases.
+    """Draw the middle slices of patches around the foreground, spread over the validation cases.
 
-    The first process draws them where there are several.
+    Of several processes, only the first one draws.
     """
 
     def __init__(self, trainer: nnUNetTrainer) -> None:
@@ -85,7 +85,7 @@ def remove_pictures(folder: Path, names: Sequence[str] | None = None) -> None:
 
 
 def _middle(volume: NDArray[Any]) -> NDArray[Any]:
-    """The middle axial slice; a slice as it is."""
+    """The middle slice of a volume; a slice unchanged."""
     return volume[volume.shape[0] // 2] if volume.ndim == 3 else volume
 
 
@@ -105,9 +105,9 @@ def _patches(trainer: nnUNetTrainer, cases: list[str]) -> Iterator[tuple[Tensor,
         shape = np.array(data.shape[1:])
         for share in (np.arange(chosen.count(case)) + 1) / (chosen.count(case) + 1):
             low = _centre(properties.get("class_locations") or {}, shape, share) - size // 2
-            # Inside the slice where the patch is smaller, around it where it is larger.
+            # A patch smaller than the slice lies inside it, a larger one is centred on it.
             low[1:] = np.where(shape > size, np.clip(low, 0, np.maximum(shape - size, 0)), (shape - size) // 2)[1:]
-            box = [[int(start), int(start + edge)] for start, edge in zip(low, size, strict=True)]
+            box = [[int(start), int(start + length)] for start, length in zip(low, size, strict=True)]
             image, truth = (crop_and_pad_nd(array, box, 0) for array in (data, segmentation))
             if previous is not None:
                 stage = crop_and_pad_nd(previous, box, 0)
@@ -118,12 +118,12 @@ def _patches(trainer: nnUNetTrainer, cases: list[str]) -> Iterator[tuple[Tensor,
 
 
 def _centre(locations: dict[Any, Any], shape: NDArray[Any], share: float) -> NDArray[Any]:
-    """A voxel in the middle of the foreground of a slice, at a share of the way through the foreground's slices.
+    """Centre ``(z, y, x)`` of the foreground in one of the slices that show foreground.
 
     Args:
         locations: nnU-Net's voxels ``(c, z, y, x)`` of each class; a tuple with -1 stands for everything annotated.
-        shape: of the volume.
-        share: 0 to 1.
+        shape: of the volume, ``(Z, Y, X)``.
+        share: position of the slice among those with foreground, from 0 (first) to 1 (last).
     """
     of_classes = [np.asarray(v) for k, v in locations.items() if len(v) and not (isinstance(k, tuple) and -1 in k)]
     if not of_classes:
@@ -135,8 +135,8 @@ def _centre(locations: dict[Any, Any], shape: NDArray[Any], share: float) -> NDA
 
 
 def _picture(grey: NDArray[Any], *label_maps: NDArray[Any]) -> NDArray[Any]:
-    """The slice, and beside it the slice under each label map, as ``(Y, X, 3)``."""
-    step = -(-max(grey.shape) // LARGEST_EDGE)
+    """The slice, and beside it the slice with each label map drawn over it, as ``(Y, X, 3)``."""
+    step = -(-max(grey.shape) // LARGEST_SIZE)
     grey = grey[::step, ::step]
     low, high = np.percentile(grey, (1, 99))
     plain = np.repeat(np.clip((grey - low) / max(high - low, 1e-6), 0, 1)[..., None], 3, axis=2)

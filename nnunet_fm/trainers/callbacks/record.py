@@ -16,12 +16,12 @@ from nnunet_fm.trainers.callbacks import Callback, EpochResult
 from nnunet_fm.trainers.callbacks.pictures import remove_pictures
 
 MAX_PICTURED = 50
-"""Validations whose pictures are kept; beyond that every second one goes."""
+"""Validations with pictures; beyond this number the pictures of every second one are removed."""
 
 
 @dataclass
 class _Rates:
-    """Running mean and sum of squared deviations of samples/s (Welford 1962), and where the time went (s)."""
+    """Running mean and sum of squared deviations of samples/s (Welford 1962), waiting time and total time in s."""
 
     count: int = 0
     mean: float = 0.0
@@ -45,7 +45,7 @@ class _Rates:
 
 
 class Recorder(Callback):
-    """Keep ``training_record.json`` current, in the first process where there are several."""
+    """Keep ``training_record.json`` current; of several processes, the first one does."""
 
     def __init__(self, trainer: nnUNetTrainer) -> None:
         super().__init__(trainer)
@@ -80,7 +80,7 @@ class Recorder(Callback):
             processor=processor_name(),
             threads=torch.get_num_threads(),
             versions=versions(),
-            patch_size=[int(edge) for edge in trainer.configuration_manager.patch_size],
+            patch_size=[int(size) for size in trainer.configuration_manager.patch_size],
             batch_size=trainer.configuration_manager.batch_size,
             parameters=sum(p.numel() for p in parameters),
             parameters_trained=sum(p.numel() for p in parameters if p.requires_grad),
@@ -97,7 +97,7 @@ class Recorder(Callback):
             self._rates.add(rate, waited, total)
 
     def epoch_end(self, result: EpochResult) -> None:
-        """Say how fast the epoch was, and write the record with its validation."""
+        """Log the speed of the epoch, and write the record with its validation."""
         trainer = self.trainer
         if (speed := self._epoch.speed()) is not None:
             trainer.print_to_log_file(

@@ -22,8 +22,8 @@ def slice_overlap(logits: Tensor, target: Tensor, labels: LabelManager) -> tuple
 
     Args:
         logits: ``(B, K, [Z,] Y, X)``.
-        target: label map ``(B, 1, [Z,] Y, X)``, or a map for each region and for the ignore label, ``(B, R, …)``.
-        labels: voxels of the ignore label do not count.
+        target: label map ``(B, 1, [Z,] Y, X)``, or a mask for each region and for the ignore label, ``(B, R, …)``.
+        labels: nnU-Net's label manager; voxels of the ignore label do not count.
 
     Returns:
         Two tensors ``(slices, foreground classes)``; NaN where neither target nor prediction has the class.
@@ -68,7 +68,7 @@ def _of_classes(logits: Tensor, target: Tensor, labels: LabelManager) -> tuple[T
 
 
 def _argmax(logits: Tensor) -> Tensor:
-    """``logits.argmax(1)``; on a CPU a pass over each class, many times as fast as PyTorch across strided memory."""
+    """``logits.argmax(1)``; on a CPU one pass per class, many times as fast as PyTorch's on strided memory."""
     if logits.device.type != "cpu":
         return logits.argmax(1)
     best, largest = logits[:, 0].clone(), torch.zeros_like(logits[:, 0], dtype=torch.long)
@@ -79,7 +79,7 @@ def _argmax(logits: Tensor) -> Tensor:
 
 
 class SliceOverlap(Callback):
-    """Overlap per slice of the validation patches: means over classes, then over slices, gathered batch by batch."""
+    """Overlap per slice of the validation patches: mean over classes, then over slices, summed up batch by batch."""
 
     def __init__(self, trainer: nnUNetTrainer) -> None:
         super().__init__(trainer)
@@ -88,13 +88,13 @@ class SliceOverlap(Callback):
     def reset(self) -> None:
         """Forget what was gathered."""
         self.sums = [0.0, 0.0, 0.0]
-        """Sum of Dice, sum of intersection over union, number of slices that show anything."""
+        """Sum of Dice, sum of intersection over union, number of slices with a class in target or prediction."""
 
     def train_start(self) -> None:
         self.reset()
 
     def add(self, logits: Tensor, target: Tensor) -> None:
-        """Gather a batch, see `slice_overlap`."""
+        """Add a batch, see `slice_overlap`."""
         overlaps = slice_overlap(logits.detach(), target, self.trainer.label_manager)
         dice, iou = (per_class.nanmean(1) for per_class in overlaps)
         sums = torch.stack([dice.nansum(), iou.nansum(), (~dice.isnan()).sum()])
@@ -102,11 +102,11 @@ class SliceOverlap(Callback):
 
     @contextmanager
     def watching(self, network: nn.Module, target: Tensor | Sequence[Tensor]) -> Iterator[None]:
-        """Gather the finest output of the network's next forward pass.
+        """Add the finest output of the network's next forward pass.
 
         Args:
-            network: as the validation step calls it, with its wrappers.
-            target: of the batch; the validation step alters it in place, after the forward pass.
+            network: the network with its wrappers, which the validation step calls.
+            target: target of the batch; the validation step alters it in place, after the forward pass.
         """
 
         def gather(module: nn.Module, inputs: Any, output: Tensor | Sequence[Tensor]) -> None:
@@ -121,7 +121,7 @@ class SliceOverlap(Callback):
             handle.remove()
 
     def measure(self, result: EpochResult) -> None:
-        """Add the means over the slices of all processes; None where none showed anything."""
+        """Add the means over the slices of all processes; None if no slice shows a class."""
         sums = self.sums
         self.reset()
         if self.trainer.is_ddp:

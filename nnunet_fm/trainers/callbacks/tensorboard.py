@@ -32,9 +32,9 @@ def tensorboard_enabled() -> bool:
 
 
 class TensorBoardLogger:
-    """A logger of nnU-Net's kind that writes events beside the checkpoints.
+    """A logger with nnU-Net's interface that writes TensorBoard events beside the checkpoints.
 
-    The file is opened with the first value: a trainer that only validates leaves none.
+    The file is opened with the first value, so that a trainer that only validates writes none.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -64,7 +64,7 @@ class TensorBoardLogger:
         self._opened().add_scalar(key, float(value), self._step)
 
     def flush(self) -> None:
-        """Bring everything to the disk."""
+        """Write buffered values to the disk."""
         if self._writer is not None:
             self._writer.flush()
 
@@ -79,11 +79,11 @@ class TensorBoardLogger:
 
 
 class Loggers(Callback):
-    """Send our measurements to TensorBoard and Weights & Biases; nnU-Net's own logger takes only its own values.
+    """Send our measurements to TensorBoard and Weights & Biases.
 
     Args:
         trainer: the training.
-        tensorboard: whether nnU-Net's values and ours are written as events beside the checkpoints.
+        tensorboard: whether nnU-Net's values and ours are written as TensorBoard events beside the checkpoints.
     """
 
     def __init__(self, trainer: nnUNetTrainer, tensorboard: bool) -> None:

@@ -32,7 +32,7 @@ def volume_overlap(prediction: Tensor, reference: Tensor, classes: Classes, igno
     Args:
         prediction: label map of any shape.
         reference: label map of the same shape.
-        classes: what is scored.
+        classes: foreground labels or regions to score.
         ignore_label: voxels of the reference with this label do not count.
     """
     scores = []
@@ -50,7 +50,7 @@ def volume_overlap(prediction: Tensor, reference: Tensor, classes: Classes, igno
 
 
 def label_map(logits: Tensor, trainer: nnUNetTrainer) -> Tensor:
-    """Label map of logits ``(K, …)``, on their device; nnU-Net converts exclusive classes on the CPU only."""
+    """Label map of logits ``(K, …)``, on their device, where nnU-Net converts exclusive classes on the CPU only."""
     labels = trainer.label_manager
     return labels.convert_logits_to_segmentation(logits) if labels.has_regions else logits.argmax(0)
 
@@ -59,9 +59,9 @@ class VolumeDice:
     """Measure the mean Dice and intersection over union of whole volumes in preprocessed space.
 
     Args:
-        trainer: an initialised trainer; its plans, fold, labels, device and mirroring axes are followed.
-        network: the trainer's network without wrappers: in the buffers that DDP keeps equal, processes with unlike
-            numbers of volumes would wait for one another.
+        trainer: an initialised trainer; its plans, fold, labels, device and mirroring axes are used.
+        network: the trainer's network without wrappers. DDP synchronises buffers in each forward pass, so that
+            processes with different numbers of volumes would wait for one another.
         overlap: of the sliding windows, as a share of the patch.
         folder: preprocessed cases; the trainer's own by default.
         keys: cases in the folder; the fold's validation cases by default.
@@ -76,7 +76,7 @@ class VolumeDice:
         keys: Sequence[str] | None = None,
     ) -> None:
         self.trainer, self.network = trainer, network
-        with redirect_stdout(io.StringIO()):  # it prints that only CUDA can do everything on the device
+        with redirect_stdout(io.StringIO()):  # it prints a note about CUDA
             self.predictor = nnUNetPredictor(
                 tile_step_size=1 - overlap, use_mirroring=True, device=trainer.device, allow_tqdm=False
             )
@@ -96,7 +96,7 @@ class VolumeDice:
         self.cases = trainer.dataset_class(str(folder or trainer.preprocessed_dataset_folder), mine)
 
     def measure(self) -> Overlap:
-        """Mean over classes and then over volumes, the same in every process; leaves the network as it was."""
+        """Mean over classes and then over volumes, the same in every process; the network's mode is restored."""
         training, supervised = self.network.training, self.network.deep_supervision
         self.network.deep_supervision = False
         self.network.eval()
@@ -123,14 +123,14 @@ class VolumeDice:
 
 
 class VolumeValidation(Callback):
-    """Dice of whole validation volumes every few epochs and after the last.
+    """Measure the Dice of whole validation volumes every few epochs and after the last.
 
     Args:
         trainer: the training.
-        every: epochs between two measurements; with 0 only other datasets have one, after the last epoch.
+        every: epochs between two measurements; with 0 only other datasets are measured, after the last epoch.
         overlap: of the sliding windows, as a share of the patch.
-        datasets: names of other datasets whose volumes are measured at the same times.
-        find: folder and cases of a dataset; refuses one that cannot be measured.
+        datasets: names of other datasets to measure in the same epochs.
+        find: function that returns folder and cases of a dataset, and raises for one that cannot be measured.
     """
 
     def __init__(
