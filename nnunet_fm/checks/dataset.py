@@ -1,4 +1,4 @@
-"""A dataset as far as headers, fingerprint and plans tell: sizes of its images, classes, grid of a configuration."""
+"""A dataset's image sizes, classes and planned grid, read from headers, fingerprint and plans; checks of its cases."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Grid = tuple[tuple[int, ...], tuple[float, ...]]
 """Shape in voxels and spacing in mm of an image, (z, y, x)."""
 
 PREFERRED = ("3d_fullres", "2d")
-"""Configurations of which the first that a plan has is taken where none is named."""
+"""Default configurations: the first one that a plan has."""
 
 
 class UnknownDatasetError(ValueError):
-    """A dataset, plan or configuration that is not there; the message says what is."""
+    """A dataset, plan or configuration that does not exist; the message lists those that do."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Planned:
 
     Attributes:
         plans: name of the plan.
-        configuration: its name.
-        spacing: mm of the network's grid, in the plan's order of axes; two numbers for 2D.
+        configuration: name of the configuration.
+        spacing: of the network's grid in mm, in the plan's order of axes; two numbers for 2D.
         transpose: the plan's order of axes.
-        patch: edges in voxels.
-        batch: size.
-        linear: whether `nnunet-fm predict` makes label maps of these plans' logits block by block.
+        patch: size of the patch in voxels.
+        batch: batch size.
+        linear: whether logits are resampled linearly, so that `nnunet-fm predict` exports them block by block.
     """
 
     plans: str
@@ -48,7 +48,7 @@ class Planned:
     linear: bool
 
     def voxels(self, grid: Grid) -> int:
-        """Voxels of an image in the network's grid."""
+        """Number of voxels of an image, resampled to the network's grid."""
         shape = [grid[0][axis] for axis in self.transpose]
         old = [grid[1][axis] for axis in self.transpose]
         new = [*old[: len(old) - len(self.spacing)], *self.spacing]
@@ -57,14 +57,14 @@ class Planned:
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """What a forecast needs to know.
+    """Facts about a dataset that a forecast of memory and disk needs.
 
     Attributes:
         name: ``Dataset501_Name``.
-        channels: of an image.
-        outputs: of a network: classes with the background, or regions.
-        cases: case -> grid, of training and test images.
-        planned: None where there are no plans yet.
+        channels: number of channels of an image.
+        outputs: number of a network's outputs: classes with the background, or regions.
+        cases: grid of each training and test image, by case.
+        planned: the configuration to forecast; None if nothing is planned yet.
     """
 
     name: str
@@ -75,18 +75,18 @@ class KnownDataset:
 
 
 def read(
-    dataset: str, configuration: str | None, plans: str | None, tell: Callable[[str], None] = lambda text: None
+    dataset: str, configuration: str | None, plans: str | None, progress: Callable[[str], None] = lambda text: None
 ) -> KnownDataset:
-    """Look a dataset up by ID or name.
+    """Read a dataset that is given by ID or name.
 
     Args:
         dataset: its ID or name.
-        configuration: of the plans; None for the first of `PREFERRED` that they have.
-        plans: their name; None for the newest of the dataset.
-        tell: is told how far the reading of headers is.
+        configuration: configuration of the plans; None for the first of `PREFERRED`.
+        plans: name of the plans; None for the newest ones of the dataset.
+        progress: called with a sentence on the reading of headers.
 
     Raises:
-        UnknownDatasetError: if dataset, plans or configuration are not there, or have no images.
+        UnknownDatasetError: if dataset, plans or configuration do not exist, or there are no images.
     """
     try:
         name = dataset_name(dataset)
@@ -98,7 +98,7 @@ def read(
         raise UnknownDatasetError(f"no dataset '{name}' in nnUNet_raw or nnUNet_preprocessed: see their folders")
     try:
         about = canonical(_json(folder / "dataset.json"))
-        cases = (_headers(raw, about["file_ending"], tell) if raw else {}) or _fingerprint(preprocessed)
+        cases = (_headers(raw, about["file_ending"], progress) if raw else {}) or _fingerprint(preprocessed)
         outputs = _outputs(about["labels"])
         channels = len(channel_names(about))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -108,12 +108,12 @@ def read(
     return KnownDataset(folder.name, channels, outputs, cases, _planned(preprocessed, configuration, plans))
 
 
-def training_data(name: str, tell: Callable[[str], None] = lambda text: None) -> Iterator[Check]:
-    """Findings about a dataset's raw training cases: what is missing, not taken, or on another grid than its image.
+def training_data(name: str, progress: Callable[[str], None] = lambda text: None) -> Iterator[Check]:
+    """Check a dataset's raw training cases: missing files, ignored files, label maps on another grid than their image.
 
     Args:
-        name: of the dataset.
-        tell: is told what is looked at.
+        name: name of the dataset.
+        progress: called with a sentence on what is checked.
     """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
@@ -124,7 +124,7 @@ def training_data(name: str, tell: Callable[[str], None] = lambda text: None) ->
     raw = _folder("nnUNet_raw", name)
     if raw is None:
         return
-    tell("comparing label maps with images")
+    progress("comparing label maps with images")
     try:
         about = read_dataset_json(raw)
         warnings = check_cases(raw, about)
@@ -154,14 +154,14 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _headers(raw: Path, ending: str, tell: Callable[[str], None]) -> dict[str, Grid]:
-    """Grids of all images whose header SimpleITK reads, by their first channel; none of images without a third axis."""
+def _headers(raw: Path, ending: str, progress: Callable[[str], None]) -> dict[str, Grid]:
+    """Grids of all 3D images whose header SimpleITK can read, from the file of their first channel."""
     from nnunet_fm.preprocessing.orientation import read_header
 
     files = sorted(file for part in ("imagesTr", "imagesTs") for file in (raw / part).glob(f"[!.]*_0000{ending}"))
     found: dict[str, Grid] = {}
     for number, file in enumerate(files):
-        tell(f"reading headers, {number + 1} of {len(files)}")
+        progress(f"reading headers, {number + 1} of {len(files)}")
         header = read_header(str(file))
         if header is None:
             continue
@@ -172,7 +172,7 @@ def _headers(raw: Path, ending: str, tell: Callable[[str], None]) -> dict[str, G
 
 
 def _fingerprint(preprocessed: Path | None) -> dict[str, Grid]:
-    """Grids of the training images, after cropping."""
+    """Grids of the cropped training images, from the dataset's fingerprint."""
     if preprocessed is None or not (preprocessed / "dataset_fingerprint.json").is_file():
         return {}
     content = _json(preprocessed / "dataset_fingerprint.json")
@@ -184,7 +184,7 @@ def _fingerprint(preprocessed: Path | None) -> dict[str, Grid]:
 
 
 def _outputs(labels: Mapping[str, Any]) -> int:
-    """Channels of a network's logits, as nnU-Net counts them."""
+    """Number of channels of a network's logits, counted as by nnU-Net."""
     names = [name for name in labels if name != "ignore"]
     if any(isinstance(value, list) and len(value) > 1 for value in labels.values()):
         return sum(labels[name] not in (0, [0]) for name in names)

@@ -1,4 +1,4 @@
-"""A finding of ``nnunet-fm doctor``, and sizes as it prints them."""
+"""One finding of ``nnunet-fm doctor``, and its way to print sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ GB = 10**9
 
 @dataclass(frozen=True)
 class Check:
-    """One finding; a problem has a cure, in one line."""
+    """One finding; a problem has a cure of one line."""
 
     name: str
     state: str
@@ -19,5 +19,5 @@ class Check:
 
 
 def size(count: float) -> str:
-    """A number of bytes for people."""
+    """A number of bytes as GB or MB."""
     return f"{count / GB:.1f} GB" if count >= GB else f"{count / 10**6:.0f} MB"

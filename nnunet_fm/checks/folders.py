@@ -1,4 +1,4 @@
-"""nnU-Net's folders: named, there, writable, on a disk with space left."""
+"""Check nnU-Net's folders: variables set, folders writable, space left on their disks."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from nnunet_fm.io.dataset_names import find_datasets, several
 
 PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 LITTLE, TOO_LITTLE = 20 * GB, GB
-"""Free bytes: a training's three checkpoints may have 10 GB and more, a small one's have 200 MB."""
+"""Free bytes for a note and for a problem: three checkpoints of a training take 200 MB to more than 10 GB."""
 
 
 def folders() -> Iterator[Check]:
-    """A finding for each of nnU-Net's variables."""
+    """Check the folder of each of nnU-Net's variables."""
     for name in PATHS:
         yield _folder(name, os.environ.get(name))
 
 
 def datasets() -> Iterator[Check]:
-    """A finding for each number that several datasets have: nnU-Net's commands refuse it."""
+    """Find numbers that several datasets share, which nnU-Net's commands refuse."""
     for number, names in find_datasets().items():
         if len(names) > 1:
             yield Check("dataset number", NOTE, several(number, names), "rename one of them in all folders")
 
 
 def missing() -> list[Path]:
-    """Folders that the variables name and nobody has made."""
+    """Folders that the variables name and that do not exist."""
     named = [Path(folder) for name in PATHS if (folder := os.environ.get(name))]
     return [folder for folder in named if not folder.exists()]
 
@@ -44,7 +44,7 @@ def _folder(name: str, folder: str | None) -> Check:
     free = shutil.disk_usage(folder).free
     detail = f"{folder} ({size(free)} free)"
     if not os.access(folder, os.W_OK | os.X_OK):
-        if name == "nnUNet_raw":  # others may own the images
+        if name == "nnUNet_raw":  # somebody else may own the images
             return Check(name, NOTE, f"{detail} is read-only: nothing can be converted into it")
         return Check(name, PROBLEM, f"{detail} is read-only", f"chmod u+w {folder}, or export {name}=ANOTHER_FOLDER")
     cure = f"remove what is not needed any more, or export {name} to a folder on another disk"

@@ -1,9 +1,9 @@
-"""Memory that the export of a dataset's largest prediction takes: with nnU-Net's default, and with ours.
+"""Forecast the memory for the largest prediction of a dataset, by nnU-Net and by this package, and disk space.
 
-Both are counted from the code, for logits ``(K, …)`` in half precision of N voxels in the network's grid that become a
-label map of V voxels in the image's. nnU-Net's default resampling takes a copy of the logits in float64, the resampled
-logits whole in half precision, for one class at a time two float64 images, and labels of 64 bits. Ours takes logits,
-label map and blocks.
+Memory is counted from the code, for logits ``(K, …)`` in half precision of N voxels in the network's grid that become a
+label map of V voxels in the image's grid. nnU-Net's default resampling takes a copy of the logits in float64, the
+resampled logits in half precision, two float64 images for one class at a time, and labels of 64 bits. The export of
+this package takes logits, label map and blocks.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from nnunet_fm.cpu.limits import memory
 PROGRAM = 700 * 10**6
 """Resident bytes of a process with PyTorch and nnU-Net, before it has read anything."""
 BLOCKS = 50 * 10**6
-"""What our export has at hand besides logits and label map."""
+"""Bytes of the blocks that our export keeps besides logits and label map."""
 EXPORTS = 3
-"""Processes in which nnUNetv2_predict exports, unless -nps says otherwise."""
+"""Default number of processes in which nnUNetv2_predict exports (-nps)."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes at the peak of predicting one case, without what the network itself takes.
+    """Peak memory of predicting one case in bytes, without the network itself.
 
     Attributes:
-        stock: of nnUNetv2_predict with one process that exports (-nps 1).
-        stock_default: of nnUNetv2_predict with as many as it starts by itself, each with a case of this size.
-        ours: of nnunet-fm predict.
+        stock: nnUNetv2_predict with one process that exports (-nps 1).
+        stock_default: nnUNetv2_predict with its default number of processes, each with a case of this size.
+        ours: nnunet-fm predict.
     """
 
     stock: int
@@ -43,14 +43,14 @@ class Forecast:
 
 
 def forecast(grid: Grid, voxels: int, outputs: int, channels: int, *, linear: bool = True) -> Forecast:
-    """Predict the memory of one case.
+    """Forecast the memory of predicting one case.
 
     Args:
-        grid: of the image.
-        voxels: of the image in the network's grid.
-        outputs: channels of the logits.
-        channels: of the image.
-        linear: whether our export knows the plan's resampling; it takes nnU-Net's way elsewhere.
+        grid: grid of the image.
+        voxels: number of voxels of the image in the network's grid.
+        outputs: number of channels of the logits.
+        channels: number of channels of the image.
+        linear: whether our export goes block by block; else it is nnU-Net's.
     """
     image = prod(grid[0])
     logits = 2 * outputs * voxels
@@ -70,7 +70,7 @@ def forecast(grid: Grid, voxels: int, outputs: int, channels: int, *, linear: bo
 
 
 def predicting(dataset: KnownDataset) -> Iterator[Check]:
-    """Whether there is memory for the dataset's largest case."""
+    """Check the memory for predicting the dataset's largest case."""
     planned = dataset.planned
 
     def voxels(case: str) -> int:
@@ -111,13 +111,13 @@ def predicting(dataset: KnownDataset) -> Iterator[Check]:
 
 
 def training_batch(dataset: KnownDataset) -> int | None:
-    """Bytes of a training batch of the dataset's plans."""
+    """Bytes of a training batch of the dataset's plans; None without plans."""
     planned = dataset.planned
     return batch_bytes(prod(planned.patch), planned.batch, dataset.channels) if planned else None
 
 
 def preprocessed(dataset: KnownDataset) -> Iterator[Check]:
-    """Whether the preprocessed cases fit on their disk, if nothing of them is there yet and nothing is compressed."""
+    """Check that all preprocessed cases fit on their disk, uncompressed."""
     planned, folder = dataset.planned, os.environ.get("nnUNet_preprocessed")
     if planned is None or not folder or not os.path.isdir(folder):
         return

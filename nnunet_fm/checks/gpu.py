@@ -1,4 +1,4 @@
-"""The GPU, and whether this PyTorch can use it."""
+"""Check the GPU, and whether the installed PyTorch can use it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INDEX = "https://download.pytorch.org/whl"
 
 
 def gpu() -> Iterator[Check]:
-    """Device that a training would use, and why no better one."""
+    """Find the device that a training would use, or the reason why PyTorch does not use a GPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -47,7 +47,7 @@ def _cuda() -> Iterator[Check]:
 
 
 def _has_kernels(major: int, minor: int, legible: list[str]) -> bool:
-    """Whether one of a build's architectures runs on a device: of its generation and not newer, or as PTX."""
+    """Whether a PyTorch build runs on a device: compiled for its generation and not newer, or as PTX."""
     for name in legible:
         kind, _, number = name.partition("_")
         digits = "".join(c for c in number if c.isdigit())
@@ -58,7 +58,7 @@ def _has_kernels(major: int, minor: int, legible: list[str]) -> bool:
 
 
 def _installed() -> list[tuple[str, str, str]]:
-    """Name, memory and driver's version of each NVIDIA device, as the driver's own program tells."""
+    """Name, memory and driver version of each NVIDIA device, from nvidia-smi."""
     if shutil.which(QUERY[0]) is None:
         return []
     try:
@@ -70,7 +70,7 @@ def _installed() -> list[tuple[str, str, str]]:
 
 
 def _unused(installed: list[tuple[str, str, str]]) -> Check:
-    """Why PyTorch does not use a device that is there."""
+    """Reason why PyTorch does not use an installed device."""
     import torch
 
     name, memory, driver = installed[0]

@@ -1,4 +1,4 @@
-"""What nnU-Net sees of this package, and what was planned or trained that needs it to see more."""
+"""Check that nnU-Net finds the classes of this package; list plans and models that need the import hook."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ hook = sys.modules.get("nnunet_fm.hook")
 print()
 print(json.dumps({"found": found is not None, "status": hook.status() if hook else {}}))
 """
-"""What nnU-Net's own search answers for a name of ours, in a new interpreter like that of any nnU-Net command."""
+"""Program that runs nnU-Net's own search for a class of this package in a new interpreter."""
 
 
 def hook() -> Check:
-    """Asks nnU-Net for a class of ours; where it does not answer, says why and which way is left."""
-    with scratch_folder() as elsewhere:  # so that nothing is importable just because it lies here
+    """Let nnU-Net search for a class of this package; without success, give the reason and the remaining way."""
+    with scratch_folder() as elsewhere:  # nothing may be importable just because it lies in the current folder
         done = subprocess.run([sys.executable, "-c", PROBE], cwd=elsewhere, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -56,14 +56,14 @@ def hook() -> Check:
 
 
 def shim_folder() -> Path:
-    """Folder with the one module through which nnU-Net finds our trainers without the hook."""
+    """Folder with the module by which nnU-Net finds our trainers without the hook."""
     import nnunet_fm
 
     return (Path(nnunet_fm.__file__).parent / "trainers" / "ext").resolve()
 
 
 def not_portable(hook_is_alive: bool) -> Iterator[Check]:
-    """Plans and trained folders that name a class of ours, which nnU-Net finds through the hook only."""
+    """Find plans and trained folders with classes of this package, which nnU-Net finds through the hook only."""
     places = (("plans", "nnUNet_preprocessed", "*/[!.]*.json"), ("trained", "nnUNet_results", "*/*__*__*/plans.json"))
     for what, variable, pattern in places:
         folder = os.environ.get(variable)
@@ -79,7 +79,7 @@ def not_portable(hook_is_alive: bool) -> Iterator[Check]:
 
 
 def _names_of_ours(file: Path, configuration: str | None) -> list[str]:
-    """Preprocessor, normalisers and resamplers of ours in a plans file; none in files that are no plans."""
+    """Preprocessor, normalisers and resamplers of this package in a plans file; empty for other files."""
     from nnunet_fm.hook.names import home
 
     try:

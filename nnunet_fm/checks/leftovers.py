@@ -1,4 +1,4 @@
-"""What commands of ours that were killed have left behind, and its removal; never what anybody could want back."""
+"""Find and remove temporary files and locks that killed commands have left; never data or results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nnunet_fm.io.messages import listed
 from nnunet_fm.weights.cache import cache_folder
 
 STALE = 24 * 3600
-"""Seconds without a change after which something temporary belongs to no process any more."""
+"""Seconds without a change after which a temporary file belongs to no running process."""
 
 FOLD = "Dataset*/*__*__*/fold_*"
 TEMPORARY = {
@@ -30,13 +30,13 @@ TEMPORARY = {
         f"Dataset*/.locks/.*{PARTIAL}", f"{FOLD}/.training_record.json.[0-9]*",
     ),
 }  # fmt: skip
-"""Names of temporary files and folders of our commands, by the folder of nnU-Net that holds them."""
+"""Patterns of temporary files and folders, by the nnU-Net folder that holds them."""
 LOCKS = ("nnUNet_preprocessed", "nnUNet_results")
-"""Where jobs of studies leave ``Dataset*/.locks/*.lock``, which name their processes."""
+"""Folders where jobs of studies leave locks that name their processes, ``Dataset*/.locks/*.lock``."""
 
 
 def leftovers() -> list[Path]:
-    """Temporary files and folders that nothing has touched for a day, and locks whose processes are gone."""
+    """Temporary files and folders without a change for a day, and locks whose processes are gone."""
     found = [path for variable, patterns in TEMPORARY.items() for path in _in(variable, *patterns)]
     found += cache_folder().glob(f".*{PARTIAL}")
     found += Path(tempfile.gettempdir()).glob(f"{SCRATCH}*")
@@ -45,7 +45,7 @@ def leftovers() -> list[Path]:
 
 
 def left_behind() -> Iterator[Check]:
-    """A finding where there is anything to remove."""
+    """List what can be removed."""
     found = leftovers()
     if found:
         places = listed(list(map(str, found)))
@@ -54,7 +54,7 @@ def left_behind() -> Iterator[Check]:
 
 
 def fix() -> Iterator[str]:
-    """Do what is safe, and say what was done: make folders that are missing, remove `leftovers`."""
+    """Make missing folders and remove `leftovers`; yields a line for each."""
     for folder in missing():
         try:
             folder.mkdir(parents=True)
@@ -90,7 +90,7 @@ def _locks() -> Iterator[Path]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether it belongs to the user who asks: the folder for temporary files is everybody's."""
+    """Whether a file belongs to this user; others write to the folder for temporary files, too."""
     return not hasattr(os, "getuid") or path.lstat().st_uid == os.getuid()
 
 
@@ -101,10 +101,10 @@ def _everything(path: Path) -> Iterator[Path]:
 
 
 def _age(path: Path) -> float:
-    """Seconds since anything in it was changed."""
+    """Seconds since the last change of a file, or of anything in a folder."""
     changes = []
     for inner in _everything(path):
-        with suppress(OSError):  # gone meanwhile
+        with suppress(OSError):  # removed meanwhile
             changes.append(inner.lstat().st_mtime)
     return time.time() - max(changes, default=time.time())
 
@@ -118,7 +118,7 @@ def _bytes(path: Path) -> int:
 
 
 def _is_held(path: Path) -> bool:
-    """Whether a process may need it: preprocessing holds a lock, and what was replaced may be all that there is."""
+    """Whether a process may need a folder: preprocessing holds a lock, and a replaced folder may be the only copy."""
     if path.name.endswith(OLD) and not path.with_name(path.name.removesuffix(OLD).removeprefix(".")).is_dir():
         return True
     if not path.name.startswith("fm_"):

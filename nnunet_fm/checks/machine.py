@@ -1,4 +1,4 @@
-"""Processor, processes, memory and shared memory, as nnU-Net's commands find them."""
+"""Check processor, number of processes, memory and shared memory for nnU-Net's commands."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from nnunet_fm.hook import SWITCH
 
 LOADERS, WORKERS = "nnUNet_n_proc_DA", "nnUNet_def_n_proc"
 MOST_LOADERS = 12
-"""Loader processes that nnU-Net starts by itself where there are as many cores."""
+"""Default number of nnU-Net's loader processes, if there are as many cores."""
 MOST_WORKERS = 8
-"""Processes that preprocess and export."""
+"""Default number of processes that preprocess and export."""
 PATCH, BATCH = 128**3, 2
-"""What a batch of a 3D plan often is; nobody knows better before a plan is named."""
+"""Voxels and number of patches of a usual 3D batch, for a check without a plan."""
 LITTLE = 8 * GB
 """Memory below which a 3D training with loader processes is likely to be killed."""
 
 
 def processor(device: bool) -> Iterator[Check]:
-    """Cores, threads and the precision of the processor.
+    """Check cores, threads and precision of the processor.
 
     Args:
-        device: whether there is a GPU, beside which the processor does not train.
+        device: whether a GPU trains instead of the processor.
     """
     import torch
 
@@ -61,7 +61,7 @@ def _threads(usable: int, threads: int) -> Check:
 
 
 def _waiting() -> Check:
-    """How OpenMP's threads wait, for which the hook cares in nnU-Net's commands where the user sets nothing."""
+    """Check how OpenMP's threads wait; the hook chooses it in nnU-Net's commands unless the user does."""
     chosen = ", ".join(f"{name}={os.environ[name]}" for name in WAITING if name in os.environ)
     asleep = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
     if os.environ.get(SWITCH) != "0" and (asleep or not chosen):
@@ -74,7 +74,7 @@ def _waiting() -> Check:
 
 
 def main_memory() -> Iterator[Check]:
-    """Memory, with the limit of a container."""
+    """Check the main memory, within the limit of a container."""
     found = memory()
     if found is None:
         return
@@ -88,15 +88,15 @@ def main_memory() -> Iterator[Check]:
 
 
 def batch_bytes(voxels: int = PATCH, batch: int = BATCH, channels: int = 1) -> int:
-    """Bytes of a batch: images in float32, targets of 16 bits with those of deep supervision."""
+    """Bytes of a batch: images in float32, targets of 16 bits with their copies for deep supervision."""
     return round(batch * voxels * (4 * channels + 2 * 8 / 7))
 
 
 def shared_memory(batch: int | None = None) -> Iterator[Check]:
-    """Whether the batches that loaders keep ready fit into shared memory, through which they are sent.
+    """Check that all batches of the loaders fit into shared memory, through which they are sent.
 
     Args:
-        batch: bytes of a batch; None for that of a common 3D plan.
+        batch: bytes of a batch; None for a usual 3D batch.
     """
     if fault := shared_memory_fault():
         detail, _, cure = fault.partition(": ")
@@ -114,7 +114,7 @@ def shared_memory(batch: int | None = None) -> Iterator[Check]:
     if loaders == 0:
         yield Check("shared memory", OK, f"{detail}; {LOADERS}=0, so nothing is sent through it")
         return
-    # Training and validation: queued, and one in the hands of each loader.
+    # Of training and validation: queued batches, and one that each loader is making.
     batches = max(6, loaders // 2) + max(3, loaders // 4) + loaders + max(1, loaders // 2)
     need = batches * (batch or batch_bytes())
     what = f"{batches} batches of {loaders} loaders need up to {size(need)}"

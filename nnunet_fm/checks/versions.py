@@ -1,4 +1,4 @@
-"""Versions of the libraries, and where the nnU-Net commands of the shell come from."""
+"""Check the versions of the libraries, and which installation the shell's nnU-Net commands belong to."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from nnunet_fm.checks.finding import NOTE, OK, PROBLEM, Check
 
 LIMITED_BY = ("nnunet-fm", "nnunetv2", "dynamic-network-architectures")
-"""Distributions whose requirements decide which versions work together."""
+"""Distributions whose requirements limit the versions of others."""
 SHOWN = ("torch", "nnunetv2", "dynamic-network-architectures", "timm", "monai")
-"""Libraries whose versions are printed when they are right; the others are named only when they are wrong."""
+"""Libraries whose versions are always printed; the others only if they are wrong."""
 
 
 def versions() -> Iterator[Check]:
-    """Installed libraries against what this package, nnU-Net and its network library ask of them."""
+    """Compare installed versions with the requirements of this package, nnU-Net and its network library."""
     from importlib import metadata
 
     from packaging.requirements import Requirement
@@ -51,7 +51,7 @@ def versions() -> Iterator[Check]:
 
 
 def commands() -> Iterator[Check]:
-    """Whether the shell's nnU-Net commands are those of this environment; no others know this package."""
+    """Check that the shell's nnU-Net commands are those of this environment; others do not know this package."""
     mine, found = Path(sys.executable).with_name("nnUNetv2_train"), shutil.which("nnUNetv2_train")
     if found and Path(found).parent == mine.parent:
         yield Check("commands", OK, f"nnUNetv2_* in {mine.parent}")

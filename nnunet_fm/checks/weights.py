@@ -1,4 +1,4 @@
-"""Official files in the weights folder: state of their hashes, and licences."""
+"""Check the official files in the weights folder: known hashes and licences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nnunet_fm.checks.finding import NOTE, OK, PROBLEM, Check, size
 
 
 def weights() -> Iterator[Check]:
-    """A finding for each official file in the weights folder; no hash is computed."""
+    """Check each official file in the weights folder, without computing a hash."""
     from nnunet_fm.models.official import officials
     from nnunet_fm.models.official_files import CHANGED, NOT_CHECKED, NOT_PINNED, cached, hash_state
     from nnunet_fm.weights.cache import cache_folder

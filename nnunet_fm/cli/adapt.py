@@ -52,19 +52,22 @@ Target = Annotated[
     str,
     typer.Option("--target", "-d", help="ID or name of the dataset to adapt to.", autocompletion=complete_datasets),
 ]
-How = Annotated[Method, typer.Option("--method", help="How.")]
+How = Annotated[Method, typer.Option("--method", help="Method of adaptation.")]
 Fold = Annotated[str, typer.Option("--source-fold", "-f", help="Fold of the trained model, or 'all'.")]
 Checkpoint = Annotated[
     str | None,
     typer.Option(
-        "-chk", "--checkpoint", help="Its checkpoint; without it checkpoint_best.pth, or checkpoint_final.pth."
+        "-chk",
+        "--checkpoint",
+        help="Checkpoint of the model.  [default: checkpoint_best.pth, else checkpoint_final.pth]",
     ),
 ]
 Labelled = Annotated[
     int | None, typer.Option("--labelled", min=0, help="Training cases whose labels are used (selftraining; 3).")
 ]
 LabelledCases = Annotated[
-    list[str] | None, typer.Option("--labelled-cases", help="These cases instead.", metavar="CASE …")
+    list[str] | None,
+    typer.Option("--labelled-cases", help="Names of labelled training cases, instead of --labelled.", metavar="CASE …"),
 ]
 Confidence = Annotated[
     float, typer.Option("--confidence", min=0, max=1, help="Probability from which a pseudo-label counts.")
@@ -74,19 +77,23 @@ UpdateEvery = Annotated[
 ]
 TeacherMomentum = Annotated[
     float | None,
-    typer.Option("--teacher-momentum", min=0, max=1, help="Average the teacher over time, e.g. with 0.99."),
+    typer.Option(
+        "--teacher-momentum", min=0, max=1, help="Momentum of a teacher that is averaged over time, e.g. 0.99."
+    ),
 ]
 Epochs = Annotated[
     int | None, typer.Option("--epochs", min=1, help="Passes over the target (selftraining 20, entropymin 2).")
 ]
-Iterations = Annotated[int | None, typer.Option("--iterations", min=1, help="Optimiser steps instead.")]
-Train = Annotated[Trained, typer.Option("--train", help="The head alone, what the source trained (adapter), or all.")]
-Faithful = Annotated[bool, typer.Option("--faithful", help="The procedure of the 2D thesis's code.")]
+Iterations = Annotated[int | None, typer.Option("--iterations", min=1, help="Optimiser steps, instead of --epochs.")]
+Train = Annotated[
+    Trained, typer.Option("--train", help="Trained part: the head alone, what the source trained (adapter), or all.")
+]
+Faithful = Annotated[bool, typer.Option("--faithful", help="Follow the procedure of the 2D thesis's code.")]
 Name = Annotated[
     str | None,
     typer.Option("--name", "-p", "-overwrite_plans_name", help="Plans name instead of FMPlans_<model>…_from_…"),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed; without it the source's.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed.  [default: the source's]")]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change a recipe field, e.g. recipe.learning_rate=1e-5.")
 ]
@@ -134,7 +141,7 @@ def adapt(
 
 
 def _options(given: SimpleNamespace) -> AdaptOptions:
-    """The options of the command line."""
+    """Options of the adaptation from the command line."""
     from nnunet_fm.plans.adapt import AdaptOptions
 
     if given.iterations is not None and given.epochs is not None:

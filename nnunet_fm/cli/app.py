@@ -1,4 +1,4 @@
-"""``nnunet-fm``: the command line for what nnU-Net has no command for."""
+"""``nnunet-fm``: the command line with all sub-commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def _with_host(command: Command) -> Command:
-    """A command that works with nnU-Net, which names an untested version of it before all else."""
+    """Let a command check the version of nnU-Net first."""
 
     @wraps(command)
     def checked(*args: Any, **kwargs: Any) -> None:
@@ -77,7 +77,7 @@ def _options(
 def main() -> None:
     """Run the command line: exit code 0 done, 1 failed with a one-line reason, 2 bad usage."""
     choose_waiting()
-    atexit.register(gc.freeze)  # or Python looks for garbage among all that was imported before it ends: a second
+    atexit.register(gc.freeze)  # else a garbage collection of all imported modules delays the exit by a second
     try:
         app()
     except Exception as error:

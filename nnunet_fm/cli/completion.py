@@ -1,6 +1,6 @@
-"""Values that the shell completes: read from names of files and folders only, so that a TAB costs nothing.
+"""Shell completion, from names of files and folders only, so that it answers at once.
 
-Each function takes the beginning that was typed and returns the words that go on from there.
+Each function takes the typed beginning and returns all words that start with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nnunet_fm.io.dataset_names import find_datasets
 
 
 def complete_models(incomplete: str) -> list[str]:
-    """Names of cards, those of the user's own folder too."""
+    """Names of model cards, including those of the user's own folder."""
     folders = [resources.files("nnunet_fm.plans").joinpath("cards")]
     if (own := os.environ.get("NNUNET_FM_CARDS")) and os.path.isdir(own):
         folders.append(Path(own))
@@ -35,36 +35,36 @@ def complete_adapters(incomplete: str) -> list[str]:
 
 
 def complete_converters(incomplete: str) -> list[str]:
-    """Datasets that can be converted."""
+    """Names of datasets that can be converted."""
     from nnunet_fm.dataset_conversion import CONVERTERS
 
     return _begin(incomplete, CONVERTERS)
 
 
 def complete_datasets(incomplete: str) -> list[str]:
-    """IDs, or names where a name was begun, of what is in nnU-Net's three folders."""
+    """IDs of the datasets in nnU-Net's three folders; names if the beginning is that of a name."""
     found = find_datasets()
     named = incomplete.startswith("D")
     return _begin(incomplete, (name for names in found.values() for name in names) if named else map(str, found))
 
 
 def complete_trainers(incomplete: str) -> list[str]:
-    """Trainers of what was trained."""
+    """Trainers of trained models."""
     return _begin(incomplete, _trained(0))
 
 
 def complete_plans(incomplete: str) -> list[str]:
-    """Plans of what was trained."""
+    """Plans of trained models."""
     return _begin(incomplete, _trained(1))
 
 
 def complete_configurations(incomplete: str) -> list[str]:
-    """Configurations of what was trained."""
+    """Configurations of trained models."""
     return _begin(incomplete, _trained(2))
 
 
 def _trained(part: int) -> list[str]:
-    """One part of all ``<trainer>__<plans>__<configuration>`` in nnUNet_results."""
+    """One part of the names ``<trainer>__<plans>__<configuration>`` of all folders in nnUNet_results."""
     models = (model.name.split("__") for dataset in _children("nnUNet_results") for model in _inside(dataset))
     return [parts[part] for parts in models if len(parts) == 3]
 

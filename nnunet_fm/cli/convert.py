@@ -1,4 +1,4 @@
-"""``nnunet-fm convert``: the download of a public dataset as an nnU-Net raw folder."""
+"""``nnunet-fm convert``: convert the download of a public dataset to an nnU-Net raw folder."""
 
 from __future__ import annotations
 
@@ -40,19 +40,21 @@ Dataset = Annotated[
 ]
 Source = Annotated[Path, typer.Argument(help="Folder, zip or tar as downloaded; only read.", show_default=False)]
 DatasetId = Annotated[int, typer.Option("-d", "--dataset-id", min=1, max=999, help="Dataset number, 1 to 999.")]
-Domain = Annotated[str | None, typer.Option("--domain", help="Which of several domains, e.g. t1.")]
-LabelSet = Annotated[str | None, typer.Option("--labels", help="Which of several sets of labels.")]
-Split = Annotated[str | None, typer.Option("--split", help="official, thesis, or a JSON, CSV or text file.")]
-Thesis = Annotated[bool, typer.Option("--thesis", help="Intensities, pixel size and edge of the thesis.")]
+Domain = Annotated[str | None, typer.Option("--domain", help="Domain to convert, if the dataset has several, e.g. t1.")]
+LabelSet = Annotated[str | None, typer.Option("--labels", help="Set of labels, if the dataset has several.")]
+Split = Annotated[str | None, typer.Option("--split", help="Split: official, thesis, or a JSON, CSV or text file.")]
+Thesis = Annotated[bool, typer.Option("--thesis", help="Use intensities, pixel size and image size of the thesis.")]
 N4 = Annotated[bool | None, typer.Option("--n4/--no-n4", help="Correct the bias field.", show_default=False)]
-SkullStrip = Annotated[str | None, typer.Option("--skull-strip", help="labels, no, or a folder or table of masks.")]
-Outside = Annotated[
-    str | None, typer.Option("--outside", help="What becomes of voxels that one channel does not show.")
+SkullStrip = Annotated[
+    str | None, typer.Option("--skull-strip", help="Brain masks: labels, no, or a folder or table of masks.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="List all problems, write nothing.")]
-SkipInvalid = Annotated[bool, typer.Option("--skip-invalid", help="Leave out what cannot be converted.")]
+Outside = Annotated[str | None, typer.Option("--outside", help="Treatment of voxels that one channel does not show.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="List all problems and write nothing.")]
+SkipInvalid = Annotated[bool, typer.Option("--skip-invalid", help="Leave out cases that cannot be converted.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a folder of the same name.")]
-Processes = Annotated[int, typer.Option("-np", min=1, help="Cases at a time, each up to 4 GB.")]
+Processes = Annotated[
+    int, typer.Option("-np", min=1, help="Cases converted at the same time, each with up to 4 GB of memory.")
+]
 
 
 def convert(
@@ -107,7 +109,7 @@ def convert(
 def _print_failure(error: ConversionError, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"status": "failed", "reason": str(error), "problems": _rows(error.problems)}, indent=2))
-    elif len(error.problems) > 1:  # faults, which are told to the quiet, too
+    elif len(error.problems) > 1:  # printed with --quiet, too
         _print_problems(error.problems)
 
 
@@ -146,7 +148,7 @@ def _rows(problems: tuple[Problem, ...]) -> list[dict[str, Any]]:
 
 @contextmanager
 def _removing_temporary_files() -> Iterator[None]:
-    """Let a request to end (SIGTERM) pass through what cleans up."""
+    """Let SIGTERM raise SystemExit, so that temporary files are removed."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield

@@ -1,4 +1,4 @@
-"""``nnunet-fm demo``: the main job on bundled real data, through the commands a user would type."""
+"""``nnunet-fm demo``: plan, train and predict on bundled MRI with the commands that a user would type."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def demo(
 
 
 def _end(number: int, frame: object) -> NoReturn:
-    """End as after Ctrl-C, so that the command that runs ends, too."""
+    """Exit as after Ctrl-C, so that the running command ends, too."""
     sys.exit(128 + number)
 
 

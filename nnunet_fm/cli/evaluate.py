@@ -44,14 +44,14 @@ PROCESSES = min(2, usable_cores())
 
 
 class EmptyRule(str, Enum):
-    """What classes without a voxel score."""
+    """Rule for the score of a class without a voxel."""
 
     nnunet = "nnunet"
     smoothed = "smoothed"
 
 
 class GroupBy(str, Enum):
-    """Whose share of the labelled volume decides the size group."""
+    """Cases whose share of the labelled volume decides the size group."""
 
     training = "training"
     case = "case"
@@ -75,19 +75,24 @@ Metrics = Annotated[
     list[str] | None,
     typer.Option(
         "--metrics",
-        help="Of Dice, Jaccard, HD95, NSD, volume_reference, volume_prediction.  [default: all]",
+        help="Metrics among Dice, Jaccard, HD95, NSD, volume_reference, volume_prediction.  [default: all]",
         metavar="NAME …",
     ),
 ]
-Tolerance = Annotated[float, typer.Option("--tolerance", help="Of the surface Dice (NSD), in mm.")]
-EmptyStructures = Annotated[EmptyRule, typer.Option("--empty", help="What empty structures score, see below.")]
+Tolerance = Annotated[float, typer.Option("--tolerance", help="Tolerance of the surface Dice (NSD), in mm.")]
+EmptyStructures = Annotated[
+    EmptyRule, typer.Option("--empty", help="Rule for the score of empty structures, see below.")
+]
 IncludeBackground = Annotated[
     bool, typer.Option("--include-background", help="Score label 0, too; it is not in the mean of classes.")
 ]
-PerSlice = Annotated[bool, typer.Option("--per-slice", help="Dice and Jaccard of each slice, too.")]
+PerSlice = Annotated[bool, typer.Option("--per-slice", help="Also compute Dice and Jaccard of each slice.")]
 SliceAxis = Annotated[
     str | None,
-    typer.Option("--slice-axis", help="z, y or x.  [default: that of the largest spacing, else the array's first]"),
+    typer.Option(
+        "--slice-axis",
+        help="Axis across the slices: z, y or x.  [default: axis of the largest spacing, else the array's first]",
+    ),
 ]
 SizeGroups = Annotated[
     GroupBy,
@@ -97,7 +102,7 @@ SizeFrom = Annotated[
     Path | None,
     typer.Option("--size-from", help="Labels of the training cases.  [default: labelsTr beside GT, else GT]"),
 ]
-Chill = Annotated[bool, typer.Option("--chill", help="Score what is there: not all of GT is predicted.")]
+Chill = Annotated[bool, typer.Option("--chill", help="Leave out references without a prediction.")]
 Processes = Annotated[int, typer.Option("-np", min=1, help="Cases scored at the same time.")]
 
 
@@ -163,7 +168,7 @@ def _metrics(names: list[str] | None, known: tuple[str, ...]) -> list[str]:
 
 
 def _print(scores: pd.DataFrame) -> None:
-    """Classes down, metrics across; the number of cases where some of them define no score."""
+    """Print a table of classes by metrics, with the number of cases where some have no score."""
     from nnunet_fm.metrics.scores_table import DICE, JACCARD, NSD
     from nnunet_fm.metrics.summary import class_groups, mean_foreground, summarise
     from nnunet_fm.reporting.tables import plus_minus
@@ -193,7 +198,7 @@ def _say(text: str) -> None:
 
 @contextmanager
 def _said_warnings() -> Iterator[None]:
-    """Say warnings in one line each, without the place in the code."""
+    """Print each warning in one line, without its place in the code."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield

@@ -1,4 +1,4 @@
-"""``nnunet-fm list``: the models, heads, adapters and trainers that exist, printed from the cards."""
+"""``nnunet-fm list``: print all models, heads, adapters and trainers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Examples:
 
 
 class What(str, Enum):
-    """What can be listed."""
+    """Kinds of things to list."""
 
     models = "models"
     heads = "heads"
@@ -45,7 +45,7 @@ def list_(
     ] = False,
     classes: Annotated[int, typer.Option("--classes", min=1, help="Classes to count parameters for.")] = 15,
 ) -> None:
-    """List what this installation has."""
+    """List models, heads, adapters or trainers of this installation."""
     if parameters and what is not What.models:
         raise typer.BadParameter("only models have parameters", param_hint="--parameters")
     rows = _parameters(classes) if parameters else _rows(what)

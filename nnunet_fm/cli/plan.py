@@ -1,4 +1,4 @@
-"""``nnunet-fm plan``: plan a model with options for which the stock planning command has no flag."""
+"""``nnunet-fm plan``: plan a model, with more options than the stock planning command."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ A control is trained with -tr fm_trainer_stock on the data that its stock plans 
 """
 
 UNCOUNTED = 1_000_000
-"""Iterations of a plan with ``--minutes``: more than the minutes have room for."""
+"""Iterations of a plan with ``--minutes``, more than a training reaches."""
 
 CONTROL_FIELDS = ("iterations_per_epoch", "validation_iterations")
-"""Recipe fields that a control has, too."""
+"""Recipe fields of a control."""
 
 MODEL_ONLY = {
     "-m": "model", "--head": "head", "--adapter": "adapter", "--epochs": "epochs", "--minutes": "minutes",
@@ -50,7 +50,7 @@ MODEL_ONLY = {
     "--mirror": "mirror", "--weights": "weights", "--head-weights": "head_weights",
     "--eval-datasets": "eval_datasets", "--portable": "portable",
 }  # fmt: skip
-"""Options that a control has not."""
+"""Options that a control does not have."""
 
 Dataset = Annotated[str, typer.Option("-d", "--dataset", help="Dataset ID or name.", autocompletion=complete_datasets)]
 Model = Annotated[
@@ -60,16 +60,20 @@ Model = Annotated[
 Head = Annotated[str | None, typer.Option("--head", help="Decode head of a 2D model.", autocompletion=complete_heads)]
 Adapter = Annotated[str | None, typer.Option("--adapter", help="Adapter.", autocompletion=complete_adapters)]
 Variant = Annotated[str, typer.Option("--variant", help="mission, official, thesis, nnunet or quick.")]
-Iterations = Annotated[int | None, typer.Option("--iterations", min=1, help="Optimiser steps, met exactly.")]
+Iterations = Annotated[int | None, typer.Option("--iterations", min=1, help="Exact number of optimiser steps.")]
 Minutes = Annotated[
     float | None,
-    typer.Option("--minutes", min=0.01, help="Train so long instead; the learning rate reaches zero at the end."),
+    typer.Option(
+        "--minutes",
+        min=0.01,
+        help="Minutes of training, instead of --iterations; the learning rate reaches zero at the end.",
+    ),
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the training slices (2D models).")]
 Spacing = Annotated[
-    list[str] | None, typer.Option("--spacing", help="Z Y X in mm (2D: Y X), or 'native'.", metavar="Z Y X")
+    list[str] | None, typer.Option("--spacing", help="Spacing Z Y X in mm (2D: Y X), or 'native'.", metavar="Z Y X")
 ]
-Patch = Annotated[list[int] | None, typer.Option("--patch", help="Patch edges in voxels.", metavar="Z Y X")]
+Patch = Annotated[list[int] | None, typer.Option("--patch", help="Patch size in voxels.", metavar="Z Y X")]
 Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Batch size.")]
 SliceAxis = Annotated[
     str | None,
@@ -80,13 +84,16 @@ Mirror = Annotated[
     typer.Option(
         "--mirror",
         help="Axes to flip in training and prediction: all, none, or some of z, y, x, such as z,y. By default all "
-        "that the augmentation flips, without left-right where labels tell left from right.",
+        "that the augmentation flips, without left-right where labels distinguish left and right.",
     ),
 ]
 GpuMemory = Annotated[
     float | None,
     typer.Option(
-        "--gpu-memory-target", "-gpu_memory_target", min=0.1, help="GB to fit patch and batch into; 8.0 by default."
+        "--gpu-memory-target",
+        "-gpu_memory_target",
+        min=0.1,
+        help="GPU memory in GB that patch and batch must fit into.  [default: 8.0]",
     ),
 ]
 Settings = Annotated[
@@ -163,7 +170,7 @@ def plan(
 
 
 def _write_model(given: SimpleNamespace) -> tuple[Path, dict[str, Any]]:
-    """Plan a model as the command line says; returns the file and its content."""
+    """Plan a model by the options; returns the file and its content."""
     from nnunet_fm.models.names import PLANNER_PREFIX, VARIANTS
     from nnunet_fm.planfile.write import plan_file
     from nnunet_fm.plans.planner import planner_class
@@ -184,7 +191,7 @@ def _write_model(given: SimpleNamespace) -> tuple[Path, dict[str, Any]]:
 
 
 def _options(given: SimpleNamespace) -> Options:
-    """The planner's options of the command line."""
+    """Options of the planner from the command line."""
     from nnunet_fm.plans.geometry import AXES, PLANES
     from nnunet_fm.plans.planner import Options
 
@@ -231,7 +238,7 @@ def _recipe(given: SimpleNamespace, changed: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_control(given: SimpleNamespace) -> tuple[Path, dict[str, Any]]:
-    """Write the plans of a control; options that are not given are as in stock nnU-Net."""
+    """Write the plans of a control; options that are not given are those of stock nnU-Net."""
     from nnunet_fm.io.dataset_names import dataset_name
     from nnunet_fm.plans.stock import BASES, base_plans, write_stock_plans
 

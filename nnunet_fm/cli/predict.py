@@ -1,4 +1,4 @@
-"""``nnunet-fm predict``: the twin of ``nnUNetv2_predict`` that records what each case takes."""
+"""``nnunet-fm predict``: like ``nnUNetv2_predict``, with a record of the seconds of each case."""
 
 from __future__ import annotations
 
@@ -57,31 +57,31 @@ Folds = Annotated[
 ]
 StepSize = Annotated[float, typer.Option("-step_size", help="Distance of windows as a share of the patch, at most 1.")]
 DisableTta = Annotated[bool, typer.Option("--disable_tta", help="Do not average over mirrored images.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Tell more; errors come with a traceback.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Print more; errors come with a traceback.")]
 SaveProbabilities = Annotated[
     bool, typer.Option("--save_probabilities", help="Write class probabilities as well, for ensembles.")
 ]
 ContinuePrediction = Annotated[
-    bool, typer.Option("--continue_prediction", "--c", help="Leave cases alone that have results already.")
+    bool, typer.Option("--continue_prediction", "--c", help="Skip cases that have results already.")
 ]
 Checkpoint = Annotated[str, typer.Option("-chk", "--checkpoint", help="Name of the checkpoint.")]
 Preprocessing = Annotated[
     int | None,
-    typer.Option("-npp", min=0, help="Processes that preprocess; 0: none but this one.  [default: by cores, ≤ 3]"),
+    typer.Option("-npp", min=0, help="Processes that preprocess; 0: in this process.  [default: by cores, ≤ 3]"),
 ]
 Exporting = Annotated[
     int | None,
-    typer.Option("-nps", min=0, help="Processes that export; 0: none but this one.  [default: by cores, ≤ 3]"),
+    typer.Option("-nps", min=0, help="Processes that export; 0: in this process.  [default: by cores, ≤ 3]"),
 ]
 PreviousStage = Annotated[
     Path | None, typer.Option("-prev_stage_predictions", help="Predictions of a cascade's previous stage.")
 ]
 NumParts = Annotated[int, typer.Option("-num_parts", min=1, help="Number of calls that share the cases.")]
-PartId = Annotated[int, typer.Option("-part_id", min=0, help="Which of them this is, from 0.")]
-Device = Annotated[str, typer.Option("-device", help="cuda, cpu or mps; a GPU by CUDA_VISIBLE_DEVICES.")]
-DisableProgressBar = Annotated[bool, typer.Option("--disable_progress_bar", help="No progress bar.")]
+PartId = Annotated[int, typer.Option("-part_id", min=0, help="Number of this call among them, from 0.")]
+Device = Annotated[str, typer.Option("-device", help="cuda, cpu or mps; choose a GPU with CUDA_VISIBLE_DEVICES.")]
+DisableProgressBar = Annotated[bool, typer.Option("--disable_progress_bar", help="Show no progress bar.")]
 NotOnDevice = Annotated[
-    bool, typer.Option("--not_on_device", help="Keep logits out of the GPU's memory; for large cases.")
+    bool, typer.Option("--not_on_device", help="Keep logits in main memory instead of the GPU's, for large cases.")
 ]
 Cases = Annotated[
     list[str] | None,
@@ -138,7 +138,9 @@ def predict(
         failure = None
         with bars(hidden=disable_progress_bar or quiet) as bar:
             try:
-                times = predict_request(request, on_case=_tell, on_progress=bar("cases"), loading=importing_lightly)
+                times = predict_request(
+                    request, on_case=_report_case, on_progress=bar("cases"), loading=importing_lightly
+                )
             except PredictionError as error:
                 failure, times = error, error.times
     if as_json:
@@ -159,7 +161,7 @@ def _check_model(model: Path | None, dataset: str | None, configuration: str | N
 
 
 def _check_values(folds: list[str] | None, device: str, step_size: float, num_parts: int, part_id: int) -> None:
-    """Raise a BadParameter for the first option whose value no prediction can take."""
+    """Raise a BadParameter for the first option with an illegal value."""
     if wrong := [fold for fold in folds or () if fold != "all" and not fold.isdigit()]:
         raise typer.BadParameter(f"'{wrong[0]}' is neither a number nor 'all'", param_hint="-f")
     if device not in ("cuda", "cpu", "mps"):
@@ -173,7 +175,7 @@ def _check_values(folds: list[str] | None, device: str, step_size: float, num_pa
         )
 
 
-def _tell(case: str, result: object) -> None:
+def _report_case(case: str, result: object) -> None:
     """Print that a case is done, or why it failed."""
     from nnunet_fm.inference.cases import CaseFailure
 

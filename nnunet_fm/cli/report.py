@@ -64,11 +64,15 @@ Output = Annotated[
     Path | None, typer.Option("-o", "--output", help="Folder to write to.  [default: FOLDER/report, or report]")
 ]
 Title = Annotated[str | None, typer.Option("--title", help="Heading of the page.")]
-Metric = Annotated[str, typer.Option("--metric", help="Dice, Jaccard, HD95 or NSD.")]
+Metric = Annotated[str, typer.Option("--metric", help="Metric of the report: Dice, Jaccard, HD95 or NSD.")]
 Pool = Annotated[
-    str, typer.Option("--pool", help="How several anatomies are averaged: anatomies (each alike) or datasets.")
+    str,
+    typer.Option(
+        "--pool",
+        help="What has equal weight in means over several anatomies: anatomies or datasets.",
+    ),
 ]
-NoPictures = Annotated[bool, typer.Option("--no-pictures", help="No pictures of cases: faster.")]
+NoPictures = Annotated[bool, typer.Option("--no-pictures", help="Leave out pictures of cases, which is faster.")]
 Processes = Annotated[int, typer.Option("-np", min=1, help="Processes that score cases without scores.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print paths and the ranking as JSON.")]
 
@@ -146,7 +150,7 @@ def _print_json(output: Path, missing: list[str]) -> None:
 
 
 def _rows(file: Path) -> list[dict[str, object]]:
-    """Rows of a table that was written; undefined numbers become None."""
+    """Read the rows of a written table; undefined numbers become None."""
     import pandas as pd
 
     if not file.is_file():

@@ -29,7 +29,7 @@ Examples:
 
   nnunet-fm study study.yaml --profile slurm -- --set-resources train:runtime=2880
 
-The same command goes on with a study that was interrupted or killed. What stands after -- is for Snakemake.
+The same command continues an interrupted study. Words after -- are arguments of Snakemake.
 """
 
 INTERRUPTED = 130
@@ -41,7 +41,7 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Show jobs, disk and hours; run and write nothing.")
     ] = False,
-    cores: Annotated[int | None, typer.Option("--cores", min=1, help="Cores to use; without it, all.")] = None,
+    cores: Annotated[int | None, typer.Option("--cores", min=1, help="Cores to use.  [default: all]")] = None,
     profile: Annotated[str | None, typer.Option("--profile", help="Profile of Snakemake, to run on a cluster.")] = None,
     example: Annotated[bool, typer.Option("--example", help="Print a study file with comments.")] = False,
     quiet: Quiet = False,

@@ -1,4 +1,4 @@
-"""A command whose list options take several values at once, as nnU-Net's do: ``--spacing 2 1.5 1.5``."""
+"""Commands whose list options take several values at once, like nnU-Net's: ``--spacing 2 1.5 1.5``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typer.core import TyperCommand
 
 
 def normalise(flag: str) -> str:
-    """Flags are the same with underscores, which nnU-Net likes, and with hyphens, which the shell's tools have."""
+    """Make flags with underscores (nnU-Net's habit) and with hyphens equal."""
     return flag.replace("_", "-")
 
 
 class VariadicCommand(TyperCommand):
-    """For commands without positional arguments: repeats the name of a list option before each further value."""
+    """A command that repeats the name of a list option before each further value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         lists = {normalise(name) for p in self.params if getattr(p, "multiple", False) for name in p.opts}

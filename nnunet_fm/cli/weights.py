@@ -1,4 +1,4 @@
-"""``nnunet-fm weights``: the official files that models start from, and full copies of what was trained from them."""
+"""``nnunet-fm weights``: list, download, add and verify official files; bundle trained folders."""
 
 from __future__ import annotations
 
