@@ -115,6 +115,12 @@ def _kept_locale() -> Iterator[None]:
     locale.setlocale(locale.LC_CTYPE, LOCALE)
 
 
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks compute in float32, also where the processor has bfloat16."""
+    monkeypatch.setenv("NNUNET_FM_BF16", "0")
+
+
 @pytest.fixture(scope="session")
 def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what is packaged, so that builds leave nothing in the repository."""

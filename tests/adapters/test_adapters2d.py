@@ -26,6 +26,8 @@ from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
 from nnunet_fm.weights.load import load_official
 from tests.helpers.small_networks import count, shapes
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 MANIFESTS = Path(__file__).parents[1] / "manifests"
 DEPTH = 4
 WIDTHS = {"dinov2_s": 48, "dinov2_s_reg": 48, "mae_b": 64, "sam_b": 32}
@@ -47,11 +49,6 @@ transformers = pytest.mark.parametrize("backbone", ["dinov2_s", "mae_b", "sam_b"
 reins = pytest.mark.parametrize("adapter", REINS)
 
 _create_model = timm.create_model
-
-
-@pytest.fixture(autouse=True)
-def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NNUNET_FM_BF16", "0")
 
 
 def _small_vit(name: str, **arguments: Any) -> nn.Module:

@@ -20,7 +20,6 @@ else:
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "nnunet_fm"
-MISSION = ("torch", "nnunetv2", "SimpleITK", "dynamic_network_architectures", "numpy", "pandas")
 INDIRECT = {"setuptools", "jinja2", "nnunet-fm"}
 """Declared, though nothing of ours imports it: nnU-Net's distutils need setuptools, pandas' LaTeX Jinja."""
 
@@ -84,12 +83,6 @@ def test_links_at_the_top(name: str) -> None:
     assert link.is_symlink()
     assert not link.readlink().is_absolute()
     assert link.resolve() == PACKAGE / name
-
-
-@pytest.mark.parametrize("module", MISSION)
-def test_mission_libraries_are_used(module: str) -> None:
-    assert normal(module) in declared()
-    assert module in imported_modules(), f"{module} is declared, but nothing imports it"
 
 
 def test_imports_and_dependencies_agree() -> None:

@@ -7,7 +7,6 @@ Toys on which a mirrored image is wrong. *Corner*: what is to be found lies belo
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -18,11 +17,11 @@ import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-import nnunet_fm.trainers
 from nnunet_fm.data.presets import MIRRORING_PRESETS
 from nnunet_fm.inference.predictor import load_predictor
 from nnunet_fm.models.card import Recipe
 from nnunet_fm.plans.planner import Options, planner_class
+from tests.helpers import trainings
 from tests.helpers.datasets import empty, training_folders, write_dataset, write_fingerprint, write_image
 
 CPU = torch.device("cpu")
@@ -99,8 +98,7 @@ def plans(folders: Path) -> dict[str, dict[str, Any]]:
 def make_trainer(plans: dict[str, Any], **recipe: Any) -> Any:
     key = plans["nnunet_fm"]
     plans = {**plans, "nnunet_fm": {**key, "recipe": {**key["recipe"], **recipe}}}
-    raw_json = json.loads(Path(os.environ["nnUNet_preprocessed"], plans["dataset_name"], "dataset.json").read_text())
-    return nnunet_fm.trainers.fm_trainer(plans, "2d", 0, raw_json, CPU)
+    return trainings.make_trainer(plans)
 
 
 def train(plans: dict[str, Any], **recipe: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -48,12 +47,10 @@ def _process(rank: int, work: Callable[..., Any], folder: Path, arguments: tuple
 
 
 def make_trainer(plans: dict[str, Any], configuration: str) -> Any:
-    """A trainer as the stock command builds it, in a group or alone."""
-    import nnunet_fm.trainers
+    """A trainer from random weights, in a group or alone."""
+    from tests.helpers import trainings
 
-    raw_json = json.loads(Path(os.environ["nnUNet_preprocessed"], plans["dataset_name"], "dataset.json").read_text())
-    plans = json.loads(json.dumps(plans))
-    return nnunet_fm.trainers.fm_trainer_scratch(plans, configuration, 0, raw_json, torch.device("cpu"))
+    return trainings.make_trainer(plans, "fm_trainer_scratch", configuration=configuration)
 
 
 def one_step(rank: int, plans: dict[str, Any], configuration: str, batch: dict[str, Any]) -> dict[str, Any]:

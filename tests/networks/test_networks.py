@@ -61,11 +61,6 @@ ALL: dict[str, tuple[Build, tuple[int, ...]]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
 every_network = pytest.mark.parametrize(("build", "size"), ALL.values(), ids=ALL)
 
 

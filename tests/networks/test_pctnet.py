@@ -36,21 +36,13 @@ from nnunet_fm.weights.report import PartReport
 from tests.helpers.official_files import manifest
 from tests.helpers.small_networks import count, shapes
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 PATCHES = {0: (32, 32, 32), 1: (16, 32, 32), 2: (8, 32, 32)}
 """Resolution mode -> patch whose pyramid has maps of 8, 4 and 2 tokens per edge: windows of 6 (shifted), 4 and 2."""
 
 modes = pytest.mark.parametrize("mode", PATCHES)
 supervised = pytest.mark.parametrize("deep_supervision", [True, False])
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NNUNET_FM_BF16", "0")
 
 
 def tiny(channels: int = 1, classes: int = 3, mode: int = 1, patch: Sequence[int] | None = None, **more: Any) -> PCTNet:

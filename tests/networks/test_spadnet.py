@@ -29,17 +29,13 @@ from nnunet_fm.weights.load import WeightsMismatchError, load_official
 from tests.helpers.official_files import manifest
 from tests.helpers.small_networks import count, shapes
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 DEPTHS = (16, 8, 4, 2, 1)
 PYRAMID = ("norms", "fpn")
 """Parts of the backbone that pre-training files lack."""
 
 every_depth = pytest.mark.parametrize("depth", DEPTHS)
-
-
-@pytest.fixture(autouse=True)
-def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    monkeypatch.setenv("NNUNET_FM_BF16", "0")
 
 
 def tiny(channels: int = 1, classes: int = 3, **more: Any) -> SPADNet:

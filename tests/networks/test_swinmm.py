@@ -31,18 +31,10 @@ from nnunet_fm.weights.report import PartReport
 from tests.helpers.official_files import manifest, write_official
 from tests.helpers.small_networks import count, shapes
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 SIZE = (32, 64, 32)
 CLASSES = 3
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NNUNET_FM_BF16", "0")
 
 
 @pytest.fixture

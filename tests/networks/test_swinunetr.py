@@ -29,6 +29,8 @@ from nnunet_fm.weights.report import PartReport
 from tests.helpers.official_files import manifest
 from tests.helpers.small_networks import count, shapes
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 MANIFEST = {SwinUNETR: "suprem_swinunetr", DAE: "dae"}
 UNUSED_WEIGHTS = 638_208
 """Weights of the four convolutions that MONAI 0.8 saved and never applied."""
@@ -36,16 +38,6 @@ UNUSED_WEIGHTS = 638_208
 HEAD = {"out.conv.conv.weight", "out.conv.conv.bias"}
 
 both = pytest.mark.parametrize("network_class", [SwinUNETR, DAE])
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NNUNET_FM_BF16", "0")
 
 
 def on_meta(network_class: type[SwinUNETR], channels: int = 1, classes: int = 24) -> SwinUNETR:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, preprocess_dataset
+from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
@@ -23,7 +23,14 @@ from nnunet_fm.models.variants import dataset_choice, on_dataset
 from nnunet_fm.planfile.schema import PlanError, PlanKey
 from nnunet_fm.plans.geometry import slice_axis
 from nnunet_fm.plans.planner import Options, planner_class
-from tests.helpers.datasets import blobs, nnunet_folders, write_dataset, write_fingerprint, write_image
+from tests.helpers.datasets import (
+    blobs,
+    extract_fingerprint,
+    nnunet_folders,
+    write_dataset,
+    write_fingerprint,
+    write_image,
+)
 
 PLANNER = "FMPlanner_dinov2_s_linear_freeze"
 SLICES = {
@@ -300,7 +307,7 @@ def test_a_rotated_copy_gives_the_same_slices(tmp_path: Path, monkeypatch: pytes
             spacing = moved([0.5, 0.8, 1.1], axis)  # the slices are not across the thick axis
             write_image(folder / "imagesTr" / f"case_{case}_0000.nii.gz", np.moveaxis(image, 0, axis), spacing)
             write_image(folder / "labelsTr" / f"case_{case}.nii.gz", np.moveaxis(labels, 0, axis), spacing)
-        extract_fingerprint_dataset(number, num_processes=1, show_progress_bar=False)
+        extract_fingerprint(number)
         plans = planner_class(PLANNER)(number, 40).plan_experiment()
         preprocess_dataset(number, plans["plans_name"], ["2d"], [1], show_progress_bar=False)
         assert plans["transpose_forward"][0] == axis

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -19,17 +18,17 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_data
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-import nnunet_fm.trainers
 from nnunet_fm.planfile.eval_datasets import preprocessed_cases
 from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
-from nnunet_fm.records.training import BURN_IN, TrainingRecord, convergence_iteration
+from nnunet_fm.records.training import BURN_IN, convergence_iteration
 from nnunet_fm.trainers.callbacks import EpochResult, tensorboard
 from nnunet_fm.trainers.callbacks import record as record_module
 from nnunet_fm.trainers.callbacks.record import Recorder
 from nnunet_fm.trainers.callbacks.slice_overlap import SliceOverlap, slice_overlap
 from nnunet_fm.trainers.callbacks.volume_dice import volume_overlap
 from tests.helpers.datasets import training_folders, write_dataset, write_fingerprint
+from tests.helpers.trainings import Killed, kill_after, make_trainer, record_of
 
 CPU = torch.device("cpu")
 SHAPE = (4, 20, 22)
@@ -67,18 +66,6 @@ def make_plans(*, iterations: int = 10, name: str | None = None, **options: Any)
     plans = planner_class("FMPlanner_vanilla_unet2d")(HOME, 40, plans_name=name, options=made).plan_experiment()
     preprocess_dataset(HOME, plans["plans_name"], ["2d"], [1], show_progress_bar=False)
     return plans
-
-
-def make_trainer(plans: dict[str, Any], fold: int | str = 0) -> Any:
-    folder = Path(os.environ["nnUNet_preprocessed"], plans["dataset_name"])
-    raw_json = json.loads((folder / "dataset.json").read_text())
-    return nnunet_fm.trainers.fm_trainer(json.loads(json.dumps(plans)), "2d", fold, raw_json, CPU)
-
-
-def record_of(trainer: Any) -> TrainingRecord:
-    record = TrainingRecord.read(Path(trainer.output_folder))
-    assert record is not None
-    return record
 
 
 class Loggers:
@@ -252,18 +239,8 @@ def test_an_interrupted_training_has_the_record_of_a_whole_one() -> None:
     whole.run_training()
     expected = record_of(whole)
 
-    class Killed(Exception):
-        pass
-
     first = make_trainer(plans)
-    epoch_end = first.on_epoch_end
-
-    def killed_after_two_epochs() -> None:
-        epoch_end()
-        if first.current_epoch == 2:
-            raise Killed
-
-    first.on_epoch_end = killed_after_two_epochs
+    kill_after(first, 2)
     with pytest.raises(Killed):
         first.run_training()
     assert [v.epoch for v in record_of(first).validations] == [0, 1]

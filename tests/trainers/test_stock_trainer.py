@@ -12,19 +12,20 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, preprocess_dataset
+from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from typer.testing import CliRunner
 
-import nnunet_fm.trainers
 from nnunet_fm.cli.app import app
 from nnunet_fm.data.folds import first_cases
 from nnunet_fm.planfile.schema import STOCK_KEY, PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.plans.stock import write_stock_plans
 from nnunet_fm.records.training import TrainingRecord
-from tests.helpers.datasets import training_folders, write_dataset
+from tests.helpers import trainings
+from tests.helpers.datasets import extract_fingerprint, training_folders, write_dataset
+from tests.helpers.trainings import Killed, kill_after
 
 CPU = torch.device("cpu")
 SHAPE = (6, 20, 22)
@@ -39,7 +40,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("stock")
     with training_folders(root) as variables:
         write_dataset(variables["nnUNet_raw"], NUMBER, shape=SHAPE, spacing=(2, 1, 1), cases=6)
-        extract_fingerprint_dataset(NUMBER, num_processes=1)
+        extract_fingerprint(NUMBER)
         with pytest.MonkeyPatch.context() as planning:
             planning.setenv("nnUNet_n_proc_DA", "1")  # the stock planner makes it a number of threads
             ExperimentPlanner(NUMBER, 8).plan_experiment()
@@ -57,8 +58,7 @@ def preprocessed() -> Path:
 
 
 def make_trainer(plans: dict[str, Any], name: str = "fm_trainer_stock", fold: int | str = 0) -> Any:
-    raw_json = json.loads((preprocessed() / "dataset.json").read_text())
-    return getattr(nnunet_fm.trainers, name)(json.loads(json.dumps(plans)), "2d", fold, raw_json, CPU)
+    return trainings.make_trainer(plans, name, fold, "2d")
 
 
 def control(name: str, **arguments: Any) -> dict[str, Any]:
@@ -229,18 +229,10 @@ def test_a_control_meets_its_budget_continues_exactly_and_predicts(folders: Path
     assert [v.iteration for v in record.validations] == [4, 8, 10]
     assert all(len(v.images) == 4 for v in record.validations)
 
-    class Killed(Exception):
-        pass
-
     first = make_trainer(plans)
     first.save_every = 1
-    before, epoch_end = losses_of(first), first.on_epoch_end
-
-    def killed_after_an_epoch() -> None:
-        epoch_end()
-        raise Killed
-
-    first.on_epoch_end = killed_after_an_epoch
+    before = losses_of(first)
+    kill_after(first, 1)
     with pytest.raises(Killed):
         first.run_training()
     second = make_trainer(plans)

@@ -1,12 +1,9 @@
-"""fm_trainer: names, refusals, exact budgets, exact continuation, labels of every kind, weights."""
+"""fm_trainer: refusals, exact budgets, exact continuation, labels of every kind, weights."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import pickle
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,23 +17,24 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 import nnunet_fm.trainers
 from nnunet_fm.data.augmentation import initial_patch_size
 from nnunet_fm.data.sampling import FMDataLoader
 from nnunet_fm.losses.dice_ce import DiceCE, OutputSupervision
-from nnunet_fm.models.names import UnknownNameError
-from nnunet_fm.models.registry import grammar
 from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.trainers import loading
 from nnunet_fm.weights.cache import MissingWeightsError
 from nnunet_fm.weights.files import WeightsFileError
-from tests.helpers.datasets import empty, nnunet_folders, write_dataset, write_fingerprint
+from tests.helpers import trainings
+from tests.helpers.datasets import empty, training_folders, write_dataset, write_fingerprint
+from tests.helpers.trainings import Killed, kill_after, record_losses
 
 CPU = torch.device("cpu")
 SHAPE = (18, 20, 22)
+DIMS = [8, 8, 8, 16, 16, 16]
+"""Channels of a smaller STU-Net, for speed."""
 TINY = {"iterations_per_epoch": 3, "validation_iterations": 2, "save_every": 1, "augmentation": "nnunet"}
 REGIONS = {"background": 0, "whole": [1, 2], "core": 2}
 DATASETS: dict[str, dict[str, Any]] = {
@@ -53,19 +51,12 @@ NUMBERS = {name: 600 + i for i, name in enumerate(DATASETS)}
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """nnU-Net's folders with one small preprocessed dataset per kind of labels; one thread, one process."""
     root = tmp_path_factory.mktemp("nnunet")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        variables = nnunet_folders(root, patch)
+    with training_folders(root) as variables, pytest.MonkeyPatch.context() as patch:
         patch.setenv("NNUNET_FM_WEIGHTS", str(root / "weights"))
-        patch.setenv("nnUNet_n_proc_DA", "0")
-        patch.setenv("nnUNet_def_n_proc", "1")
         for kind, arguments in DATASETS.items():
             folder = write_dataset(variables["nnUNet_raw"], NUMBERS[kind], name=kind, shape=SHAPE, **arguments)
             write_fingerprint(folder, [SHAPE] * 6, [(1.0, 1.0, 1.0)] * 6)
         yield root
-    torch.set_num_threads(threads)
-    shutil.rmtree(root)
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +71,8 @@ def make_plan(
 ) -> dict[str, Any]:
     """Plan and preprocess a dataset; plans of the same preprocessing find its folder."""
     recipe = {**TINY, **options.pop("recipe", {})}
+    if planner == "FMPlanner_stunet_s":
+        options.setdefault("network", {"dims": DIMS})
     made = Options(iterations=options.pop("iterations", 6), recipe=recipe, force=True, **options)
     planned = planner_class(planner)(NUMBERS[kind], 40, plans_name=plans_name, options=made).plan_experiment()
     preprocess_dataset(
@@ -88,64 +81,12 @@ def make_plan(
     return planned
 
 
-def make_trainer(
-    plans: dict[str, Any], name: str = "fm_trainer_scratch", fold: int = 0, configuration: str | None = None
-) -> Any:
-    """A trainer as the stock command builds it."""
-    raw_json = json.loads((preprocessed(plans) / "dataset.json").read_text())
-    configuration = configuration or next(iter(plans["configurations"]))
-    plans = json.loads(json.dumps(plans)) | {"continue_training": False}
-    return getattr(nnunet_fm.trainers, name)(plans, configuration, fold, raw_json, CPU)
+def make_trainer(plans: dict[str, Any], name: str = "fm_trainer_scratch", **more: Any) -> Any:
+    return trainings.make_trainer(plans, name, **more)
 
 
 def preprocessed(plans: dict[str, Any]) -> Path:
     return Path(os.environ["nnUNet_preprocessed"], plans["dataset_name"])
-
-
-def record_losses(trainer: Any) -> list[float]:
-    """Every training and validation loss of a trainer, in order, as exact numbers."""
-    losses: list[float] = []
-    for step in ("train_step", "validation_step"):
-        original = getattr(trainer, step)
-
-        def wrapped(batch: Any, original: Any = original) -> Any:
-            result = original(batch)
-            losses.append(float(result["loss"]))
-            return result
-
-        setattr(trainer, step, wrapped)
-    return losses
-
-
-# Names
-
-
-def test_every_listed_name_is_a_trainer_class() -> None:
-    names = [n for n in dir(nnunet_fm.trainers) if n.startswith("fm_trainer")]
-    assert set(names) == set(grammar().trainers)
-    for name in names:
-        made = getattr(nnunet_fm.trainers, name)
-        assert issubclass(made, nnUNetTrainer) and made.__name__ == name and len(made.__doc__) > 20
-        assert pickle.loads(pickle.dumps(made)) is made
-
-
-def test_a_trainer_lives_in_a_spawned_process() -> None:
-    made = nnunet_fm.trainers.fm_trainer_dinov2_s_linear_full_scratch
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(_name_and_adapter, (made,)) == (made.__name__, "full")
-
-
-def _name_and_adapter(made: Any) -> tuple[str, str]:
-    return made.__name__, made.spec.adapter
-
-
-def test_unknown_trainers_name_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match="fm_trainer_stunet_s"):
-        _ = nnunet_fm.trainers.fm_trainer_stunet_ss
-    assert not hasattr(nnunet_fm.trainers, "fm_trainer_nonsense")
-
-
-# Refusals, before anything is written
 
 
 @pytest.mark.parametrize(
@@ -223,9 +164,6 @@ def test_a_trainer_can_be_built_by_hand() -> None:
     assert not any(hasattr(module, "initialize") for module in trainer.network.modules())
 
 
-# Training
-
-
 def test_the_iterations_are_met_exactly() -> None:
     trainer = make_trainer(make_plan("plain", iterations=7, plans_name="FMPlans_seven"))
     losses = record_losses(trainer)
@@ -260,19 +198,9 @@ def test_continuing_gives_the_losses_of_an_uninterrupted_run(monkeypatch: pytest
     whole = make_trainer(plans)
     expected = record_losses(whole)
     whole.run_training()
-
-    class Killed(Exception):
-        pass
-
     first = make_trainer(plans, fold=0)
     before = record_losses(first)
-    epoch_end = first.on_epoch_end
-
-    def killed_after_an_epoch() -> None:
-        epoch_end()
-        raise Killed
-
-    first.on_epoch_end = killed_after_an_epoch
+    kill_after(first, 1)
     with pytest.raises(Killed):
         first.run_training()
     second = make_trainer(plans, fold=0)
@@ -384,8 +312,6 @@ def test_a_spatial_preset_loads_larger_patches() -> None:
     assert not dummy and list(initial) == initial_patch_size("spad", patch) and np.greater(initial, patch).all()
 
 
-# Recipes
-
 OFFICIAL = {
     "optimizer": "adamw",
     "decay_norms": False,
@@ -448,9 +374,6 @@ def test_the_network_wraps_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(type(loss), regions) for loss, regions in asked] == [(DeepSupervisionWrapper, True)]
 
 
-# Weights
-
-
 def test_official_weights_load_with_a_report(folders: Path) -> None:
     plans = make_plan("channels", plans_name="FMPlans_official")
     donor = make_trainer(plans)
@@ -461,7 +384,7 @@ def test_official_weights_load_with_a_report(folders: Path) -> None:
     for name in list(official):  # the file has one input channel and 105 classes
         if official[name].ndim == 5 and official[name].shape[1] == 3:
             official[name] = official[name][:, :1].clone()
-    official |= {f"seg_outputs.{i}.weight": torch.zeros(105, w, 1, 1, 1) for i, w in enumerate((256, 128, 64, 32, 16))}
+    official |= {f"seg_outputs.{i}.weight": torch.zeros(105, w, 1, 1, 1) for i, w in enumerate(DIMS[-2::-1])}
     official |= {f"seg_outputs.{i}.bias": torch.zeros(105) for i in range(5)}
     cache = folders / "weights"
     cache.mkdir(exist_ok=True)

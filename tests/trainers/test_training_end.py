@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,13 +14,13 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_data
 
 from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
-from nnunet_fm.records.training import TrainingRecord
 from nnunet_fm.trainers import budget as budget_module
 from nnunet_fm.trainers import fm_trainer
 from nnunet_fm.trainers.callbacks import Callback
 from nnunet_fm.trainers.callbacks.fold_lock import check_free
 from nnunet_fm.trainers.loading import ProcessLoader, end_loaders
 from tests.helpers.datasets import empty, training_folders, write_dataset, write_fingerprint
+from tests.helpers.trainings import Killed, kill_after, make_trainer, record_of
 
 CPU = torch.device("cpu")
 SHAPE = (4, 20, 22)
@@ -56,23 +55,11 @@ def make_plans(name: str, **recipe: Any) -> dict[str, Any]:
     return plans
 
 
-def make_trainer(plans: dict[str, Any], kind: Any = fm_trainer) -> Any:
-    folder = Path(os.environ["nnUNet_preprocessed"], plans["dataset_name"])
-    raw_json = json.loads((folder / "dataset.json").read_text())
-    return kind(json.loads(json.dumps(plans)), "2d", 0, raw_json, CPU)
-
-
 def resumed(plans: dict[str, Any], checkpoint: str) -> Any:
     """A trainer as ``nnUNetv2_train --c`` makes it."""
     trainer = make_trainer(plans)
     trainer.load_checkpoint(str(Path(trainer.output_folder, checkpoint)))
     return trainer
-
-
-def record_of(trainer: Any) -> TrainingRecord:
-    record = TrainingRecord.read(Path(trainer.output_folder))
-    assert record is not None
-    return record
 
 
 def watched(trainer: Any) -> list[tuple[float, float]]:
@@ -87,22 +74,6 @@ def watched(trainer: Any) -> list[tuple[float, float]]:
 
     trainer.train_step = train_step
     return steps
-
-
-class Killed(Exception):
-    """Stands for a training that is killed."""
-
-
-def kill_after(trainer: Any, epochs: int) -> None:
-    """Have a training end without a word after so many epochs."""
-    epoch_end = trainer.on_epoch_end
-
-    def killed() -> None:
-        epoch_end()
-        if trainer.current_epoch == epochs:
-            raise Killed
-
-    trainer.on_epoch_end = killed
 
 
 @pytest.fixture

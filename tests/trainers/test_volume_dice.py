@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-import nnunet_fm.trainers
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.records.training import Overlap
 from nnunet_fm.trainers.callbacks.volume_dice import VolumeDice, volume_overlap
+from tests.helpers import trainings
 from tests.helpers.datasets import empty, training_folders, write_dataset, write_fingerprint
+from tests.helpers.trainings import Killed, kill_after, record_losses
 
 CPU = torch.device("cpu")
 SHAPE = (4, 20, 22)
@@ -76,24 +76,7 @@ def make_trainer(
     )
     plans = planner_class("FMPlanner_vanilla_unet2d")(NUMBERS[kind], 40, options=options).plan_experiment()
     preprocess_dataset(NUMBERS[kind], plans["plans_name"], ["2d"], [1], show_progress_bar=False)
-    folder = Path(os.environ["nnUNet_preprocessed"], plans["dataset_name"])
-    raw_json = json.loads((folder / "dataset.json").read_text())
-    return nnunet_fm.trainers.fm_trainer(plans, "2d", 0, raw_json, CPU)
-
-
-def record_losses(trainer: Any) -> list[float]:
-    """Every training and validation loss of a trainer, in order, as exact numbers."""
-    losses: list[float] = []
-    for step in ("train_step", "validation_step"):
-        original = getattr(trainer, step)
-
-        def wrapped(batch: Any, original: Any = original) -> Any:
-            result = original(batch)
-            losses.append(float(result["loss"]))
-            return result
-
-        setattr(trainer, step, wrapped)
-    return losses
+    return trainings.make_trainer(plans)
 
 
 def checkpoint(trainer: Any, name: str) -> dict[str, Any]:
@@ -250,18 +233,9 @@ def test_a_measured_training_is_the_unmeasured_one_and_continues_exactly() -> No
     whole.run_training()
     assert measured == expected and len(expected) == 5 * (3 + 2)
 
-    class Killed(Exception):
-        pass
-
     first = make_trainer(every=2)
-    before, epoch_end = record_losses(first), first.on_epoch_end
-
-    def killed_after_three_epochs() -> None:
-        epoch_end()
-        if first.current_epoch == 3:
-            raise Killed
-
-    first.on_epoch_end = killed_after_three_epochs
+    before = record_losses(first)
+    kill_after(first, 3)
     with pytest.raises(Killed):
         first.run_training()
     second = make_trainer(every=2)

@@ -23,7 +23,6 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from torch import Tensor, nn
 
-import nnunet_fm.trainers
 from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.weights import cache, slim
@@ -32,6 +31,7 @@ from nnunet_fm.weights.cache import ChangedFileError
 from nnunet_fm.weights.files import WeightsFileError
 from nnunet_fm.weights.load import load_checkpoint
 from nnunet_fm.weights.slim import NOTE, BaseFileError, bases_of, expand_slim, full_state_dict, slim_state_dict
+from tests.helpers import trainings
 from tests.helpers.datasets import nnunet_folders, write_dataset, write_fingerprint
 from tests.helpers.slim_files import ENTRY_OF_PLAN, FILE, build, pretrained, same, write_base
 
@@ -352,12 +352,7 @@ TRAINER = "fm_trainer_freeze"
 
 
 def make_trainer(plans: dict[str, Any], fold: int) -> Any:
-    """A trainer as the stock command builds it."""
-    dataset_json = json.loads(
-        Path(os.environ["nnUNet_preprocessed"], plans["dataset_name"], "dataset.json").read_text()
-    )
-    plans = json.loads(json.dumps(plans)) | {"continue_training": False}
-    return getattr(nnunet_fm.trainers, TRAINER)(plans, "3d_fullres", fold, dataset_json, torch.device("cpu"))
+    return trainings.make_trainer(plans, TRAINER, fold)
 
 
 @pytest.fixture(scope="module")
