@@ -31,12 +31,14 @@ PARTS = {
     "records": "Records",
     "studies": "Studies",
     "cli": "Flags",
+    "checks": "Checks of the machine",
     "hook": "The hook",
     "io": "Files",
     "cpu": "Limits of the machine",
     "host": "The version of nnU-Net",
     "moved": "Former paths",
     "insides": "Insides of other packages",
+    "published_quirks": "Quirks of published code",
 }
 """Folder or module of the package -> heading."""
 

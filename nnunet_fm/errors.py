@@ -23,6 +23,9 @@ class FMError(Exception):
         if code is not None:
             self.code = code
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (type(self), self.args, self.__dict__)
+
 
 class InvalidValueError(FMError, ValueError):
     """A value that cannot be used; the message says why, and what to do."""
@@ -36,8 +39,30 @@ class ExistingFileError(FMError, FileExistsError):
     """A file or folder that is there already and would be overwritten."""
 
 
+class WriteError(FMError, OSError):
+    """A file that could not be written; the message says why, and what to do."""
+
+
 class FailedError(FMError, RuntimeError):
     """Work that could not be finished; the message says why, and what to do."""
+
+
+def _unpickled(kind: type[FMError], args: tuple[Any, ...], attributes: dict[str, Any]) -> FMError:
+    """An error that another process has sent. Its class may be made of other arguments, so that it is not called."""
+    error = kind.__new__(kind, *args)
+    super(FMError, error).__init__(*args)
+    error.__dict__.update(attributes)
+    return error
+
+
+def code_of(error: BaseException, otherwise: str) -> str:
+    """The code of an error whose message becomes part of another's.
+
+    Args:
+        error: any error.
+        otherwise: the code for errors that have none.
+    """
+    return error.code if isinstance(error, FMError) else otherwise
 
 
 def one_line(error: BaseException) -> str:

@@ -6,14 +6,18 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING
 
+from nnunet_fm.errors import FMError
+
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 HOST = "nnunetv2"
 
 
-class HostVersionError(RuntimeError):
+class HostVersionError(FMError, RuntimeError):
     """An nnunetv2 that is older than the oldest one that this package works with."""
+
+    code = "nnunet-version"
 
 
 def wanted() -> Requirement | None:

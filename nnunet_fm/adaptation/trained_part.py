@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from nnunet_fm.adapters.base import in_encoder
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.networks.base import FoundationNetwork
 
 ADDED = ("stem", "rein", "ladder")
@@ -38,7 +39,9 @@ def set_trainable(
         return
     trained = {name for name in head if "norm" in name} if norms_only else head
     if not trained:
-        raise ValueError(f"no parameter of the head of {type(network).__name__} has 'norm' in its name")
+        raise InvalidValueError(
+            f"no parameter of the head of {type(network).__name__} has 'norm' in its name", code="head-norms"
+        )
     for name, parameter in parameters.items():
         if name not in trained:
             parameter.requires_grad_(False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from nnunet_fm.errors import InvalidValueError
+
 if TYPE_CHECKING:
     from nnunet_fm.adapters.base import Adaptable
 
@@ -29,6 +31,8 @@ def apply_adapter(name: str, network: Adaptable, **arguments: Any) -> None:
         ValueError: for an unknown name, or a network that it is not for.
     """
     if name not in ADAPTERS:
-        raise ValueError(f"unknown adapter '{name}', known are {', '.join(sorted(ADAPTERS))}")
+        raise InvalidValueError(
+            f"unknown adapter '{name}', known are {', '.join(sorted(ADAPTERS))}", code="adapter-unknown"
+        )
     module, function = ADAPTERS[name]
     getattr(import_module(f"{__name__}.{module}"), function)(network, **arguments)

@@ -7,6 +7,8 @@ from typing import Any, Protocol, cast
 
 from torch import nn
 
+from nnunet_fm.errors import InvalidValueError
+
 
 class Adaptable(Protocol):
     """A network that says where its pre-trained encoder is, and keeps frozen submodules in eval mode."""
@@ -47,7 +49,10 @@ def with_backbone(network: Adaptable, place: str) -> Adaptable2D:
         ValueError: if it has none.
     """
     if not hasattr(network, place):
-        raise ValueError(f"the adapter '{place}' is for 2D backbones with a decode head, not {type(network).__name__}")
+        raise InvalidValueError(
+            f"the adapter '{place}' is for 2D backbones with a decode head, not {type(network).__name__}",
+            code="adapter-dimension",
+        )
     return cast(Adaptable2D, network)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nnunet_fm.adapters.base import Adaptable, in_encoder
+from nnunet_fm.errors import InvalidValueError
 
 
 def lora(network: Adaptable, *, rank: int = 16, alpha: float = 32, targets: Sequence[str] | None = None) -> None:
@@ -35,7 +36,9 @@ def lora(network: Adaptable, *, rank: int = 16, alpha: float = 32, targets: Sequ
     if targets is not None:
         layers = [name for name in layers if f".{name}".endswith(tuple(f".{end}" for end in targets))]
     if not layers:
-        raise ValueError(f"no layer of the encoder has a name that ends in {', '.join(targets or ())}")
+        raise InvalidValueError(
+            f"no layer of the encoder has a name that ends in {', '.join(targets or ())}", code="adapter-layers"
+        )
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers)
     inject_adapter_in_model(config, cast(nn.Module, network))
     for name, parameter in network.named_parameters():

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from nnunet_fm.adapters.base import Adaptable, with_backbone
 from nnunet_fm.adapters.freeze import freeze
+from nnunet_fm.errors import InvalidValueError
 
 
 class Rein(nn.Module):
@@ -94,7 +95,9 @@ def rein(
     target = with_backbone(network, "rein")
     backbone = target.backbone
     if any(backbone.map_shape(block)[0] != backbone.embed_dim for block in range(backbone.depth)):
-        raise ValueError("the adapter 'rein' needs a backbone whose blocks all have one width")
+        raise InvalidValueError(
+            "the adapter 'rein' needs a backbone whose blocks all have one width", code="adapter-width"
+        )
     freeze(target)
     target.feature_norm = "none"
     target.rein = Rein(

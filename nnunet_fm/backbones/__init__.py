@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from nnunet_fm.backbones.base import Backbone
+from nnunet_fm.errors import InvalidValueError
 
 BACKBONES: dict[str, tuple[str, str, dict[str, Any]]] = {
     **{
@@ -55,6 +56,8 @@ def native_size(name: str) -> int:
 
 def _entry(name: str) -> tuple[type[Backbone], dict[str, Any]]:
     if name not in BACKBONES:
-        raise ValueError(f"unknown backbone '{name}', known are {', '.join(sorted(BACKBONES))}")
+        raise InvalidValueError(
+            f"unknown backbone '{name}', known are {', '.join(sorted(BACKBONES))}", code="backbone-unknown"
+        )
     module, class_name, arguments = BACKBONES[name]
     return getattr(import_module(f"{__name__}.{module}"), class_name), arguments

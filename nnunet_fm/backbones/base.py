@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from nnunet_fm.errors import InvalidValueError
+
 Norm = Literal["all", "last", "none"]
 """Which maps get the backbone's final norm: all, that of the last block only, or none."""
 
@@ -73,7 +75,9 @@ class Backbone(nn.Module):
         if maps == PAIR:
             return (self.depth - 1, self.early_block)
         if maps > self.depth:
-            raise ValueError(f"the head takes the maps of {maps} blocks, but the backbone has {self.depth}")
+            raise InvalidValueError(
+                f"the head takes the maps of {maps} blocks, but the backbone has {self.depth}", code="head-maps"
+            )
         return self.default_blocks[:maps]
 
     def map_shape(self, block: int) -> tuple[int, tuple[int, int]]:

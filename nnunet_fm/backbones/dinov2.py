@@ -11,6 +11,7 @@ from torch import Tensor
 from nnunet_fm.backbones.base import Norm
 from nnunet_fm.backbones.vit import ViTBackbone, resample_positions
 from nnunet_fm.cpu.attention import use_fast_attention
+from nnunet_fm.errors import InvalidValueError
 
 PATCH_SIZE = 14
 UNUSED = frozenset({"mask_token"})
@@ -40,7 +41,9 @@ class DINOv2(ViTBackbone):
         super().__init__()
         edges = (image_size, image_size) if isinstance(image_size, int) else image_size
         if any(edge < PATCH_SIZE or edge % PATCH_SIZE for edge in edges):
-            raise ValueError(f"DINOv2 takes image edges that are multiples of {PATCH_SIZE}, got {image_size}")
+            raise InvalidValueError(
+                f"DINOv2 takes image edges that are multiples of {PATCH_SIZE}, got {image_size}", code="image-edges"
+            )
         name = f"vit_{size}_patch{PATCH_SIZE}{'_reg4' if registers else ''}_dinov2"
         self.vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=edges)
         use_fast_attention(self.vit)

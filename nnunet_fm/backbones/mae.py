@@ -12,6 +12,7 @@ from torch import Tensor
 from nnunet_fm.backbones.base import Norm
 from nnunet_fm.backbones.vit import ViTBackbone, resample_positions
 from nnunet_fm.cpu.attention import use_fast_attention
+from nnunet_fm.errors import InvalidValueError
 
 PATCH_SIZES = {"base": 16, "large": 16, "huge": 14}
 
@@ -37,7 +38,10 @@ class MAE(ViTBackbone):
         self.patch_size = PATCH_SIZES[size]
         edges = (image_size, image_size) if isinstance(image_size, int) else image_size
         if any(edge < self.patch_size or edge % self.patch_size for edge in edges):
-            raise ValueError(f"MAE {size} takes image edges that are multiples of {self.patch_size}, got {image_size}")
+            raise InvalidValueError(
+                f"MAE {size} takes image edges that are multiples of {self.patch_size}, got {image_size}",
+                code="image-edges",
+            )
         name = f"vit_{size}_patch{self.patch_size}_224.mae"
         self.vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=edges)
         use_fast_attention(self.vit)

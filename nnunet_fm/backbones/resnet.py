@@ -9,6 +9,7 @@ import torchvision
 from torch import Tensor, nn
 
 from nnunet_fm.backbones.base import Backbone, Norm, Refine
+from nnunet_fm.errors import InvalidValueError
 
 STEM = ("conv1", "bn1", "relu", "maxpool")
 STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -40,7 +41,10 @@ class ResNet(Backbone):
         self.patch_size = self.image_multiple(skip_last_stage=skip_last_stage)
         self.edges = (image_size, image_size) if isinstance(image_size, int) else image_size
         if any(edge < self.patch_size or edge % self.patch_size for edge in self.edges):
-            raise ValueError(f"this ResNet takes image edges that are multiples of {self.patch_size}, got {image_size}")
+            raise InvalidValueError(
+                f"this ResNet takes image edges that are multiples of {self.patch_size}, got {image_size}",
+                code="image-edges",
+            )
         whole = torchvision.models.get_model(f"resnet{layers}", weights=None)
         self.stages = STAGES[:-1] if skip_last_stage else STAGES
         self.resnet = nn.ModuleDict({name: whole.get_submodule(name) for name in (*STEM, *self.stages)})
@@ -66,7 +70,7 @@ class ResNet(Backbone):
             ValueError: if `refine` is given.
         """
         if refine is not None:
-            raise ValueError("a ResNet has no tokens to refine")
+            raise InvalidValueError("a ResNet has no tokens to refine", code="adapter-tokens")
         for name in STEM:
             x = self.resnet[name](x)
         by_block: dict[int, Tensor] = {}

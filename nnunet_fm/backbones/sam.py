@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_fm.backbones.base import Backbone, Norm, Refine
+from nnunet_fm.errors import InvalidValueError
 
 PATCH_SIZE = 16
 EPSILON = 1e-6
@@ -148,7 +149,9 @@ class SAM(Backbone):
         super().__init__()
         edges = (image_size, image_size) if isinstance(image_size, int) else image_size
         if any(edge < PATCH_SIZE or edge % PATCH_SIZE for edge in edges):
-            raise ValueError(f"SAM takes image edges that are multiples of {PATCH_SIZE}, got {image_size}")
+            raise InvalidValueError(
+                f"SAM takes image edges that are multiples of {PATCH_SIZE}, got {image_size}", code="image-edges"
+            )
         self.embed_dim = embed_dim
         self.depth = depth
         self.grid = grid = (edges[0] // PATCH_SIZE, edges[1] // PATCH_SIZE)

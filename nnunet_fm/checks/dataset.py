@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_fm.checks.finding import NOTE, OK, PROBLEM, Check
+from nnunet_fm.errors import FMError
 from nnunet_fm.io.dataset_json import canonical, channel_names
 from nnunet_fm.io.dataset_names import DatasetNameError, dataset_name
 from nnunet_fm.io.untrusted import read_json
@@ -21,7 +22,7 @@ PREFERRED = ("3d_fullres", "2d")
 """Default configurations: the first one that a plan has."""
 
 
-class UnknownDatasetError(ValueError):
+class UnknownDatasetError(FMError, ValueError):
     """A dataset, plan or configuration that does not exist; the message lists those that do."""
 
 
@@ -91,20 +92,26 @@ def read(
     try:
         name = dataset_name(dataset)
     except DatasetNameError as error:
-        raise UnknownDatasetError(str(error)) from None
+        raise UnknownDatasetError(str(error), code=error.code) from None
     raw, preprocessed = (_folder(variable, name) for variable in ("nnUNet_raw", "nnUNet_preprocessed"))
     folder = raw or preprocessed
     if folder is None:
-        raise UnknownDatasetError(f"no dataset '{name}' in nnUNet_raw or nnUNet_preprocessed: see their folders")
+        raise UnknownDatasetError(
+            f"no dataset '{name}' in nnUNet_raw or nnUNet_preprocessed: see their folders", code="dataset-missing"
+        )
     try:
         about = canonical(_json(folder / "dataset.json"))
         cases = (_headers(raw, about["file_ending"], progress) if raw else {}) or _fingerprint(preprocessed)
         outputs = _outputs(about["labels"])
         channels = len(channel_names(about))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UnknownDatasetError(f"{folder} is no nnU-Net dataset: {type(error).__name__} {error}") from None
+        raise UnknownDatasetError(
+            f"{folder} is no nnU-Net dataset: {type(error).__name__} {error}", code="dataset-unreadable"
+        ) from None
     if not cases:
-        raise UnknownDatasetError(f"{folder.name} has no images that SimpleITK reads, and no fingerprint")
+        raise UnknownDatasetError(
+            f"{folder.name} has no images that SimpleITK reads, and no fingerprint", code="images-missing"
+        )
     return KnownDataset(folder.name, channels, outputs, cases, _planned(preprocessed, configuration, plans))
 
 
@@ -196,16 +203,22 @@ def _planned(preprocessed: Path | None, configuration: str | None, plans: str | 
     if not files and plans is None and configuration is None:
         return None
     if plans is not None and plans not in files:
-        raise UnknownDatasetError(f"there are no plans '{plans}', only {', '.join(sorted(files)) or 'none'}")
+        raise UnknownDatasetError(
+            f"there are no plans '{plans}', only {', '.join(sorted(files)) or 'none'}", code="plans-missing"
+        )
     if not files:
-        raise UnknownDatasetError(f"no plans have a configuration '{configuration}': the dataset was never planned")
+        raise UnknownDatasetError(
+            f"no plans have a configuration '{configuration}': the dataset was never planned",
+            code="configuration-missing",
+        )
     name = plans or max(files, key=lambda stem: files[stem].stat().st_mtime)
     content = _json(files[name])
     configurations: dict[str, Any] = content["configurations"]
     chosen = configuration or next((c for c in PREFERRED if c in configurations), next(iter(configurations)))
     if chosen not in configurations:
         raise UnknownDatasetError(
-            f"plans '{name}' have no configuration '{chosen}', only {', '.join(configurations)}: pass another -c or -p"
+            f"plans '{name}' have no configuration '{chosen}', only {', '.join(configurations)}: pass another -c or -p",
+            code="configuration-missing",
         )
     entry: dict[str, Any] = {}
     parents: Sequence[str] = []

@@ -12,6 +12,7 @@ import typer
 
 from nnunet_fm.cli.completion import complete_datasets
 from nnunet_fm.cli.console import results_only, working
+from nnunet_fm.cli.option_error import OptionError
 from nnunet_fm.cli.options import Force, Processes, Quiet, read_settings
 
 if TYPE_CHECKING:
@@ -145,12 +146,20 @@ def _options(given: SimpleNamespace) -> AdaptOptions:
     from nnunet_fm.plans.adapt import AdaptOptions
 
     if given.iterations is not None and given.epochs is not None:
-        raise typer.BadParameter("--iterations and --epochs say the same in two ways: give one", param_hint="--epochs")
+        raise OptionError(
+            "--iterations and --epochs say the same in two ways: give one",
+            param_hint="--epochs",
+            code="option-conflict",
+        )
     if given.labelled is not None and given.labelled_cases:
-        raise typer.BadParameter("--labelled and --labelled-cases exclude each other", param_hint="--labelled")
+        raise OptionError(
+            "--labelled and --labelled-cases exclude each other", param_hint="--labelled", code="option-conflict"
+        )
     changed = read_settings(given.settings)
     if changed.network:
-        raise typer.BadParameter("the network is the source's: only recipe.<field> can change", param_hint="--set")
+        raise OptionError(
+            "the network is the source's: only recipe.<field> can change", param_hint="--set", code="option-fixed"
+        )
     return AdaptOptions(
         method=given.method.value,
         fold=given.fold,

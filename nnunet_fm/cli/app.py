@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import os
 import sys
@@ -84,7 +85,7 @@ def main() -> None:
         if os.environ.get(DEBUG_SWITCH) == "1":
             raise
         reason = one_line(error)
-        if isinstance(error, NotADirectoryError):
+        if isinstance(error, OSError) and error.errno == errno.ENOTDIR:
             reason += ": a part of this path is a file, correct the variable or option that names it"
         print(f"nnunet-fm: {reason}", file=sys.stderr)
         sys.exit(1)

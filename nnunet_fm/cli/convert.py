@@ -16,6 +16,7 @@ import typer
 
 from nnunet_fm.cli.completion import complete_converters
 from nnunet_fm.cli.console import bars, print_table
+from nnunet_fm.cli.option_error import OptionError
 from nnunet_fm.cli.options import JsonObject, Quiet
 from nnunet_fm.dataset_conversion import CONVERTERS, get_converter
 
@@ -79,7 +80,7 @@ def convert(
 
     The folder appears complete or not at all; an interrupted run is continued by the next one.
     """
-    from nnunet_fm.dataset_conversion.problems import ConversionError, UsageError
+    from nnunet_fm.dataset_conversion.problems import ConversionError, UnknownConverterError, UsageError
     from nnunet_fm.dataset_conversion.run import convert as run
 
     try:
@@ -87,11 +88,14 @@ def convert(
         options = converter.options(
             domain=domain, labels=labels, split=split, thesis=thesis, n4=n4, skull_strip=skull_strip, outside=outside
         )
-    except (LookupError, UsageError) as error:
-        raise typer.BadParameter(str(error.args[0])) from None
+    except (UnknownConverterError, UsageError) as error:
+        raise OptionError(str(error), code=error.code) from None
     raw = os.environ.get("nnUNet_raw")
     if raw is None and not dry_run:
-        raise ConversionError("the variable nnUNet_raw is not set: it names the folder that datasets are written to")
+        raise ConversionError(
+            "the variable nnUNet_raw is not set: it names the folder that datasets are written to",
+            code="variable-unset",
+        )
     try:
         with _removing_temporary_files(), bars(hidden=quiet) as bar:
             report = run(
@@ -103,7 +107,7 @@ def convert(
         raise
     _print(report, as_json, quiet)
     if dry_run and report.problems and not skip_invalid:
-        raise ConversionError(f"{len(report.problems)} problems in {source}")
+        raise ConversionError(f"{len(report.problems)} problems in {source}", code="problems-found")
 
 
 def _print_failure(error: ConversionError, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from nnunet_fm.cli.options import JsonObjectOnly, Quiet
+from nnunet_fm.errors import ExistingFileError, MissingFileError
 
 EPILOG = """
 Examples:
@@ -50,7 +51,9 @@ def demo(
         return
     output = output.resolve()
     if output.exists() and any(output.iterdir()):
-        raise FileExistsError(f"{output} is not empty: choose another folder with --output, or remove it")
+        raise ExistingFileError(
+            f"{output} is not empty: choose another folder with --output, or remove it", code="folder-not-empty"
+        )
     signal.signal(signal.SIGTERM, _end)
 
     from nnunet_fm.studies.demo import Demo
@@ -70,7 +73,10 @@ def _unpack(dataset_id: int, quiet: bool, as_json: bool) -> None:
 
     raw = os.environ.get("nnUNet_raw")
     if raw is None:
-        raise FileNotFoundError("the variable nnUNet_raw is not set: it names the folder that datasets are written to")
+        raise MissingFileError(
+            "the variable nnUNet_raw is not set: it names the folder that datasets are written to",
+            code="variable-unset",
+        )
     folder = unpack(Path(raw), dataset_id)
     if as_json:
         print(json.dumps({"folder": str(folder), "credit": CREDIT}))

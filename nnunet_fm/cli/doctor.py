@@ -13,6 +13,7 @@ from nnunet_fm.checks.all_checks import all_checks
 from nnunet_fm.checks.finding import PROBLEM, Check
 from nnunet_fm.cli.completion import complete_datasets
 from nnunet_fm.cli.console import working
+from nnunet_fm.cli.option_error import OptionError
 from nnunet_fm.cli.options import JsonObject
 
 EPILOG = """
@@ -57,7 +58,7 @@ def doctor(
 ) -> None:
     """Check versions, the import hook, nnU-Net's folders and the machine; each problem comes with its cure."""
     if dataset is None and (configuration or plans):
-        raise typer.BadParameter("a forecast needs a dataset, too", param_hint="-d")
+        raise OptionError("a forecast needs a dataset, too", param_hint="-d", code="option-incomplete")
     fixed = list(_fix(as_json)) if fix else []
     checks: list[Check] = []
     with working("versions", quiet=as_json) as progress:

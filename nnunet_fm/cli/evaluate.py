@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nnunet_fm.cli.console import bars, print_table
+from nnunet_fm.cli.option_error import OptionError
 from nnunet_fm.cli.options import JsonObject, Quiet
 from nnunet_fm.cpu.limits import usable_cores
 
@@ -129,13 +130,17 @@ def evaluate(
 
     chosen = _metrics(metrics, METRICS)
     if slice_axis is not None and slice_axis.lower() not in AXES:
-        raise typer.BadParameter(f"'{slice_axis}' is not one of {', '.join(AXES)}", param_hint="--slice-axis")
+        raise OptionError(
+            f"'{slice_axis}' is not one of {', '.join(AXES)}", param_hint="--slice-axis", code="option-value"
+        )
     if not (math.isfinite(tolerance) and tolerance >= 0):
-        raise typer.BadParameter(f"{tolerance} mm is no distance", param_hint="--tolerance")
+        raise OptionError(f"{tolerance} mm is no distance", param_hint="--tolerance", code="option-value")
     if output is not None and output.suffix.lower() not in (".csv", ".json"):
-        raise typer.BadParameter(f"'{output}' ends neither in .csv nor in .json", param_hint="-o")
+        raise OptionError(f"'{output}' ends neither in .csv nor in .json", param_hint="-o", code="option-value")
     if group_by is GroupBy.case and size_from is not None:
-        raise typer.BadParameter("with --group-by case no training cases are looked at", param_hint="--size-from")
+        raise OptionError(
+            "with --group-by case no training cases are looked at", param_hint="--size-from", code="option-conflict"
+        )
 
     from nnunet_fm.metrics.evaluation import EvaluationOptions
     from nnunet_fm.metrics.evaluation import evaluate as run
@@ -163,7 +168,9 @@ def _metrics(names: list[str] | None, known: tuple[str, ...]) -> list[str]:
     words = [word for name in names or known for word in name.split(",") if word]
     unknown = [word for word in words if word.lower() not in by_name]
     if unknown:
-        raise typer.BadParameter(f"'{unknown[0]}' is not one of {', '.join(known)}", param_hint="--metrics")
+        raise OptionError(
+            f"'{unknown[0]}' is not one of {', '.join(known)}", param_hint="--metrics", code="option-value"
+        )
     return [by_name[word.lower()] for word in words]
 
 

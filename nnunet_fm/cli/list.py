@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from nnunet_fm.cli.console import bars, print_table
+from nnunet_fm.cli.option_error import OptionError
 from nnunet_fm.cli.options import Json
 from nnunet_fm.io.messages import listed
 
@@ -47,7 +48,7 @@ def list_(
 ) -> None:
     """List models, heads, adapters or trainers of this installation."""
     if parameters and what is not What.models:
-        raise typer.BadParameter("only models have parameters", param_hint="--parameters")
+        raise OptionError("only models have parameters", param_hint="--parameters", code="option-conflict")
     rows = _parameters(classes) if parameters else _rows(what)
     if as_json:
         print(json.dumps(rows, indent=2))

@@ -7,6 +7,8 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from nnunet_fm.cli.option_error import OptionError
+
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JsonObject = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -26,16 +28,17 @@ def read_settings(words: list[str] | None) -> SetOptions:
     """Read ``recipe.max_minutes=30`` as ``{"max_minutes": 30}``; values are JSON where they can be, else text.
 
     Raises:
-        typer.BadParameter: for a word of another form.
+        OptionError: for a word of another form.
     """
     settings = SetOptions({}, {})
     for word in words or []:
         key, equals, text = word.partition("=")
         owner, dot, name = key.partition(".")
         if not equals or not dot or owner not in ("recipe", "network"):
-            raise typer.BadParameter(
+            raise OptionError(
                 f"'{word}' is not of the form recipe.<field>=<value> or network.<argument>=<value>",
                 param_hint="--set",
+                code="option-value",
             )
         changed = settings.recipe if owner == "recipe" else settings.network
         try:

@@ -11,6 +11,7 @@ import typer
 
 from nnunet_fm.cli.completion import complete_adapters, complete_datasets, complete_heads, complete_models
 from nnunet_fm.cli.console import results_only
+from nnunet_fm.cli.option_error import OptionError
 from nnunet_fm.cli.options import Force, Processes, Quiet, read_settings
 
 if TYPE_CHECKING:
@@ -177,9 +178,9 @@ def _write_model(given: SimpleNamespace) -> tuple[Path, dict[str, Any]]:
 
     if given.variant not in ("mission", *VARIANTS):
         legal = ", ".join(("mission", *VARIANTS))
-        raise typer.BadParameter(f"'{given.variant}' is not one of {legal}", param_hint="--variant")
+        raise OptionError(f"'{given.variant}' is not one of {legal}", param_hint="--variant", code="option-value")
     if given.model is None and (given.head or given.adapter):
-        raise typer.BadParameter("a head or an adapter needs a model: add -m MODEL")
+        raise OptionError("a head or an adapter needs a model: add -m MODEL", code="option-incomplete")
     options = _options(given)
     variant = None if given.variant == "mission" else given.variant
     parts = (PLANNER_PREFIX, given.model, given.head, given.adapter, variant)
@@ -197,13 +198,19 @@ def _options(given: SimpleNamespace) -> Options:
 
     if given.slice_axis is not None and given.slice_axis.lower() not in {**AXES, **PLANES}:
         legal = f"z, y, x, {', '.join(PLANES)}"
-        raise typer.BadParameter(f"'{given.slice_axis}' is not one of {legal}", param_hint="--slice-axis")
+        raise OptionError(f"'{given.slice_axis}' is not one of {legal}", param_hint="--slice-axis", code="option-value")
     changed = read_settings(given.settings)
     recipe = _recipe(given, changed.recipe)
     if given.iterations is not None and given.epochs is not None:
-        raise typer.BadParameter("--iterations and --epochs say the same in two ways: give one", param_hint="--epochs")
+        raise OptionError(
+            "--iterations and --epochs say the same in two ways: give one",
+            param_hint="--epochs",
+            code="option-conflict",
+        )
     if given.minutes is not None and (given.iterations is not None or given.epochs is not None):
-        raise typer.BadParameter("give --minutes, --iterations or --epochs, not two of them", param_hint="--minutes")
+        raise OptionError(
+            "give --minutes, --iterations or --epochs, not two of them", param_hint="--minutes", code="option-conflict"
+        )
     return Options(
         iterations=given.iterations if given.minutes is None else UNCOUNTED,
         epochs=given.epochs,
@@ -229,11 +236,13 @@ def _recipe(given: SimpleNamespace, changed: dict[str, Any]) -> dict[str, Any]:
     recipe = changed | ({} if given.seed is None else {"seed": given.seed})
     if given.mirror is not None:
         if "mirror" in recipe:
-            raise typer.BadParameter("--mirror and --set recipe.mirror say the same: give one", param_hint="--mirror")
+            raise OptionError(
+                "--mirror and --set recipe.mirror say the same: give one", param_hint="--mirror", code="option-conflict"
+            )
         try:
             recipe["mirror"] = read_mirror(given.mirror)
         except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--mirror") from None
+            raise OptionError(str(error), param_hint="--mirror", code="mirror-axes") from None
     return recipe if given.minutes is None else recipe | {"max_minutes": given.minutes}
 
 
@@ -245,14 +254,16 @@ def _write_control(given: SimpleNamespace) -> tuple[Path, dict[str, Any]]:
     unfit = [flag for flag, option in MODEL_ONLY.items() if getattr(given, option)]
     if unfit or given.variant != "mission":
         flags = ", ".join([*unfit, *(["--variant"] if given.variant != "mission" else [])])
-        raise typer.BadParameter(f"stock nnU-Net has no {flags}", param_hint="--control")
+        raise OptionError(f"stock nnU-Net has no {flags}", param_hint="--control", code="option-conflict")
     if given.control not in BASES:
-        raise typer.BadParameter(f"'{given.control}' is not one of {', '.join(BASES)}", param_hint="--control")
+        raise OptionError(
+            f"'{given.control}' is not one of {', '.join(BASES)}", param_hint="--control", code="option-value"
+        )
     changed, network = read_settings(given.settings)
     wrong = [name for name, value in changed.items() if not (type(value) is int and value > 0)]
     if set(changed) - set(CONTROL_FIELDS) or network or wrong:
         legal = ", ".join(f"recipe.{field}=<whole number>" for field in CONTROL_FIELDS)
-        raise typer.BadParameter(f"of stock nnU-Net only {legal} can be set", param_hint="--set")
+        raise OptionError(f"of stock nnU-Net only {legal} can be set", param_hint="--set", code="option-fixed")
     file = write_stock_plans(
         dataset_name(given.dataset),
         base_plans(given.control, given.gpu_memory_target),
@@ -274,6 +285,6 @@ def _spacing(words: list[str] | None) -> list[float] | str | None:
     try:
         return [float(w) for w in words]
     except ValueError:
-        raise typer.BadParameter(
-            f"'{' '.join(words)}' is neither numbers in mm nor 'native'", param_hint="--spacing"
+        raise OptionError(
+            f"'{' '.join(words)}' is neither numbers in mm nor 'native'", param_hint="--spacing", code="option-value"
         ) from None

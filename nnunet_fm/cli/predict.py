@@ -15,6 +15,7 @@ from nnunet_fm.cli.completion import (
     complete_trainers,
 )
 from nnunet_fm.cli.console import bars, results_only
+from nnunet_fm.cli.option_error import OptionError
 from nnunet_fm.cli.options import Quiet
 from nnunet_fm.cpu.lazy_imports import importing_lightly, without_collection
 
@@ -152,26 +153,30 @@ def predict(
 
 
 def _check_model(model: Path | None, dataset: str | None, configuration: str | None, plans: str, trainer: str) -> None:
-    """Raise a BadParameter unless the model is named once, by its folder or by the names of its parts."""
+    """Raise an OptionError unless the model is named once, by its folder or by the names of its parts."""
     given = {"-d": dataset, "-c": configuration, "-p": plans != "nnUNetPlans", "-tr": trainer != "nnUNetTrainer"}
     if model is not None and any(given.values()):
-        raise typer.BadParameter(f"-m names the model already: drop {', '.join(k for k, v in given.items() if v)}")
+        raise OptionError(
+            f"-m names the model already: drop {', '.join(k for k, v in given.items() if v)}", code="option-conflict"
+        )
     if model is None and (dataset is None or configuration is None):
-        raise typer.BadParameter("name the model: -d and -c, mostly with -tr and -p; or its folder with -m")
+        raise OptionError(
+            "name the model: -d and -c, mostly with -tr and -p; or its folder with -m", code="option-incomplete"
+        )
 
 
 def _check_values(folds: list[str] | None, device: str, step_size: float, num_parts: int, part_id: int) -> None:
-    """Raise a BadParameter for the first option with an illegal value."""
+    """Raise an OptionError for the first option with an illegal value."""
     if wrong := [fold for fold in folds or () if fold != "all" and not fold.isdigit()]:
-        raise typer.BadParameter(f"'{wrong[0]}' is neither a number nor 'all'", param_hint="-f")
+        raise OptionError(f"'{wrong[0]}' is neither a number nor 'all'", param_hint="-f", code="option-value")
     if device not in ("cuda", "cpu", "mps"):
         hint = "; choose a GPU with CUDA_VISIBLE_DEVICES" if device.startswith("cuda:") else ""
-        raise typer.BadParameter(f"'{device}' is not one of cuda, cpu, mps{hint}", param_hint="-device")
+        raise OptionError(f"'{device}' is not one of cuda, cpu, mps{hint}", param_hint="-device", code="option-value")
     if not 0 < step_size <= 1:
-        raise typer.BadParameter(f"{step_size} is not above 0 and at most 1", param_hint="-step_size")
+        raise OptionError(f"{step_size} is not above 0 and at most 1", param_hint="-step_size", code="option-value")
     if part_id >= num_parts:
-        raise typer.BadParameter(
-            f"{part_id} is too large: parts count from 0 to {num_parts - 1}", param_hint="-part_id"
+        raise OptionError(
+            f"{part_id} is too large: parts count from 0 to {num_parts - 1}", param_hint="-part_id", code="option-value"
         )
 
 

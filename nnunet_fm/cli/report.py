@@ -15,6 +15,7 @@ from nnunet_fm.cli.completion import (
     complete_trainers,
 )
 from nnunet_fm.cli.console import remark, working
+from nnunet_fm.cli.option_error import OptionError
 from nnunet_fm.cli.options import Quiet
 
 EPILOG = """
@@ -95,11 +96,13 @@ def report(
 ) -> None:
     """Write one self-contained HTML page with tables and figures."""
     if (folder is None) == (not datasets):
-        raise typer.BadParameter("name either a study's folder or datasets with -d")
+        raise OptionError("name either a study's folder or datasets with -d", code="option-incomplete")
     if folder is not None and (trainers or plans or configurations or folds):
-        raise typer.BadParameter("-tr, -p, -c and -f choose among trained models of -d; a study's folder has its own")
+        raise OptionError(
+            "-tr, -p, -c and -f choose among trained models of -d; a study's folder has its own", code="option-conflict"
+        )
     if pool not in POOLS:
-        raise typer.BadParameter(f"'{pool}' is not one of {', '.join(POOLS)}", param_hint="--pool")
+        raise OptionError(f"'{pool}' is not one of {', '.join(POOLS)}", param_hint="--pool", code="option-value")
     _check_metric(metric)
 
     with working("gathering results", quiet=quiet) as progress:
@@ -135,7 +138,9 @@ def _check_metric(metric: str) -> None:
     from nnunet_fm.metrics.scores_table import DICE, HD95, JACCARD, NSD
 
     if metric not in (DICE, JACCARD, HD95, NSD):
-        raise typer.BadParameter(f"'{metric}' is not one of {DICE}, {JACCARD}, {HD95}, {NSD}", param_hint="--metric")
+        raise OptionError(
+            f"'{metric}' is not one of {DICE}, {JACCARD}, {HD95}, {NSD}", param_hint="--metric", code="option-value"
+        )
 
 
 def _print_json(output: Path, missing: list[str]) -> None:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nnunet_fm.cli.console import bars, print_table, remark, results_only, working
+from nnunet_fm.cli.option_error import OptionError
 from nnunet_fm.cli.options import JsonObjectOnly, Quiet
+from nnunet_fm.errors import FailedError, MissingFileError
 
 if TYPE_CHECKING:
     from nnunet_fm.studies.jobs import Job
@@ -54,9 +56,11 @@ def study(
         print(resources.files("nnunet_fm.studies").joinpath("example.yaml").read_text(encoding="utf-8"), end="")
         return
     if file is None:
-        raise typer.BadParameter("name a study file, or print one with --example", param_hint="STUDY.yaml")
+        raise OptionError(
+            "name a study file, or print one with --example", param_hint="STUDY.yaml", code="option-incomplete"
+        )
     if find_spec("snakemake") is None or find_spec("psutil") is None:
-        raise RuntimeError('a study runs on Snakemake: pip install "nnunet-fm[study]"')
+        raise FailedError('a study runs on Snakemake: pip install "nnunet-fm[study]"', code="snakemake-missing")
 
     from nnunet_fm.studies.prepare import prepare
     from nnunet_fm.studies.schema import read_study
@@ -75,7 +79,7 @@ def study(
         return
     if prepared.missing:
         missing = "; ".join(f"{name}: {how}" for name, how in prepared.missing.items())
-        raise FileNotFoundError(f"datasets are missing in nnUNet_raw: {missing}")
+        raise MissingFileError(f"datasets are missing in nnUNet_raw: {missing}", code="dataset-missing")
     outcome = _run(prepared, profile, context.args, quiet)
     if as_json:
         print(json.dumps(outcome_summary(prepared, outcome)))

@@ -13,6 +13,7 @@ import typer
 from nnunet_fm.cli.completion import complete_models
 from nnunet_fm.cli.console import bars, print_table, working
 from nnunet_fm.cli.options import Json, Quiet
+from nnunet_fm.errors import FailedError, FMError, code_of, one_line
 
 if TYPE_CHECKING:
     from nnunet_fm.models.official import Official
@@ -183,15 +184,15 @@ def _each(wanted: Sequence[Official], act: Callable[[Official], dict[str, Any]],
         try:
             row = {"name": name, **act(official)}
         except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            row = {"name": name, "status": "failed", "reason": reason}
-            faults.append(f"{name}: {reason}")
+            reason, code = " ".join(str(error).split()), code_of(error, FMError.code)
+            row = {"name": name, "status": "failed", "reason": reason, "code": code}
+            faults.append(FailedError(f"{name}: {reason}", code=code))
         rows.append(row)
         if not (as_json or quiet) and "reason" not in row:
             print(f"{name}: {row['status']}, {row['path']}")
     if as_json:
         print(json.dumps(rows, indent=2))
     for fault in faults[:-1]:
-        print(f"nnunet-fm: {fault}", file=sys.stderr)
+        print(f"nnunet-fm: {one_line(fault)}", file=sys.stderr)
     if faults:
-        raise RuntimeError(faults[-1])
+        raise faults[-1]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from nnunet_fm.errors import FMError
+
 DEVICES = ("cpu", "cuda", "mps")
 
 
-class DeviceError(RuntimeError):
+class DeviceError(FMError, RuntimeError):
     """A device is not one of ours, or not here; the message names those that are."""
+
+    code = "device-missing"
 
 
 def device_fault(device: torch.device) -> str | None:

@@ -37,6 +37,7 @@ from nnunet_fm.data.slice_augmentation import (
     MotionTransform,
     PhotometricTransform,
 )
+from nnunet_fm.errors import InvalidValueError
 
 _SPATIAL = ("rotation", "zoom", "flip", "rot90")
 
@@ -208,7 +209,9 @@ def preset_transforms(
     steps = PRESETS[preset]
     if preset == "slices":
         if len(patch_size) != 2:
-            raise ValueError(f"augmentation 'slices' is for 2D patches, not for {len(patch_size)}D ones")
+            raise InvalidValueError(
+                f"augmentation 'slices' is for 2D patches, not for {len(patch_size)}D ones", code="recipe-dimension"
+            )
         return [_slices(steps, symmetric_channels)]
     affine: dict[str, Step] = {step.kind: step for step in steps if step.kind in ("rotation", "zoom")}
     axes = tuple(range(len(patch_size)) if mirror_axes is None else mirror_axes)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.io.untrusted import ForeignFileError, read_json
 
 Fold = Mapping[str, Sequence[str]]
@@ -52,12 +53,13 @@ def read_split_file(file: Path) -> list[Fold]:
     try:
         folds = read_json(file)
     except ForeignFileError as error:
-        raise ForeignFileError(f"{error}: {cure}") from None
+        raise ForeignFileError(f"{error}: {cure}", code="split-unreadable") from None
     objects = isinstance(folds, list) and all(isinstance(fold, dict) for fold in folds)
     parts = [fold.get(part) for fold in folds for part in ("train", "val")] if objects else [None]
     if not all(isinstance(part, list) and all(isinstance(case, str) for case in part) for part in parts):
         raise ForeignFileError(
-            f'{file} must be a list with an object {{"train": [cases], "val": [cases]}} for each fold: {cure}'
+            f'{file} must be a list with an object {{"train": [cases], "val": [cases]}} for each fold: {cure}',
+            code="split-form",
         )
     return list(folds)
 
@@ -82,6 +84,6 @@ def first_cases(cases: Sequence[str], count: int, seed: int) -> list[str]:
         ValueError: if there are not so many.
     """
     if count > len(cases):
-        raise ValueError(f"{count} cases are wanted, but there are {len(cases)}")
+        raise InvalidValueError(f"{count} cases are wanted, but there are {len(cases)}", code="cases-few")
     ordered = sorted(cases)
     return [ordered[index] for index in np.random.RandomState(seed % 2**32).permutation(len(ordered))[:count]]

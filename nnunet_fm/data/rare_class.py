@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from nnunet_fm.data.sampling import SLAB, LastCase, corner_range
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.published_quirks import published_slices
 
 TEMPERATURE = 0.1
@@ -74,7 +75,7 @@ def survey(data: Any, ignore_label: int | None = None) -> Survey:
                     if counts[label] >= MIN_PIXELS:
                         found[label].extend((case, z))
     if not found:
-        raise ValueError(f"no training slice has {MIN_PIXELS} labelled pixels of any class")
+        raise InvalidValueError(f"no training slice has {MIN_PIXELS} labelled pixels of any class", code="labels-empty")
     order = sorted(found)
     return Survey(
         slices={label: np.array(found[label], dtype=np.int32).reshape(-1, 2) for label in order},
@@ -115,7 +116,10 @@ class RareClassDataLoader(nnUNetDataLoader):
         transforms: Any = None,
     ) -> None:
         if len(patch_size) != 2:
-            raise ValueError(f"sampling 'rare_class' draws slices for 2D patches, not for {len(patch_size)}D ones")
+            raise InvalidValueError(
+                f"sampling 'rare_class' draws slices for 2D patches, not for {len(patch_size)}D ones",
+                code="recipe-dimension",
+            )
         self.cases = LastCase(data)
         super().__init__(self.cases, batch_size, patch_size, final_patch_size, label_manager, transforms=transforms)
         self.ignore_label: int | None = label_manager.ignore_label

@@ -60,5 +60,7 @@ def own_name(dataset: str, case: str) -> str:
 def _given(file: Path) -> dict[str, str]:
     content = read_object(file)
     if not all(isinstance(person, (str, int)) and not isinstance(person, bool) for person in content.values()):
-        raise ForeignFileError(f'{file} must map names of cases to patients: {{"case_01": "patient_a", …}}')
+        raise ForeignFileError(
+            f'{file} must map names of cases to patients: {{"case_01": "patient_a", …}}', code="patients-form"
+        )
     return {case: str(person) for case, person in content.items()}

@@ -6,6 +6,8 @@ import difflib
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from nnunet_fm.dataset_conversion.problems import UnknownConverterError
+
 if TYPE_CHECKING:
     from nnunet_fm.dataset_conversion.base import Converter
 
@@ -33,12 +35,12 @@ def get_converter(name: str) -> Converter:
         name: as in `CONVERTERS` or `ALIASES`, in any case.
 
     Raises:
-        LookupError: if there is none; the message names what is known.
+        UnknownConverterError: if there is none; the message names what is known.
     """
     known = ALIASES.get(name.lower(), name.lower())
     if known not in CONVERTERS:
         near = difflib.get_close_matches(known, [*CONVERTERS, *ALIASES], 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise LookupError(f"there is no converter for '{name}': {hint}known are {', '.join(CONVERTERS)}")
+        raise UnknownConverterError(f"there is no converter for '{name}': {hint}known are {', '.join(CONVERTERS)}")
     converter: Converter = getattr(import_module(f"{__name__}.{known}"), CONVERTERS[known])()
     return converter

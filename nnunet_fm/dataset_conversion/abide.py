@@ -82,7 +82,7 @@ class ABIDE(BrainConverter):
     def fit(self, label: Volume, grid: Grid, file: str, work: Work) -> Volume:
         """Only FreeSurfer's own files may lie on another grid: they are conformed to 1 mm, the image may not be."""
         if not file.endswith(".mgz") and (difference := label.grid.difference(grid)) is not None:
-            raise Invalid(file, f"another grid than the image: {difference}")
+            raise Invalid(file, f"another grid than the image: {difference}", code="grid-differs")
         return super().fit(label, grid, file, work)
 
     def _laboratory(self, tree: Tree, options: ConversionOptions) -> Subjects:
@@ -104,7 +104,9 @@ class ABIDE(BrainConverter):
                 cases[subject] = _case(subject, image, files["label"], corrected=corrected is not None)
                 continue
             hint = ", only MPRAGE_n4, which --n4 takes" if "corrected image" in files else ""
-            problems.append(Problem(files["label"], f"there is no image for this case{hint}", subject))
+            problems.append(
+                Problem(files["label"], f"there is no image for this case{hint}", subject, "images-missing")
+            )
         absent = [s for s in excluded if s in cases or any(problem.case == s for problem in problems)]
         notes = [f"{subject} is left out, as the public reader does (it gives no reason)" for subject in absent]
         if options.n4 and any(case.corrected for case in cases.values()):
@@ -136,9 +138,9 @@ class ABIDE(BrainConverter):
                     "there is no label for this case: ABIDE has no segmentations, so FreeSurfer's "
                     "mri/aparc+aseg.mgz of this subject has to be in the source as well"
                 )
-                problems.append(Problem(next(iter(files.values())), rule, subject))
+                problems.append(Problem(next(iter(files.values())), rule, subject, "labels-missing"))
             elif image is None:
-                problems.append(Problem(label, "there is no image for this case", subject))
+                problems.append(Problem(label, "there is no image for this case", subject, "images-missing"))
             else:
                 coarse += "label" not in files
                 cases[subject] = _case(subject, image, label)

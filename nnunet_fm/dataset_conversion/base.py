@@ -215,7 +215,7 @@ class Work:
                     path = self._tree.local(name, self._folder / str(len(self._paths)))
                     self.sources[name] = compute_sha256(path)
                 except (PermissionError, FileNotFoundError) as error:
-                    raise Invalid(name, f"cannot be opened ({error.strerror})") from None
+                    raise Invalid(name, f"cannot be opened ({error.strerror})", code="file-unreadable") from None
                 self._paths[name] = path
         return self._paths[name]
 
@@ -320,7 +320,9 @@ class Converter(ABC):
         images = [self.read_image(source, work) for source in case.images]
         for source, image in zip(case.images[1:], images[1:], strict=True):
             if (difference := image.grid.difference(images[0].grid)) is not None:
-                raise Invalid(source.file, f"another grid than {case.images[0].file}: {difference}")
+                raise Invalid(
+                    source.file, f"another grid than {case.images[0].file}: {difference}", code="grid-differs"
+                )
         label = self.read_label(case, images[0].grid, work) if case.labels else None
         return images, label
 
@@ -350,7 +352,7 @@ class Converter(ABC):
         label = self.fit(Volume(mapped, label.grid), grid, source.file, work)
         if not label.array.any():
             if not (self.background_only and any(value != 0 for value in work.counts)):
-                raise Invalid(source.file, "the mask is empty: no voxel has a label of the table")
+                raise Invalid(source.file, "the mask is empty: no voxel has a label of the table", code="mask-empty")
             work.note(f"{source.file}: all that it labels is background here")
         return label
 
@@ -392,10 +394,14 @@ class Converter(ABC):
                 array = whole_numbers(mask.array, source.file)
                 inside = {value: count for value, count in count_values(array).items() if value != 0}
                 if len(inside) > 1 or any(value < 0 for value in inside):
-                    raise Invalid(source.file, f"is no mask of one structure: it has the values {sorted(inside)}")
+                    raise Invalid(
+                        source.file,
+                        f"is no mask of one structure: it has the values {sorted(inside)}",
+                        code="mask-values",
+                    )
                 if not inside:
                     if empty == "refuse":
-                        raise Invalid(source.file, "the mask is empty")
+                        raise Invalid(source.file, "the mask is empty", code="mask-empty")
                     work.note(f"{source.file}: the mask is empty")
                 value = names[source.structure or ""]
                 assert isinstance(value, int)
@@ -407,7 +413,7 @@ class Converter(ABC):
         for (below, winner), count in sorted(overlaps.items()):
             work.note(f"{count} voxels of {structures[below]} are {structures[winner]} as well, which wins")
         if not merged.any():
-            raise Invalid(case.labels[0].file, "all masks of this case are empty")
+            raise Invalid(case.labels[0].file, "all masks of this case are empty", code="mask-empty")
         return Volume(merged, grid)
 
     def fit(self, label: Volume, grid: Grid, file: str, work: Work) -> Volume:
@@ -420,10 +426,14 @@ class Converter(ABC):
         if difference is None:
             return Volume(label.array, grid)
         if self.label_grid == "same":
-            raise Invalid(file, f"another grid than the image: {difference}")
+            raise Invalid(file, f"another grid than the image: {difference}", code="grid-differs")
         outside = outside_fraction(label, grid)
         if outside > MAX_OUTSIDE:
-            raise Invalid(file, f"{100 * outside:.3g} % of the labelled voxels lie outside of the image ({difference})")
+            raise Invalid(
+                file,
+                f"{100 * outside:.3g} % of the labelled voxels lie outside of the image ({difference})",
+                code="labels-outside",
+            )
         work.note(f"{file}: resampled onto the image's grid by nearest neighbour in physical space ({difference})")
         return resample(label, grid, label=True)
 
@@ -497,9 +507,11 @@ class Converter(ABC):
 
     def _unknown(self, option: str, value: str | None, legal: Sequence[str]) -> UsageError:
         if legal:
-            return UsageError(f"{self.name}: '{value}' is not a value of --{option}: {', '.join(legal)}")
+            return UsageError(
+                f"{self.name}: '{value}' is not a value of --{option}: {', '.join(legal)}", code="option-value"
+            )
         known = "; ".join(f"--{o} {'|'.join(v)}".rstrip() for o, v in self.known_options().items())
-        return UsageError(f"{self.name} has no option --{option}; it takes {known}")
+        return UsageError(f"{self.name} has no option --{option}; it takes {known}", code="option-unknown")
 
 
 def read_source(source: ImageSource, work: Work) -> Volume:
@@ -520,9 +532,9 @@ def check_finite(volume: Volume, file: str) -> None:
     if volume.array.dtype.kind == "f":
         wrong = sum(int(np.count_nonzero(~np.isfinite(section))) for section in volume.array)
         if wrong:
-            raise Invalid(file, f"the image has {wrong} voxels that are NaN or infinite")
+            raise Invalid(file, f"the image has {wrong} voxels that are NaN or infinite", code="image-not-finite")
     elif volume.array.dtype.kind not in "iub":
-        raise Invalid(file, f"the image's type {volume.array.dtype} is no number")
+        raise Invalid(file, f"the image's type {volume.array.dtype} is no number", code="image-type")
 
 
 def voxels_per_label(label: Volume) -> dict[int, int]:

@@ -100,7 +100,9 @@ class BrainConverter(Converter):
         if not listing.cases and not listing.problems and self.domain is not None:
             for other in self.domain.values:
                 if self._list(tree, replace(options, domain=other, split=None)).cases:
-                    raise ConversionError(f"{tree.source}: has {other}, not {options.domain}: add --domain {other}")
+                    raise ConversionError(
+                        f"{tree.source}: has {other}, not {options.domain}: add --domain {other}", code="domain-other"
+                    )
         return listing
 
     def case_table(self, case: Case, options: ConversionOptions) -> LabelTable:
@@ -116,7 +118,11 @@ class BrainConverter(Converter):
         label = super().read_label(case, grid, work)
         file = case.labels[0].file
         if PurePosixPath(file).name.startswith("aparc+aseg") and not any(value in CORTEX for value in work.counts):
-            raise Invalid(file, "has no region of the cortex (1000 to 2999): another atlas, or stored in 8 bit")
+            raise Invalid(
+                file,
+                "has no region of the cortex (1000 to 2999): another atlas, or stored in 8 bit",
+                code="atlas-other",
+            )
         known = self.case_table(case, work.options).values
         labelled = sum(count for value, count in work.counts.items() if value != 0)
         unlisted = sum(count for value, count in work.counts.items() if value not in known)
@@ -173,7 +179,8 @@ class BrainConverter(Converter):
             if len(subjects) < needed:
                 raise ConversionError(
                     f"{tree.source}: the published split goes by positions among {needed} subjects or more, there are "
-                    f"{len(subjects)}: give a file to --split"
+                    f"{len(subjects)}: give a file to --split",
+                    code="split-published",
                 )
             parts = {subject: self._part(position) for position, subject in enumerate(subjects)}
             cases = [
@@ -193,15 +200,19 @@ class BrainConverter(Converter):
             start, stop = int(groups["start"]), int(groups["stop"])
             twice = next((origin[position] for position in range(start, stop) if position in origin), None)
             if twice is not None:
-                problems.append(Problem(file, f"a second file with subjects {start} to {stop - 1} is {twice}"))
+                problems.append(
+                    Problem(file, f"a second file with subjects {start} to {stop - 1} is {twice}", code="case-twice")
+                )
                 continue
             try:
                 volumes = flat_hdf5.flat_volumes(tree, file, float(groups["pixel"]))
             except Invalid as fault:
-                problems.append(Problem(fault.file, fault.rule))
+                problems.append(fault.problem())
                 continue
             if len(volumes) != stop - start:
-                problems.append(Problem(file, f"has {len(volumes)} volumes, its name says {stop - start}"))
+                problems.append(
+                    Problem(file, f"has {len(volumes)} volumes, its name says {stop - start}", code="hdf5-counts")
+                )
                 continue
             patients = [volume.patient for volume in volumes]
             for position, volume in enumerate(volumes, start):
@@ -217,7 +228,8 @@ class BrainConverter(Converter):
                 )
         if (cases or problems) and (options.n4 or options.skull_strip != "no") and not options.thesis:
             raise ConversionError(
-                f"{tree.source}: the images of HDF5 files have been preprocessed: leave --n4 and --skull-strip out"
+                f"{tree.source}: the images of HDF5 files have been preprocessed: leave --n4 and --skull-strip out",
+                code="images-preprocessed",
             )
         notes = [
             flat_hdf5.NOTE,

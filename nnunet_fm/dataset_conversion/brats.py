@@ -190,11 +190,14 @@ class BraTS(Converter):
             return Listing("", ())
         if len(keys) > 1:
             raise ConversionError(
-                f"{tree.source}: has files of several releases ({', '.join(keys)}): give one's folder"
+                f"{tree.source}: has files of several releases ({', '.join(keys)}): give one's folder",
+                code="releases-several",
             )
         release = RELEASES[keys[0]]
         if options.labels == "regions" and OEDEMA not in release.structures.values():
-            raise ConversionError(f"{tree.source}: its label maps lack oedema, so there are no --labels regions")
+            raise ConversionError(
+                f"{tree.source}: its label maps lack oedema, so there are no --labels regions", code="labels-option"
+            )
         sequences = [name for name in CHANNELS if name in release.sequences and options.domain in (None, name)]
         found, problems = tree.collect(
             {_role(release, name): release.image_of(name) for name in sequences} | {"label": release.label}
@@ -227,7 +230,9 @@ class BraTS(Converter):
         """
         total = sum(THESIS_SPLIT.values())
         if len(cases) != total:
-            raise ConversionError(f"--split thesis is for the {total} cases of 2018, here are {len(cases)}")
+            raise ConversionError(
+                f"--split thesis is for the {total} cases of 2018, here are {len(cases)}", code="split-published"
+            )
         names = sorted(case.name for case in cases)
         random.Random(SEED).shuffle(names)
         train, val = THESIS_SPLIT["train"], THESIS_SPLIT["train"] + THESIS_SPLIT["val"]

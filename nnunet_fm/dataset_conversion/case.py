@@ -25,6 +25,7 @@ from nnunet_fm.dataset_conversion.base import (
 from nnunet_fm.dataset_conversion.problems import Invalid, LeftOut, Problem
 from nnunet_fm.dataset_conversion.tree import Tree
 from nnunet_fm.dataset_conversion.writer import FILE_ENDING, fingerprint, read_json, storable, write_image, write_json
+from nnunet_fm.errors import WriteError
 from nnunet_fm.io.volume import Volume
 
 RECORDS = ".records"
@@ -97,16 +98,18 @@ def convert_case(job: ConversionJob, case: Case, part: str, *, write: bool) -> C
             write_json(_record_path(job, case), {"key": _key(job, case, part), **record})
         return CaseOutcome(case.name, record, sources=work.sources)
     except Invalid as fault:
-        return CaseOutcome(case.name, problem=Problem(fault.file, fault.rule, case.name), sources=work.sources)
+        return CaseOutcome(case.name, problem=fault.problem(case.name), sources=work.sources)
     except LeftOut as reason:
         return CaseOutcome(case.name, left_out=str(reason), sources=work.sources)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OSError(error.errno, f"{case.name}: the disk is full ({error.filename or job.target})") from None
+            raise WriteError(
+                error.errno, f"{case.name}: the disk is full ({error.filename or job.target})", code="disk-full"
+            ) from None
         raise
     except MemoryError:
-        rule = "there is not enough memory to read it"
-        return CaseOutcome(case.name, problem=Problem(case.files[0], rule, case.name), sources=work.sources)
+        problem = Problem(case.files[0], "there is not enough memory to read it", case.name, "memory-too-small")
+        return CaseOutcome(case.name, problem=problem, sources=work.sources)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -119,11 +122,11 @@ def prepare(job: ConversionJob, case: Case, work: Work) -> tuple[list[Volume], V
         try:
             images = [steps.n4(image) for image in images]
         except ValueError as error:
-            raise Invalid(file, str(error)) from None
+            raise Invalid(file, str(error), code="n4-failed") from None
         work.note(f"N4: {steps.N4_ITERATIONS} iterations on every {steps.N4_SHRINK}th voxel, inside Otsu's mask")
     if options.skull_strip == "labels":
         if label is None:
-            raise Invalid(file, "cannot be skull-stripped by labels: the case has none")
+            raise Invalid(file, "cannot be skull-stripped by labels: the case has none", code="labels-missing")
         images = [steps.strip(image, label.array) for image in images]
         work.note("skull strip: what has no label is 0")
     elif options.skull_strip != "no":

@@ -8,6 +8,7 @@ import zipfile
 from importlib import resources
 from pathlib import Path
 
+from nnunet_fm.errors import ExistingFileError, InvalidValueError
 from nnunet_fm.io.atomic_write import PARTIAL
 
 NAME = "Hippocampus"
@@ -29,10 +30,10 @@ def unpack(raw: Path, dataset_id: int) -> Path:
         FileExistsError: if the number is taken in ``raw``.
     """
     if not 1 <= dataset_id <= 999:
-        raise ValueError(f"{dataset_id} is not a dataset number: nnU-Net takes 1 to 999")
+        raise InvalidValueError(f"{dataset_id} is not a dataset number: nnU-Net takes 1 to 999", code="dataset-number")
     taken = sorted(raw.glob(f"Dataset{dataset_id:03d}_*"))
     if taken:
-        raise FileExistsError(f"dataset number {dataset_id} is taken by {taken[0]}")
+        raise ExistingFileError(f"dataset number {dataset_id} is taken by {taken[0]}", code="dataset-taken")
     raw.mkdir(parents=True, exist_ok=True)
     archive = resources.files("nnunet_fm.dataset_conversion").joinpath("demo_data").joinpath("hippocampus.zip")
     # Under a temporary name first: a folder that nnU-Net can find is always complete.

@@ -66,10 +66,10 @@ def flat_volumes(tree: Tree, file: str, pixel: float, suffix: str = "") -> list[
         images, labels = key(IMAGES) or IMAGES[0] + suffix, key(LABELS) or LABELS[0] + suffix
         shape, label_shape = (hdf5_array(opened, k, file).shape for k in (images, labels))
         if shape != label_shape:
-            raise Invalid(file, f"'{images}' has shape {shape}, '{labels}' {label_shape}")
+            raise Invalid(file, f"'{images}' has shape {shape}, '{labels}' {label_shape}", code="hdf5-shape")
         counts = key(COUNTS)
         if counts is None and len(shape) != 4:
-            raise Invalid(file, f"has no '{COUNTS[0]}{suffix}', which says where volumes begin")
+            raise Invalid(file, f"has no '{COUNTS[0]}{suffix}', which says where volumes begin", code="hdf5-entry")
         slices = [int(n) for n in _numbers(opened, counts, file)] if counts else []
         distance = f"pz{suffix}"
         distances = [float(pz) for pz in _numbers(opened, distance, file)]
@@ -77,11 +77,11 @@ def flat_volumes(tree: Tree, file: str, pixel: float, suffix: str = "") -> list[
         patients = [_text(name) for name in np.ravel(hdf5_array(opened, names, file)[()])] if names else []
     parts = _parts(shape, slices, file)
     if len(distances) != len(parts):
-        raise Invalid(file, f"'{distance}' has {len(distances)} numbers for {len(parts)} volumes")
+        raise Invalid(file, f"'{distance}' has {len(distances)} numbers for {len(parts)} volumes", code="hdf5-counts")
     volumes = []
     for index, (part, pz) in enumerate(zip(parts, distances, strict=True)):
         if not 0 < pz < math.inf:
-            raise Invalid(file, f"'{distance}' says {pz} mm between slices of volume {index}")
+            raise Invalid(file, f"'{distance}' says {pz} mm between slices of volume {index}", code="hdf5-spacing")
         details = {**part, "spacing": (pixel, pixel, pz)}
         patient = patients[index] if index < len(patients) else ""
         volumes.append(
@@ -99,7 +99,7 @@ def _numbers(opened: Any, key: str, file: str) -> NDArray[Any]:
     """A vector of finite numbers."""
     values = np.ravel(hdf5_array(opened, key, file)[()])
     if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
-        raise Invalid(file, f"'{key}' holds something else than numbers")
+        raise Invalid(file, f"'{key}' holds something else than numbers", code="hdf5-numbers")
     return values
 
 
@@ -107,13 +107,21 @@ def _parts(shape: tuple[int, ...], slices: list[int], file: str) -> list[dict[st
     """Where each volume's slices are."""
     if len(shape) == 4:
         if slices and set(slices) != {shape[1]}:
-            raise Invalid(file, f"volumes of shape {shape} have {shape[1]} slices, the file's counts say {set(slices)}")
+            raise Invalid(
+                file,
+                f"volumes of shape {shape} have {shape[1]} slices, the file's counts say {set(slices)}",
+                code="hdf5-counts",
+            )
         return [{"volume": i, "start": 0, "stop": shape[1]} for i in range(shape[0])]
     ends = [*accumulate(slices, initial=0)]
     # The slices' axis is the one whose length they add up to; the first where that leaves a choice.
     axis = next((axis for axis in (0, 2) if len(shape) == 3 and shape[axis] == ends[-1]), None)
     if axis is None or min(slices, default=0) < 1:
-        raise Invalid(file, f"the counts of {len(slices)} volumes add up to {ends[-1]} slices, the array is {shape}")
+        raise Invalid(
+            file,
+            f"the counts of {len(slices)} volumes add up to {ends[-1]} slices, the array is {shape}",
+            code="hdf5-counts",
+        )
     return [{"start": start, "stop": stop, "axis": axis} for start, stop in pairwise(ends)]
 
 

@@ -93,7 +93,9 @@ class HaNSeg(Converter):
         options = super().options(**chosen)
         if options.domain == "ct":
             if options.outside is not None:
-                raise UsageError(f"{self.name}: --outside is about MR: it needs --domain mr or ctmr")
+                raise UsageError(
+                    f"{self.name}: --outside is about MR: it needs --domain mr or ctmr", code="option-incomplete"
+                )
             return options
         return replace(options, outside=options.outside or ("keep" if options.domain == "ctmr" else "background"))
 
@@ -117,7 +119,7 @@ class HaNSeg(Converter):
         )
         for name, match in tree.match(r"(?P<case>case_\d\d)_OAR_(?P<organ>[^/]+)\.seg\.nrrd"):
             if match["organ"] not in organs:
-                problems.append(Problem(name, "the dataset has no organ of this name", match["case"]))
+                problems.append(Problem(name, "the dataset has no organ of this name", match["case"], "labels-unknown"))
         missing = {
             case: absent
             for case, files in found.items()
@@ -130,7 +132,7 @@ class HaNSeg(Converter):
             for case, absent in missing.items():
                 some = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
                 rule = f"there is no mask of {len(absent)} organs for this case ({some}); the release lacks one in all"
-                problems.append(Problem(found[case]["CT image"], rule, case))
+                problems.append(Problem(found[case]["CT image"], rule, case, "mask-missing"))
         faulty = {problem.case for problem in problems}
         cases = [
             Case(
@@ -153,7 +155,9 @@ class HaNSeg(Converter):
         try:
             found = register_rigidly(mr, ct, HU)
         except ValueError as error:
-            raise Invalid(mr_source.file, f"cannot be registered to {ct_source.file}: {error}") from None
+            raise Invalid(
+                mr_source.file, f"cannot be registered to {ct_source.file}: {error}", code="registration-failed"
+            ) from None
         work.note(
             f"MR was moved onto CT by {found.shift:.2f} mm and {found.angle:.2f} degrees, starting from their "
             f"{found.start}: mutual information {found.information:.3f}"
@@ -173,6 +177,6 @@ class HaNSeg(Converter):
         if work.options.outside == "keep":
             return label
         if not (label.array * view.array).any():
-            raise Invalid(file, "shows none of the organs")
+            raise Invalid(file, "shows none of the organs", code="labels-missing")
         label.array[hidden] = IGNORE if work.options.outside == "ignore" else 0
         return label

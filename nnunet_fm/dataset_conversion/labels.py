@@ -63,12 +63,16 @@ class LabelTable:
         if others and self.unlisted is None:
             found = ", ".join(f"{value} ({count} voxels)" for value, count in list(others.items())[:5])
             known = ", ".join(map(str, sorted(self.values)))
-            raise Invalid(file, f"label values that the dataset's table does not have: {found}; known: {known}")
+            raise Invalid(
+                file,
+                f"label values that the dataset's table does not have: {found}; known: {known}",
+                code="labels-unknown",
+            )
         target = {value: self.values.get(value, self.unlisted or 0) for value in counts}
         # A table over the range of values that occur, which no value is cast for: FreeSurfer's numbers reach 14000.
         low, high = min(target), max(target)
         if high - low >= MAX_RANGE:
-            raise Invalid(file, f"label values from {low} to {high} are no numbers of structures")
+            raise Invalid(file, f"label values from {low} to {high} are no numbers of structures", code="labels-range")
         numbers = np.zeros(high - low + 1, np.uint8)
         for value, number in target.items():
             numbers[value - low] = number
@@ -91,16 +95,20 @@ def whole_numbers(array: NDArray[Any], file: str) -> NDArray[Any]:
     if array.dtype.kind in "iub":
         return array.view(np.uint8) if array.dtype == bool else array
     if array.dtype.kind != "f":
-        raise Invalid(file, f"labels of type {array.dtype} are no numbers")
+        raise Invalid(file, f"labels of type {array.dtype} are no numbers", code="labels-type")
     result = np.empty(array.shape, np.int32)
     for section, out in zip(array, result, strict=True):
         if not np.isfinite(section).all():
-            raise Invalid(file, "the label map has NaN or infinite values")
+            raise Invalid(file, "the label map has NaN or infinite values", code="labels-not-finite")
         with np.errstate(invalid="ignore"):  # numbers beyond 32 bit differ from what they are cast to
             np.rint(section, out=out, casting="unsafe")
         if not np.array_equal(out, section):
             wrong = section[out != section][0]
-            raise Invalid(file, f"the label map has fractions, such as {exact(wrong)}: labels are whole numbers")
+            raise Invalid(
+                file,
+                f"the label map has fractions, such as {exact(wrong)}: labels are whole numbers",
+                code="labels-fraction",
+            )
     return result
 
 

@@ -89,7 +89,9 @@ class LumbarConverter(Converter):
             {"image": rf"images/{name}\.png", "label": rf"labels/{name}_labelTrainIds\.png"}
         )
         if (found or problems) and options.labels != "lumbar":
-            raise ConversionError(f"{tree.source}: PNG slices have the labels of --labels lumbar, no others")
+            raise ConversionError(
+                f"{tree.source}: PNG slices have the labels of --labels lumbar, no others", code="labels-option"
+            )
         cases = [
             Case(
                 case,

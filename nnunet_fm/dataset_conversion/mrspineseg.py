@@ -76,7 +76,10 @@ class MRSpineSeg(LumbarConverter):
             notes = []
             if layout != "official":
                 if options.labels != "lumbar":
-                    raise ConversionError(f"{tree.source}: re-labelled copies have the labels of --labels lumbar alone")
+                    raise ConversionError(
+                        f"{tree.source}: re-labelled copies have the labels of --labels lumbar alone",
+                        code="labels-option",
+                    )
                 notes.append("re-labelled copy: 1, 3, 5, 7, 9 are taken to be L1 to L5, other numbers are background")
             cases = [
                 Case(

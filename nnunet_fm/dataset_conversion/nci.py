@@ -89,7 +89,7 @@ class NCI(Converter):
         faulty, notes, cases, unlabelled = {problem.case for problem in problems}, [], [], []
         for patient in sorted(labels.keys() - images.keys()):
             file = next(iter(labels[patient].values()))
-            problems.append(Problem(file, "there is no image for this case", patient))
+            problems.append(Problem(file, "there is no image for this case", patient, "images-missing"))
         for patient, folders in images.items():
             files = labels.get(patient, {})
             label = files.get("corrected label", files.get("label"))
@@ -98,7 +98,9 @@ class NCI(Converter):
                 continue
             if label is None and part == "train":
                 if patient.startswith("Prostate3T") and int(patient[-4:]) <= LABELLED:
-                    problems.append(Problem(next(iter(folders)), "there is no label for this case", patient))
+                    problems.append(
+                        Problem(next(iter(folders)), "there is no label for this case", patient, "labels-missing")
+                    )
                 else:
                     unlabelled.append(patient)
                 continue
@@ -107,7 +109,7 @@ class NCI(Converter):
             try:
                 folder = _axial_t2(tree, folders)
             except Invalid as fault:
-                problems.append(Problem(fault.file, fault.rule, patient))
+                problems.append(fault.problem(patient))
                 continue
             if len(folders) > 1:
                 notes.append(f"{patient}: of {len(folders)} series the axial T2 is used, {folder}")
@@ -150,10 +152,18 @@ def _axial_t2(tree: Tree, folders: Mapping[str, tuple[str, ...]]) -> str:
     known = {folder: _header(tree, files[0]) for folder, files in folders.items()}
     fitting = [folder for folder, header in known.items() if header.axial and "t2" in header.description.lower()]
     if len(fitting) > 1:
-        raise Invalid(fitting[0], f"a second axial T2 series of this case is {fitting[1]}: remove one of them")
+        raise Invalid(
+            fitting[0],
+            f"a second axial T2 series of this case is {fitting[1]}: remove one of them",
+            code="series-several",
+        )
     if not fitting:
         names = ", ".join(sorted(f"'{header.description}'" for header in known.values()))
-        raise Invalid(next(iter(known)), f"none of this case's {len(known)} series is called an axial T2: {names}")
+        raise Invalid(
+            next(iter(known)),
+            f"none of this case's {len(known)} series is called an axial T2: {names}",
+            code="series-missing",
+        )
     return fitting[0]
 
 
@@ -166,7 +176,7 @@ def _header(tree: Tree, file: str) -> Series:
     try:
         reader.ReadImageInformation()
     except RuntimeError:
-        raise Invalid(file, "is no DICOM file, or damaged") from None
+        raise Invalid(file, "is no DICOM file, or damaged", code="dicom-damaged") from None
     normal = np.reshape(reader.GetDirection(), (-1, reader.GetDimension()))[:, -1]
     description = reader.GetMetaData("0008|103e") if reader.HasMetaDataKey("0008|103e") else ""
     return Series(bool(abs(normal[-1]) > 0.8), description.strip())
@@ -188,12 +198,15 @@ def _hdf5(tree: Tree) -> Listing:
     if not others:
         return Listing("hdf5", [])
     file = others[0]
-    problems = [Problem(other, f"a second file of all cases is {file}: take one as source") for other in others[1:]]
+    problems = [
+        Problem(other, f"a second file of all cases is {file}: take one as source", code="file-twice")
+        for other in others[1:]
+    ]
     try:
         with opened_hdf5(tree.local(file), file) as opened:
             splits = [split for split in HDF5_PARTS if f"images_{split}" in opened]
     except Invalid as fault:
-        return Listing("hdf5", [], [*problems, Problem(fault.file, fault.rule)])
+        return Listing("hdf5", [], [*problems, fault.problem()])
     named = re.search(r"(train|val|test)[^/]*$", file)
     parts = [(file, f"_{split}", HDF5_PARTS[split], f"nci_{HDF5_PARTS[split]}_", 0) for split in splits]
     alone = named[1] if named else "train"

@@ -41,7 +41,7 @@ def hdf5_listing(
         try:
             volumes = flat_volumes(tree, file, PIXEL, suffix)
         except Invalid as fault:
-            found.append(Problem(fault.file, fault.rule))
+            found.append(fault.problem())
             continue
         cases += [Case(f"{name}{first + v.index:02d}", (v.image,), (v.label,), part) for v in volumes]
         patients = [volume.patient for volume in volumes]

@@ -41,10 +41,10 @@ def read_volume(path: Path, name: str, channel: int | None = None) -> Volume:
     by_nibabel = path.name.lower().endswith(BY_NIBABEL)
     volume = _by_nibabel(path, name, channel) if by_nibabel else _by_sitk(path, name)
     if volume.array.size == 0:
-        raise Invalid(name, "has no voxels")
+        raise Invalid(name, "has no voxels", code="image-empty")
     grid = volume.grid
     if not (np.isfinite(grid.affine).all() and min(grid.spacing) > 0):
-        raise Invalid(name, f"has no usable spacing or origin ({grid.spacing}, {grid.origin})")
+        raise Invalid(name, f"has no usable spacing or origin ({grid.spacing}, {grid.origin})", code="spacing-invalid")
     return Volume(volume.array, _without_skew(grid, name))
 
 
@@ -67,16 +67,18 @@ def read_dicom_series(paths: Sequence[Path], name: str) -> Volume:
             header.ReadImageInformation()
             check_promise(path, math.prod(header.GetSize()) * header.GetNumberOfComponents(), 8 * DEFLATE)
         except (RuntimeError, ForeignFileError):
-            raise Invalid(f"{name}/{path.name}", "is no DICOM file, or damaged") from None
+            raise Invalid(f"{name}/{path.name}", "is no DICOM file, or damaged", code="dicom-damaged") from None
         normal = np.reshape(header.GetDirection(), (3, 3))[:, 2] if header.GetDimension() == 3 else None
         if normal is None or header.GetSize()[2] != 1:
-            raise Invalid(f"{name}/{path.name}", "is not one DICOM slice")
+            raise Invalid(f"{name}/{path.name}", "is not one DICOM slice", code="dicom-slice")
         positions.append((float(np.dot(normal, header.GetOrigin())), str(path)))
     positions.sort()
     steps = np.diff([place for place, _ in positions])
     if len(steps) and (steps.min() <= 1e-3 or steps.max() - steps.min() > 0.1 * steps.mean()):
         raise Invalid(
-            name, f"distances between slices are {steps.min():.3g} to {steps.max():.3g} mm: missing or double slices"
+            name,
+            f"distances between slices are {steps.min():.3g} to {steps.max():.3g} mm: missing or double slices",
+            code="dicom-distances",
         )
     reader = sitk.ImageSeriesReader()
     reader.SetImageIO("GDCMImageIO")
@@ -84,7 +86,7 @@ def read_dicom_series(paths: Sequence[Path], name: str) -> Volume:
     try:
         image = reader.Execute()
     except RuntimeError as error:
-        raise Invalid(name, f"cannot be read as one DICOM series ({_last_line(error)})") from None
+        raise Invalid(name, f"cannot be read as one DICOM series ({_last_line(error)})", code="dicom-series") from None
     if len(steps):
         image.SetSpacing((*image.GetSpacing()[:2], float(steps.mean())))
     return Volume.from_sitk(image)
@@ -106,12 +108,12 @@ def read_png_stack(paths: Sequence[Path], names: Sequence[str], spacing: tuple[f
         try:
             image = read_image(path)
         except ForeignFileError as error:
-            raise Invalid(name, str(error).removeprefix(f"{path.name} ")) from None
+            raise Invalid(name, str(error).removeprefix(f"{path.name} "), code=error.code) from None
         if image.GetNumberOfComponentsPerPixel() != 1:
-            raise Invalid(name, "is a colour picture, no grey values or class numbers")
+            raise Invalid(name, "is a colour picture, no grey values or class numbers", code="image-colour")
         section = np.squeeze(sitk.GetArrayFromImage(image))
         if slices and section.shape != slices[0].shape:
-            raise Invalid(name, f"has size {section.shape}, the first slice has {slices[0].shape}")
+            raise Invalid(name, f"has size {section.shape}, the first slice has {slices[0].shape}", code="image-size")
         slices.append(section)
     array = np.stack(slices)
     return Volume(array, Grid(array.shape[::-1], spacing))
@@ -147,7 +149,11 @@ def read_hdf5(
         dimensions = 3 if volume is None else 4
         slices = data.shape[dimensions - 3 + axis] if data.ndim == dimensions else 0
         if not 0 <= start < stop <= slices or not (volume is None or 0 <= volume < data.shape[0]):
-            raise Invalid(name, f"'{key}' of shape {data.shape} has no slices {start} to {stop} (volume {volume})")
+            raise Invalid(
+                name,
+                f"'{key}' of shape {data.shape} has no slices {start} to {stop} (volume {volume})",
+                code="hdf5-slices",
+            )
         chosen = tuple(slice(start, stop) if i == axis else slice(None) for i in range(3))
         array = data[chosen if volume is None else (volume, *chosen)]
     array = np.ascontiguousarray(np.moveaxis(array, axis, 0))
@@ -167,7 +173,9 @@ def opened_hdf5(path: Path, name: str) -> Iterator[Any]:
     except Exception as error:  # of damaged files HDF5 and h5py raise what they come across
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise Invalid(name, f"cannot be read as HDF5: damaged or cut off ({_last_line(error)})") from None
+        raise Invalid(
+            name, f"cannot be read as HDF5: damaged or cut off ({_last_line(error)})", code="hdf5-damaged"
+        ) from None
 
 
 def hdf5_array(file: Any, key: str, name: str) -> Any:
@@ -179,12 +187,14 @@ def hdf5_array(file: Any, key: str, name: str) -> Any:
     import h5py
 
     if key not in file:
-        raise Invalid(name, f"has no '{key}', but {', '.join(sorted(file)[:20])}")
+        raise Invalid(name, f"has no '{key}', but {', '.join(sorted(file)[:20])}", code="hdf5-entry")
     data = file[key] if isinstance(file.get(key, getlink=True), h5py.HardLink) else None
     if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
-        raise Invalid(name, f"'{key}' is no array of this file")
+        raise Invalid(name, f"'{key}' is no array of this file", code="hdf5-array")
     if data.shape is None or data.nbytes > DEFLATE * data.id.get_storage_size():  # the rest would be made up
-        raise Invalid(name, f"'{key}' of shape {data.shape} promises more numbers than the file holds")
+        raise Invalid(
+            name, f"'{key}' of shape {data.shape} promises more numbers than the file holds", code="hdf5-promise"
+        )
     return data
 
 
@@ -193,13 +203,13 @@ def _by_nibabel(path: Path, name: str, channel: int | None) -> Volume:
         image, data = read_nifti(path)
         shape, proxy = image.shape, image.dataobj
         if channel is not None and (len(shape) != 4 or channel >= shape[3]):
-            raise Invalid(name, f"has shape {shape}, no four dimensions with a channel {channel}")
+            raise Invalid(name, f"has shape {shape}, no four dimensions with a channel {channel}", code="hdf5-shape")
         while len(shape) > 3 and (shape[-1] == 1 or channel is not None):
             shape = shape[:-1]
         if len(shape) != 3:
-            raise Invalid(name, f"has {len(shape)} dimensions instead of 3")
+            raise Invalid(name, f"has {len(shape)} dimensions instead of 3", code="image-dimensions")
         if image.get_data_dtype().fields is not None:
-            raise Invalid(name, "has vectors or colours instead of one number per voxel")
+            raise Invalid(name, "has vectors or colours instead of one number per voxel", code="image-vectors")
         if channel is not None:
             data = data[..., channel]
         if (proxy.slope, proxy.inter) != (1.0, 0.0):
@@ -209,11 +219,11 @@ def _by_nibabel(path: Path, name: str, channel: int | None) -> Volume:
     except Invalid:
         raise
     except ForeignFileError as error:
-        raise Invalid(name, str(error).removeprefix(f"{path.name} ")) from None
+        raise Invalid(name, str(error).removeprefix(f"{path.name} "), code=error.code) from None
     except Exception as error:  # headers of any content: nibabel lets through what numpy and struct say of it
         if isinstance(error, FileNotFoundError):
             raise
-        raise Invalid(name, f"cannot be read: damaged or cut off ({_last_line(error)})") from None
+        raise Invalid(name, f"cannot be read: damaged or cut off ({_last_line(error)})", code="image-damaged") from None
     array = data.reshape(shape, order="F").T
     return Volume(array.astype(array.dtype.newbyteorder("="), copy=False), Grid.from_affine(array.shape, image.affine))
 
@@ -222,13 +232,13 @@ def _by_sitk(path: Path, name: str) -> Volume:
     try:
         image = read_image(path)
     except ForeignFileError as error:
-        raise Invalid(name, str(error).removeprefix(f"{path.name} ")) from None
+        raise Invalid(name, str(error).removeprefix(f"{path.name} "), code=error.code) from None
     while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
         image = image[..., 0]
     if image.GetDimension() != 3:
-        raise Invalid(name, f"has {image.GetDimension()} dimensions instead of 3")
+        raise Invalid(name, f"has {image.GetDimension()} dimensions instead of 3", code="image-dimensions")
     if image.GetNumberOfComponentsPerPixel() != 1:
-        raise Invalid(name, "has vectors or colours instead of one number per voxel")
+        raise Invalid(name, "has vectors or colours instead of one number per voxel", code="image-vectors")
     return Volume.from_sitk(image)
 
 
@@ -239,7 +249,9 @@ def _without_skew(grid: Grid, name: str) -> Grid:
     rotation = left @ right
     skew = float(np.abs(rotation - direction).max())
     if skew > MAX_SKEW:
-        raise Invalid(name, f"its axes are not at right angles (direction cosines off by {skew:.2g})")
+        raise Invalid(
+            name, f"its axes are not at right angles (direction cosines off by {skew:.2g})", code="image-skewed"
+        )
     if skew < 1e-12:
         return grid
     return Grid(grid.size, grid.spacing, grid.origin, tuple(rotation.ravel().tolist()))

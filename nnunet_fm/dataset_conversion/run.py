@@ -155,10 +155,12 @@ class _Plan:
             raise ConversionError(
                 f"{tree.source}: holds nothing that looks like {converter.name}; {cure}known layouts are {known}",
                 tree.problems,
+                code="source-unknown",
             )
         if listing.intensities is not None and options.thesis:
             raise ConversionError(
-                f"{tree.source}: its images have been preprocessed as in the thesis already: leave --thesis out"
+                f"{tree.source}: its images have been preprocessed as in the thesis already: leave --thesis out",
+                code="images-preprocessed",
             )
         listed = sorted(listing.cases, key=lambda case: case.name)
         _check_names(converter, listed)
@@ -169,7 +171,7 @@ class _Plan:
             split = read_split(Path(options.split), {case.name: case.person for case in listed})
         parts = {c.name: "test" if c.part == "test" else "train" for c in listed} if split is None else split.parts
         unlabelled = [
-            Problem(case.files[0], "a training case without labels", case.name)
+            Problem(case.files[0], "a training case without labels", case.name, "labels-missing")
             for case in listed
             if parts.get(case.name, "test") != "test" and not case.labels
         ]
@@ -229,15 +231,17 @@ def _check_names(converter: Converter, cases: Sequence[Case]) -> None:
     counts = Counter(case.name.lower() for case in cases)
     for case in cases:
         if counts[case.name.lower()] > 1:
-            raise ConversionError(f"{case.files[0]}: another case is called '{case.name}' as well")
+            raise ConversionError(f"{case.files[0]}: another case is called '{case.name}' as well", code="case-twice")
         if LEGAL_NAME.fullmatch(case.name) is None:
-            raise ConversionError(f"{case.files[0]}: '{case.name}' is no name for files of {converter.name}")
+            raise ConversionError(
+                f"{case.files[0]}: '{case.name}' is no name for files of {converter.name}", code="case-name"
+            )
 
 
 def _check_number(raw: Path, dataset_id: int, name: str) -> None:
     taken = [path.name for path in sorted(raw.glob(f"Dataset{dataset_id:03d}_*")) if path.name != name]
     if taken:
-        raise ConversionError(f"dataset number {dataset_id} is taken by {raw / taken[0]}")
+        raise ConversionError(f"dataset number {dataset_id} is taken by {raw / taken[0]}", code="dataset-taken")
 
 
 @contextmanager
@@ -252,7 +256,9 @@ def _locked(raw: Path | None, dataset_id: int, dry_run: bool) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ConversionError(f"dataset {dataset_id} is being converted by another process ({path})") from None
+        raise ConversionError(
+            f"dataset {dataset_id} is being converted by another process ({path})", code="dataset-busy"
+        ) from None
     try:
         yield
     finally:
@@ -322,7 +328,8 @@ def _convert_all(
         raise
     except BrokenProcessPool:
         raise ConversionError(
-            "a worker process was ended from outside, most likely for lack of memory: convert fewer at a time (-np)"
+            "a worker process was ended from outside, most likely for lack of memory: convert fewer at a time (-np)",
+            code="process-killed",
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -450,12 +457,12 @@ def _check_training_cases(source: Path, content: dict[str, Any], problems: tuple
     """Raise a ConversionError if no training case is left."""
     if not content["split"]["train"]:
         why = f": {problems[0]}" if problems else ""
-        raise ConversionError(f"{source}: no training case is left{why}", problems)
+        raise ConversionError(f"{source}: no training case is left{why}", problems, code="cases-none")
 
 
 def _folder_name(dataset_id: int, converter: Converter, options: ConversionOptions) -> str:
     if not 1 <= dataset_id <= 999:
-        raise ConversionError(f"{dataset_id} is not a dataset number: nnU-Net takes 1 to 999")
+        raise ConversionError(f"{dataset_id} is not a dataset number: nnU-Net takes 1 to 999", code="dataset-number")
     return f"Dataset{dataset_id:03d}_{converter.dataset_name(options)}"
 
 
@@ -471,7 +478,10 @@ def _earlier(folder: Path, plan: _Plan, scratch: Path, skip_invalid: bool, force
     if earlier is not None and earlier.problems and not skip_invalid:
         raise _failure(earlier.problems)
     if earlier is None and not force:
-        raise ConversionError(f"{folder} was made from other files or with other options: add --force to replace it")
+        raise ConversionError(
+            f"{folder} was made from other files or with other options: add --force to replace it",
+            code="dataset-exists",
+        )
     return earlier
 
 
@@ -538,5 +548,7 @@ def _report(
 def _failure(problems: Sequence[Problem]) -> ConversionError:
     first = str(problems[0])
     if len(problems) == 1:
-        return ConversionError(first, problems)
-    return ConversionError(f"{len(problems)} problems, the first: {first} (--dry-run lists all)", problems)
+        return ConversionError(first, problems, code=problems[0].code)
+    return ConversionError(
+        f"{len(problems)} problems, the first: {first} (--dry-run lists all)", problems, code="problems-found"
+    )

@@ -30,7 +30,11 @@ def mask_file(where: Path, case: str) -> Path:
     if where.is_dir():
         found = [file for ending in ENDINGS if (file := where / f"{case}{ending}").is_file()]
         if len(found) != 1:
-            raise Invalid(where.name, f"has {len(found)} masks named {case}{{{','.join(ENDINGS)}}}, one is needed")
+            raise Invalid(
+                where.name,
+                f"has {len(found)} masks named {case}{{{','.join(ENDINGS)}}}, one is needed",
+                code="mask-several",
+            )
         return found[0]
     try:
         if where.suffix.lower() == ".json":
@@ -38,11 +42,11 @@ def mask_file(where: Path, case: str) -> Path:
         else:
             rows = dict(csv.reader(read_text(where).splitlines()))
     except (OSError, ValueError, TypeError, RecursionError, csv.Error) as error:
-        raise Invalid(where.name, f"is no table of cases and masks ({error})") from None
+        raise Invalid(where.name, f"is no table of cases and masks ({error})", code="mask-table") from None
     if case not in rows:
-        raise Invalid(where.name, f"has no mask for {case}")
+        raise Invalid(where.name, f"has no mask for {case}", code="mask-missing")
     if not isinstance(rows[case], str) or "\0" in rows[case]:
-        raise Invalid(where.name, f"names no file for {case}")
+        raise Invalid(where.name, f"names no file for {case}", code="mask-missing")
     return where.parent / rows[case]
 
 
@@ -53,11 +57,11 @@ def read_mask(file: Path, grid: Grid) -> NDArray[np.bool_]:
         Invalid: if there is no such file, or it is damaged.
     """
     if not file.is_file():
-        raise Invalid(file.name, "there is no such mask")
+        raise Invalid(file.name, "there is no such mask", code="mask-missing")
     mask = read_volume(file, file.name)
     inside = Volume((mask.array > 0).astype(np.uint8), mask.grid)
     if mask.grid.difference(grid) is not None:
         inside = resample(inside, grid, label=True)
     if not inside.array.any():
-        raise Invalid(file.name, "the mask is empty on the image's grid")
+        raise Invalid(file.name, "the mask is empty on the image's grid", code="mask-empty")
     return inside.array.astype(bool)

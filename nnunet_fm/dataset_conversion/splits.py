@@ -106,14 +106,14 @@ def read_split(path: Path, cases: Mapping[str, str]) -> Split:
     try:
         content = read_json(path) if path.suffix.lower() == ".json" else _rows(read_text(path))
     except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise ConversionError(f"{path}: cannot be read as a split ({error})") from None
+        raise ConversionError(f"{path}: cannot be read as a split ({error})", code="split-unreadable") from None
     if isinstance(content, list):
         folds = [_parts(path, fold, cases) for fold in content]
         named = {case for fold in folds for part in ("train", "val") for case in fold[part]}
         return Split(tuple(sorted(named)), folds=tuple((tuple(fold["train"]), tuple(fold["val"])) for fold in folds))
     parts = _parts(path, content, cases)
     if not parts["train"] and not parts["val"]:
-        raise ConversionError(f"{path}: names no training case")
+        raise ConversionError(f"{path}: names no training case", code="split-empty")
     return Split(tuple(parts["train"]), tuple(parts["val"]), tuple(parts["test"]))
 
 
@@ -138,7 +138,9 @@ def _parts(path: Path, content: Any, cases: Mapping[str, str]) -> dict[str, list
         or not content.keys() <= set(PARTS)
         or not all(isinstance(names, list) for names in content.values())
     ):
-        raise ConversionError(f"{path}: is neither lists called train, val and test, nor a list of folds")
+        raise ConversionError(
+            f"{path}: is neither lists called train, val and test, nor a list of folds", code="split-form"
+        )
     by_subject: dict[str, list[str]] = {}
     for case, subject in cases.items():
         by_subject.setdefault(subject, []).append(case)
@@ -146,7 +148,7 @@ def _parts(path: Path, content: Any, cases: Mapping[str, str]) -> dict[str, list
     seen: set[str] = set()
     for case in (case for part in PARTS for case in parts[part]):
         if case in seen:
-            raise ConversionError(f"{path}: names {case} twice")
+            raise ConversionError(f"{path}: names {case} twice", code="split-double")
         seen.add(case)
     return parts
 
@@ -162,4 +164,4 @@ def _resolve(
         else:
             near = difflib.get_close_matches(name, [*cases, *by_subject], 1)
             hint = f": did you mean {near[0]}?" if near else ""
-            raise ConversionError(f"{path}: the source has no case '{name}'{hint}")
+            raise ConversionError(f"{path}: the source has no case '{name}'{hint}", code="split-cases")

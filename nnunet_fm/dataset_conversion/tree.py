@@ -102,12 +102,14 @@ class Tree:
                 unpacked = [name for name in candidates if self.entries[name].member is None]
                 candidates = unpacked or candidates
                 if len(candidates) > 1:
-                    faults.append(Problem(candidates[0], f"a second {role} of this case is {candidates[1]}", case))
+                    faults.append(
+                        Problem(candidates[0], f"a second {role} of this case is {candidates[1]}", case, "file-twice")
+                    )
                 elif candidates:
                     files[role] = candidates[0]
                 elif role not in optional:
                     present = next(iter(roles.values()))[0]
-                    faults.append(Problem(present, f"there is no {role} for this case", case))
+                    faults.append(Problem(present, f"there is no {role} for this case", case, "file-missing"))
             if faults:
                 problems += faults
             else:
@@ -131,7 +133,11 @@ class Tree:
                 slices = found.setdefault(groups["case"], {}).setdefault(role, {})
                 number = int(groups["slice"])
                 if number in slices:
-                    problems.append(Problem(name, f"a second {role} of this slice is {slices[number]}", groups["case"]))
+                    problems.append(
+                        Problem(
+                            name, f"a second {role} of this slice is {slices[number]}", groups["case"], "file-twice"
+                        )
+                    )
                 slices[number] = name
         for case, roles in found.items():
             first = next(iter(next(iter(roles.values())).values()))
@@ -139,10 +145,12 @@ class Tree:
             for role in patterns:
                 absent = sorted(set(range(min(numbers), max(numbers) + 1)) - set(roles.get(role, {})))
                 if role not in roles:
-                    problems.append(Problem(first, f"there is no {role} for this case", case))
+                    problems.append(Problem(first, f"there is no {role} for this case", case, "file-missing"))
                 elif absent:
                     some = ", ".join(map(str, absent[:5]))
-                    problems.append(Problem(first, f"there is no {role} of slice {some} of this case", case))
+                    problems.append(
+                        Problem(first, f"there is no {role} of slice {some} of this case", case, "file-missing")
+                    )
         faulty = {problem.case for problem in problems}
         cases = {
             case: {role: tuple(file for _, file in sorted(roles[role].items())) for role in patterns}
@@ -174,7 +182,9 @@ class Tree:
         except (*UNREADABLE, OSError) as error:
             if isinstance(error, OSError) and error.errno != EINVAL:  # a member that would begin before the archive
                 raise
-            raise Invalid(name, f"cannot be unpacked: the archive is damaged, cut off or locked ({error})") from None
+            raise Invalid(
+                name, f"cannot be unpacked: the archive is damaged, cut off or locked ({error})", code="archive-damaged"
+            ) from None
         return target
 
 
@@ -199,28 +209,38 @@ class _Opening:
         if kind.endswith((*ZIPS, *TARS)):
             path = entry.path
             if self.depth >= MAX_DEPTH:
-                self.problems.append(Problem(name, f"more than {MAX_DEPTH} archives inside one another are refused"))
+                self.problems.append(
+                    Problem(
+                        name, f"more than {MAX_DEPTH} archives inside one another are refused", code="archive-depth"
+                    )
+                )
                 return
             if entry.member is not None:  # an archive in an archive
                 path = Tree(entry.path, self.scratch, {name: entry}).local(name, self._fresh_folder())
             self.archive(path, f"{name}/", name)
         elif name in self.entries:
-            self.problems.append(Problem(name, "the archive has two members of this name"))
+            self.problems.append(Problem(name, "the archive has two members of this name", code="archive-twice"))
         else:
             self.entries[name] = entry
 
     def folder(self, root: Path) -> None:
         def unreadable(error: OSError) -> None:
-            self.problems.append(Problem(str(error.filename), f"cannot be listed: {error.strerror}"))
+            self.problems.append(
+                Problem(str(error.filename), f"cannot be listed: {error.strerror}", code="folder-unreadable")
+            )
 
         for parent, folders, files in os.walk(root, onerror=unreadable):
             for name in sorted((*folders, *files)):
                 path = Path(parent, name)
                 relative = path.relative_to(root).as_posix()
                 if path.is_symlink() and not _inside(path, root):
-                    self.problems.append(Problem(relative, "a link that leads out of the source's folder is refused"))
+                    self.problems.append(
+                        Problem(
+                            relative, "a link that leads out of the source's folder is refused", code="link-refused"
+                        )
+                    )
                 elif path.is_symlink() and not path.exists():
-                    self.problems.append(Problem(relative, "a link to a file that is not there"))
+                    self.problems.append(Problem(relative, "a link to a file that is not there", code="link-broken"))
                 elif name in files and path.is_file():
                     self.add(relative, Entry(path))
 
@@ -238,15 +258,21 @@ class _Opening:
             for member, entry in members:
                 name = prefix + member
                 if entry is None:
-                    self.problems.append(Problem(name, "a link or special file in an archive is refused"))
+                    self.problems.append(
+                        Problem(name, "a link or special file in an archive is refused", code="link-refused")
+                    )
                 elif _leaves(member):
-                    self.problems.append(Problem(name, "a member whose name leads out of the archive is refused"))
+                    self.problems.append(
+                        Problem(name, "a member whose name leads out of the archive is refused", code="archive-escape")
+                    )
                 else:
                     self.add(name, entry)
         except (ForeignFileError, Invalid) as error:
-            raise ConversionError(str(error)) from None
+            raise ConversionError(str(error), code=error.code) from None
         except UNREADABLE as error:
-            raise ConversionError(f"{shown}: the archive is damaged or cut off ({error})") from None
+            raise ConversionError(
+                f"{shown}: the archive is damaged or cut off ({error})", code="archive-damaged"
+            ) from None
         finally:
             self.depth -= 1
 
@@ -254,7 +280,7 @@ class _Opening:
         """Another member of so many bytes; a ForeignFileError where the source is out of all proportion."""
         self.members, self.unpacked = self.members + 1, self.unpacked + size
         if self.members > MAX_MEMBERS:
-            raise ForeignFileError(f"{path.name}: more than {MAX_MEMBERS:,} files in archives")
+            raise ForeignFileError(f"{path.name}: more than {MAX_MEMBERS:,} files in archives", code="archive-size")
         check_unpacking(path.name, self.packed, self.unpacked, self.scratch)
 
     def _zip(self, path: Path) -> Iterator[tuple[str, Entry | None]]:
@@ -307,11 +333,13 @@ def open_tree(source: Path, scratch: Path) -> Tree:
     elif root.is_file() and root.name.lower().endswith((*ZIPS, *TARS)):
         opening.archive(root, "", str(source))
     elif root.is_file() and (kind := other_kind(root)) is not None and not root.name.lower().endswith(".gz"):
-        raise ConversionError(f"{source} {kind}" + (", then give the folder" if "unpack" in kind else ""))
+        raise ConversionError(
+            f"{source} {kind}" + (", then give the folder" if "unpack" in kind else ""), code="source-packed"
+        )
     elif root.is_file():
         opening.add(root.name, Entry(root))
     else:
-        raise ConversionError(f"{source}: there is no such file or folder")
+        raise ConversionError(f"{source}: there is no such file or folder", code="source-missing")
     problems = tuple(sorted(opening.problems, key=lambda problem: problem.file))
     return Tree(source, scratch, dict(sorted(opening.entries.items())), problems)
 

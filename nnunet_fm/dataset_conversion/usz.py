@@ -72,12 +72,12 @@ class USZ(Converter):
             if first in PARTS:
                 parts.append((file, "", PARTS[first], "usz_", first))
             else:
-                problems.append(Problem(file, f"begins with volume {first}, not with 0, 20 or 40"))
+                problems.append(Problem(file, f"begins with volume {first}, not with 0, 20 or 40", code="hdf5-slices"))
         return hdf5_listing(tree, parts, problems)
 
     def read_label(self, case: Case, grid: Grid, work: Work) -> Volume:
         """As `Converter.read_label`; numbers below 0 are no structure's."""
         label = super().read_label(case, grid, work)
         if min(work.counts) < 0:
-            raise Invalid(case.labels[0].file, f"label values below 0: {min(work.counts)}")
+            raise Invalid(case.labels[0].file, f"label values below 0: {min(work.counts)}", code="labels-range")
         return label

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from nnunet_fm.errors import InvalidValueError
+
 if TYPE_CHECKING:
     from nnunet_fm.heads.base import FeatureMaps, Head
 
@@ -62,5 +64,5 @@ def _entry(name: str) -> tuple[type[Head], dict[str, Any]]:
 
 def _known(name: str) -> tuple[str, str, dict[str, Any]]:
     if name not in HEADS:
-        raise ValueError(f"unknown head '{name}', known are {', '.join(sorted(HEADS))}")
+        raise InvalidValueError(f"unknown head '{name}', known are {', '.join(sorted(HEADS))}", code="head-unknown")
     return HEADS[name]

@@ -10,6 +10,7 @@ from segment_anything.modeling import PromptEncoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.heads.base import FeatureMaps, Head
 from nnunet_fm.heads.sam_decoder import WIDTH, BatchedMaskDecoder, ChannelNorm, Embedded
 
@@ -94,9 +95,10 @@ class SAMHead(Head):
         if self.starts_mask_decoder and "mask_decoder.iou_token.weight" not in state_dict:
             missing.append("mask_decoder.iou_token.weight")
         if missing:
-            raise ValueError(
+            raise InvalidValueError(
                 f"a decode head of the SAM family starts from a whole SAM or MedSAM (image_encoder, prompt_encoder, "
-                f"mask_decoder); the file lacks {len(missing)} tensors of these, such as {missing[0]}"
+                f"mask_decoder); the file lacks {len(missing)} tensors of these, such as {missing[0]}",
+                code="weights-decoder",
             )
         fits = [name for name in own if _fits(own[name], state_dict.get(official[name]))]
         wanted = [name for name in needed if name.startswith("prompt_encoder.")]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from nnunet_fm.errors import FMError, code_of
 from nnunet_fm.hook.names import resembles_ours
 from nnunet_fm.io.dataset_names import DatasetNameError, dataset_name, dataset_number
 from nnunet_fm.io.untrusted import ForeignFileError, read_json
@@ -43,7 +44,7 @@ MAKE = {
 """Method of a trainer's name -> the command that makes plans for it."""
 
 
-class ShortFormError(ValueError):
+class ShortFormError(FMError, ValueError):
     """The short form cannot be expanded; the message says why and what to type instead."""
 
 
@@ -81,7 +82,7 @@ class Plan:
         try:
             content = read_json(path)
         except ForeignFileError as error:
-            raise ShortFormError(str(error)) from None
+            raise ShortFormError(str(error), code=error.code) from None
         if not isinstance(content, dict) or not isinstance(content.get("configurations"), dict):
             return None
         key = content.get(KEY)
@@ -118,11 +119,15 @@ class Plan:
         if model is None:
             raise ShortFormError(
                 f"the plans {self.name} name no model; plan with -pl {PLANNER_PREFIX}_<model>, or pin the model: "
-                f"{TRAINER_PREFIX}_<model>"
+                f"{TRAINER_PREFIX}_<model>",
+                code="plan-model",
             )
         configuration = get_card(model).configuration
         if configuration not in self.configurations:
-            raise ShortFormError(f"the plans {self.name} have no configuration {configuration}, which {model} needs")
+            raise ShortFormError(
+                f"the plans {self.name} have no configuration {configuration}, which {model} needs",
+                code="configuration-missing",
+            )
         return configuration
 
 
@@ -133,7 +138,7 @@ def _find_plans(dataset: str) -> list[Plan]:
     try:
         folder = Path(nnUNet_preprocessed) / dataset_name(dataset)
     except (RuntimeError, DatasetNameError) as error:
-        raise ShortFormError(str(error)) from None
+        raise ShortFormError(str(error), code=code_of(error, "dataset-missing")) from None
     files = sorted(path for path in folder.glob("[!.]*.json") if path.name not in NOT_PLANS)
     return [plan for plan in map(Plan.read, files) if plan is not None]
 
@@ -151,15 +156,18 @@ def _choose(plans: list[Plan], spec: Spec, chosen: str | None) -> list[Plan]:
 def _none_found(dataset: str, name: str, spec: Spec, chosen: str | None, plans: list[Plan]) -> ShortFormError:
     if chosen is not None:
         there = ", ".join(plan.name for plan in plans) or "none"
-        return ShortFormError(f"dataset {dataset} has no plans {chosen}; plans there: {there}")
+        return ShortFormError(f"dataset {dataset} has no plans {chosen}; plans there: {there}", code="plans-missing")
     if spec.method is not None:
         return ShortFormError(
-            f"dataset {dataset} has no plans that {name} can train; make them with: {MAKE[spec.method]}"
+            f"dataset {dataset} has no plans that {name} can train; make them with: {MAKE[spec.method]}",
+            code="plans-missing",
         )
     planner = plans_name(spec).replace(PLANS_PREFIX, PLANNER_PREFIX, 1) if spec.pinned else f"{PLANNER_PREFIX}_<model>"
     number = dataset_number(dataset_name(dataset))
     command = f"nnUNetv2_plan_and_preprocess -d {number} -pl {planner}"
-    return ShortFormError(f"dataset {dataset} has no plans that {name} can train; make them with: {command}")
+    return ShortFormError(
+        f"dataset {dataset} has no plans that {name} can train; make them with: {command}", code="plans-missing"
+    )
 
 
 def expand(arguments: list[str]) -> list[str]:
@@ -182,11 +190,14 @@ def expand(arguments: list[str]) -> list[str]:
     if any(name in plan.configurations for plan in plans):
         return arguments
     if "-tr" in options:
-        raise ShortFormError(f"{name} stands in the configuration's place, and -tr {options['-tr']} is given as well")
+        raise ShortFormError(
+            f"{name} stands in the configuration's place, and -tr {options['-tr']} is given as well",
+            code="option-conflict",
+        )
     try:
         spec = grammar().trainer(name)
     except UnknownNameError as error:
-        raise ShortFormError(str(error)) from None
+        raise ShortFormError(str(error), code=error.code) from None
     chosen = options.pop("-p", None)
     candidates = _choose(plans, spec, chosen)
     if not candidates:
@@ -197,7 +208,9 @@ def expand(arguments: list[str]) -> list[str]:
     ]
     if len(commands) > 1:
         choices = "\n".join(f"  {shlex.join([COMMAND, *command])}" for command in commands)
-        raise ShortFormError(f"dataset {dataset} has several plans that {name} can train; choose one:\n{choices}")
+        raise ShortFormError(
+            f"dataset {dataset} has several plans that {name} can train; choose one:\n{choices}", code="plans-several"
+        )
     return commands[0]
 
 

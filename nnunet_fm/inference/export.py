@@ -16,6 +16,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 
 from nnunet_fm.cpu.limits import threads
+from nnunet_fm.errors import WriteError
 from nnunet_fm.inference.cases import CaseFailure, CaseFiles, PlannedModel
 from nnunet_fm.inference.label_map import label_map
 from nnunet_fm.io.atomic_write import partial_folder
@@ -76,9 +77,10 @@ def _check_written(model: PlannedModel, file: Path) -> None:
             model.plans.image_reader_writer_class().read_seg(str(file))
     except Exception:
         free = shutil.disk_usage(file.parent).free
-        raise OSError(
+        raise WriteError(
             f"its label map cannot be written whole, the disk has {free / 1e9:.1f} GB left: make room and predict "
-            "again with --continue_prediction"
+            "again with --continue_prediction",
+            code="prediction-not-written",
         ) from None
 
 

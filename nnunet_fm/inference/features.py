@@ -93,7 +93,8 @@ def _in_preprocessed(slice_index: int | None, properties: dict[str, object]) -> 
     if not first <= slice_index < end:
         total = properties["shape_before_cropping"][0]  # type: ignore[index]
         raise PredictionInputError(
-            f"slice {slice_index} is outside of the image or empty: it has {total}, {first} to {end - 1} are not empty"
+            f"slice {slice_index} is outside of the image or empty: it has {total}, {first} to {end - 1} are not empty",
+            code="slice-outside",
         )
     return int(slice_index - first)
 

@@ -18,6 +18,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_fm.cpu.devices import device_fault
+from nnunet_fm.errors import FMError, code_of
 from nnunet_fm.inference.cases import CaseFiles
 from nnunet_fm.io.dataset_json import canonical, channel_names, fault_of_channels, named_channels
 from nnunet_fm.io.dataset_names import DatasetNameError, dataset_name
@@ -37,7 +38,7 @@ Files = Mapping[str, Sequence[Path]]
 """Name of a case -> its channel files."""
 
 
-class PredictionInputError(ValueError):
+class PredictionInputError(FMError, ValueError):
     """Inputs that cannot be predicted; the message says why, and what to do."""
 
 
@@ -129,10 +130,11 @@ def check_prediction(request: PredictionRequest) -> CheckedPrediction:
     model = Path(request.model) if not isinstance(request.model, ModelName) else find_model_folder(*request.model)
     if not 0 <= request.part_id < request.num_parts:
         raise PredictionInputError(
-            f"-part_id {request.part_id} is not one of -num_parts {request.num_parts}: parts count from 0"
+            f"-part_id {request.part_id} is not one of -num_parts {request.num_parts}: parts count from 0",
+            code="option-value",
         )
     if not 0 < request.tile_step_size <= 1:
-        raise PredictionInputError(f"-step_size {request.tile_step_size} is not in (0, 1]")
+        raise PredictionInputError(f"-step_size {request.tile_step_size} is not in (0, 1]", code="option-value")
     check_device(request.device)
     configuration = check_model_folder(model, request.folds, request.checkpoint)
     dataset_json = read_dataset_json(model / "dataset.json")
@@ -178,12 +180,13 @@ def find_model_folder(dataset: str, trainer: str, plans: str, configuration: str
     if not nnUNet_results.is_set():
         raise PredictionInputError(
             "the variable nnUNet_results is not set: it names the folder of trained models; or name a model's folder "
-            "with -m"
+            "with -m",
+            code="variable-unset",
         )
     try:
         name = dataset_name(dataset)
     except DatasetNameError as error:
-        raise PredictionInputError(str(error)) from None
+        raise PredictionInputError(str(error), code=error.code) from None
     results = Path(nnUNet_results.get(), name)
     folder = results / f"{trainer}__{plans}__{configuration}"
     if folder.is_dir():
@@ -191,7 +194,7 @@ def find_model_folder(dataset: str, trainer: str, plans: str, configuration: str
     trained = [path.name.split("__") for path in sorted(results.glob("*__*__*")) if path.is_dir()]
     there = [f"-tr {parts[0]} -p {parts[1]} -c {parts[2]}" for parts in trained if len(parts) == 3]
     raise PredictionInputError(
-        f"no model {folder.name} in {results}; trained models there: {'; '.join(there) or 'none'}"
+        f"no model {folder.name} in {results}; trained models there: {'; '.join(there) or 'none'}", code="model-missing"
     )
 
 
@@ -211,7 +214,7 @@ def check_model_folder(folder: Path, folds: Sequence[int | str], checkpoint: str
         hint = f"give its parent, {folder.parent}, and the fold with -f" if upper else "it holds no trained model"
         if not folder.is_dir():
             hint = "there is no such folder"
-        raise PredictionInputError(f"{folder} has no {' and no '.join(missing)}: {hint}")
+        raise PredictionInputError(f"{folder} has no {' and no '.join(missing)}: {hint}", code="model-incomplete")
     absent = [str(fold) for fold in folds if not (folder / f"fold_{fold}" / checkpoint).is_file()]
     if not absent:
         read_plans(folder / "plans.json")
@@ -225,13 +228,15 @@ def check_model_folder(folder: Path, folds: Sequence[int | str], checkpoint: str
         others = sorted({file.name for path in found.values() for file in path.glob("checkpoint*.pth")})
         cure = f"choose another with -chk: {', '.join(others)}" if others else "the training has not saved any yet"
     what = "fold" if len(absent) == 1 else "folds"
-    raise PredictionInputError(f"{folder} has no {checkpoint} of {what} {', '.join(absent)}; {cure}")
+    raise PredictionInputError(
+        f"{folder} has no {checkpoint} of {what} {', '.join(absent)}; {cure}", code="checkpoint-missing"
+    )
 
 
 def check_device(device: torch.device) -> None:
     """Raise a PredictionInputError for a device that is not one of ours or not here."""
     if reason := device_fault(device):
-        raise PredictionInputError(reason)
+        raise PredictionInputError(reason, code="device-missing")
 
 
 def read_dataset_json(path: Path) -> dict[str, Any]:
@@ -243,7 +248,7 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
     """
     content = canonical(read_object(path))
     if reason := fault_of_channels(content, trained=True):
-        raise PredictionInputError(f"{path}: {reason}")
+        raise PredictionInputError(f"{path}: {reason}", code="dataset-json")
     return content
 
 
@@ -271,28 +276,33 @@ def images_in(source: Path, file_ending: str, *, numbered: bool = True) -> Image
         PredictionInputError: if there is no such folder or file, no image in it, or one case's image twice.
     """
     if not source.exists():
-        raise PredictionInputError(f"the input {source} does not exist: name a folder of images, or an image, with -i")
+        raise PredictionInputError(
+            f"the input {source} does not exist: name a folder of images, or an image, with -i", code="input-missing"
+        )
     if source.is_file():
         return _case_of(source, file_ending, numbered)
     try:
         found = find_images(source, file_ending, numbered=numbered)
     except ValueError as error:
-        raise PredictionInputError(str(error)) from None
+        raise PredictionInputError(str(error), code=code_of(error, "image-twice")) from None
     if found.cases:
         return found
     names = sorted(shown(path.name) for path in source.iterdir() if not path.name.startswith("."))
     if found.left_out:
-        raise PredictionInputError(f"no images in {source}: {left_out_words(found.left_out)}")
+        raise PredictionInputError(f"no images in {source}: {left_out_words(found.left_out)}", code="images-missing")
     if names:
         raise PredictionInputError(
-            f"no images in {source}: the model was trained on {file_ending} files, here are {listed(names)}"
+            f"no images in {source}: the model was trained on {file_ending} files, here are {listed(names)}",
+            code="images-missing",
         )
-    raise PredictionInputError(f"the input folder {source} has no files")
+    raise PredictionInputError(f"the input folder {source} has no files", code="images-missing")
 
 
 def _case_of(file: Path, file_ending: str, numbered: bool) -> ImageFiles:
     if not file.name.endswith(file_ending):
-        raise PredictionInputError(f"{file} does not end in {file_ending}, as the images that the model was trained on")
+        raise PredictionInputError(
+            f"{file} does not end in {file_ending}, as the images that the model was trained on", code="image-ending"
+        )
     case = case_name(file.name, file_ending)
     if file.name == case + file_ending and not numbered:
         return ImageFiles({case: [file]})
@@ -300,7 +310,8 @@ def _case_of(file: Path, file_ending: str, numbered: bool) -> ImageFiles:
     if file not in files:
         raise PredictionInputError(
             f"{file} lacks the number of its channel: rename it to {case}_0000{file_ending}, the next channel to "
-            f"{case}_0001{file_ending}"
+            f"{case}_0001{file_ending}",
+            code="channel-number",
         )
     return ImageFiles({case: files})
 
@@ -316,7 +327,8 @@ def _only(cases: dict[str, list[Path]], names: Iterable[str], folder: Path) -> d
         near = get_close_matches(unknown[0], cases, n=SHOWN) or list(cases)
         raise PredictionInputError(
             f"{folder} has no case {listed(unknown)}; it has {len(cases)}, such as {listed(near)} (--cases takes names "
-            "without channel number and ending)"
+            "without channel number and ending)",
+            code="case-unknown",
         )
     return {name: cases[name] for name in names}
 
@@ -330,15 +342,15 @@ def _named(images: Sequence[Sequence[Path]], names: Sequence[str] | None, file_e
     if names is None:
         names = [case_name(Path(files[0]).name, file_ending) for files in images]
     if not images:
-        raise PredictionInputError("no cases to predict")
+        raise PredictionInputError("no cases to predict", code="cases-none")
     if folders := [name for name in names if Path(name).name != name]:
-        raise PredictionInputError(f"not the name of a case: {listed(folders)}")
+        raise PredictionInputError(f"not the name of a case: {listed(folders)}", code="case-name")
     if len(names) != len(images):
-        raise PredictionInputError(f"{len(images)} cases, but {len(names)} names")
+        raise PredictionInputError(f"{len(images)} cases, but {len(names)} names", code="cases-names")
     if twice := sorted({name for name in names if list(names).count(name) > 1}):
-        raise PredictionInputError(f"several cases have the same name: {listed(twice)}")
+        raise PredictionInputError(f"several cases have the same name: {listed(twice)}", code="case-twice")
     if missing := [str(file) for files in images for file in files if not Path(file).is_file()]:
-        raise PredictionInputError(f"no such file: {listed(missing)}")
+        raise PredictionInputError(f"no such file: {listed(missing)}", code="input-missing")
     return {name: [Path(file) for file in files] for name, files in zip(names, images, strict=True)}
 
 
@@ -369,7 +381,8 @@ def _check_channels(cases: Files, dataset_json: Mapping[str, Any], reader: Any, 
         if inside is not None and inside > 1:
             raise PredictionInputError(
                 f"{Path(files[0]).name} has {inside} channels, the model has {expected} "
-                f"({named_channels(dataset_json)}): give it such images"
+                f"({named_channels(dataset_json)}): give it such images",
+                code="channels-count",
             )
     if wrong:
         those = [
@@ -381,7 +394,8 @@ def _check_channels(cases: Files, dataset_json: Mapping[str, Any], reader: Any, 
         hint = "" if only is None else f". If the number belongs to the name, rename it to {only}_0000{ending}"
         raise PredictionInputError(
             f"{len(wrong)} of {len(cases)} cases do not have the channels of the model "
-            f"({named_channels(dataset_json)}): {listed(those, '; ')}{hint}"
+            f"({named_channels(dataset_json)}): {listed(those, '; ')}{hint}",
+            code="channels-count",
         )
 
 
@@ -395,11 +409,15 @@ def _channels_inside(reader: Any, files: Sequence[Path]) -> int | None:
 def _check_output(output: Path, images: Path | None) -> None:
     """Raise a PredictionInputError if results cannot be written there, or would lie among the images."""
     if images is not None and output.resolve() == images.resolve():
-        raise PredictionInputError(f"the output folder {output} is the input folder: choose another with -o")
+        raise PredictionInputError(
+            f"the output folder {output} is the input folder: choose another with -o", code="output-is-input"
+        )
     existing = next(path for path in (output, *output.absolute().parents) if path.exists())
     effective = os.access in os.supports_effective_ids
     if not existing.is_dir() or not os.access(existing, os.W_OK, effective_ids=effective):
-        raise PredictionInputError(f"cannot write to the output folder {output}: {existing} is no writable folder")
+        raise PredictionInputError(
+            f"cannot write to the output folder {output}: {existing} is no writable folder", code="output-not-writable"
+        )
 
 
 def check_previous_stage(previous_stage: str | None, folder: Path | None, cases: Iterable[str], ending: str) -> None:
@@ -413,15 +431,20 @@ def check_previous_stage(previous_stage: str | None, folder: Path | None, cases:
     """
     if previous_stage is None:
         if folder is not None:
-            raise PredictionInputError("the model is no second stage of a cascade: drop -prev_stage_predictions")
+            raise PredictionInputError(
+                "the model is no second stage of a cascade: drop -prev_stage_predictions", code="cascade-unneeded"
+            )
         return
     if folder is None:
         raise PredictionInputError(
             f"the model is the second stage of a cascade: predict the same images with {previous_stage} first and name "
-            "its output folder with -prev_stage_predictions"
+            "its output folder with -prev_stage_predictions",
+            code="cascade-missing",
         )
     if missing := [name + ending for name in cases if not (folder / (name + ending)).is_file()]:
-        raise PredictionInputError(f"{folder} lacks predictions of {previous_stage}: {listed(missing)}")
+        raise PredictionInputError(
+            f"{folder} lacks predictions of {previous_stage}: {listed(missing)}", code="cascade-incomplete"
+        )
 
 
 def _is_numbered(case: str, files: Sequence[str]) -> bool:

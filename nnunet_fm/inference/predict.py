@@ -13,6 +13,7 @@ from nnunetv2.configuration import default_num_processes
 
 from nnunet_fm.cpu.limits import startable, usable_cores
 from nnunet_fm.cpu.limits import threads as usable_threads
+from nnunet_fm.errors import FMError
 from nnunet_fm.inference.cases import CaseFailure
 from nnunet_fm.inference.inputs import CheckedPrediction, PredictionRequest, check_prediction
 from nnunet_fm.inference.predictor import OnCase, OnProgress, load_predictor, prepare_for_cpu
@@ -23,8 +24,10 @@ Loading = Callable[[], AbstractContextManager[None]]
 """Makes the context in which the model's code is imported and its weights are loaded."""
 
 
-class PredictionError(RuntimeError):
+class PredictionError(FMError, RuntimeError):
     """Some cases could not be predicted, or some files of the input folder are no cases; all others were predicted."""
+
+    code = "cases-failed"
 
     def __init__(
         self, failed: Mapping[str, str], times: PredictionTimes, left_out: Mapping[str, str] | None = None

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.inference.data_iterators import PreprocessAdapter
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.inference.cases import KILLED, CaseFailure, CaseFiles, PlannedModel
 from nnunet_fm.io.dataset_json import channel_names
 from nnunet_fm.io.worker_processes import worker_processes
@@ -80,7 +81,9 @@ def preprocess(model: PlannedModel, case: CaseFiles) -> Preprocessed | CaseFailu
         nonlocal was_read
         was_read = perf_counter()
         if len(images) != len(channels := channel_names(model.dataset_json)):  # without those that a cascade adds
-            raise ValueError(f"{len(images)} channels, but the model was trained with {len(channels)}")
+            raise InvalidValueError(
+                f"{len(images)} channels, but the model was trained with {len(channels)}", code="channels-count"
+            )
         for warning in _doubts(model, images):
             print(f"WARNING: {case.name}: {warning}", file=sys.stderr)
         return stock(images, *args, **kwargs)

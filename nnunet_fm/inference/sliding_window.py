@@ -10,6 +10,8 @@ import torch
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from torch import Tensor
 
+from nnunet_fm.errors import FailedError, InvalidValueError
+
 FORWARD_VOXELS = 2**20
 """Voxels of all images in one call of the network, unless a single image has more: twenty slices of 224 x 224.
 
@@ -31,7 +33,9 @@ def mirrored_mean(network: Callable[[Tensor], Tensor], x: Tensor, mirror_axes: S
         ValueError: for an axis that the images do not have; the first spatial axis is 0.
     """
     if max(mirror_axes) > x.ndim - 3:
-        raise ValueError(f"images with {x.ndim - 2} axes cannot be mirrored along axis {max(mirror_axes)}")
+        raise InvalidValueError(
+            f"images with {x.ndim - 2} axes cannot be mirrored along axis {max(mirror_axes)}", code="mirror-axes"
+        )
     axes = [axis + 2 for axis in mirror_axes]
     versions = [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
     together = max(1, images_at_once(x.shape[2:]) // len(x))
@@ -131,5 +135,8 @@ class Sums:
         for logits in self.logits:  # class by class: no temporary array of them all
             torch.div(logits, self.weights, out=logits)
             if bool(torch.isinf(logits).any()):
-                raise RuntimeError("the network's logits, summed over windows, are too large for half precision")
+                raise FailedError(
+                    "the network's logits, summed over windows, are too large for half precision",
+                    code="logits-too-large",
+                )
         return self.logits

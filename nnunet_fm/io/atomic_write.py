@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
+from nnunet_fm.errors import WriteError
 from nnunet_fm.io.file_locks import LOCKABLE, lock_file
 
 PARTIAL = ".partial"
@@ -37,7 +38,11 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise OSError(error.errno, f"{path} cannot be written and is as before ({error.strerror or error})") from None
+        raise WriteError(
+            error.errno,
+            f"{path} cannot be written and is as before ({error.strerror or error})",
+            code="file-not-written",
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from nnunet_fm.errors import FMError
 from nnunet_fm.io.messages import listed
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -15,7 +16,7 @@ SHOWN = 5
 """Datasets that a message lists; it counts the others."""
 
 
-class DatasetNameError(ValueError):
+class DatasetNameError(FMError, ValueError):
     """No dataset, or several, have this number; or the name is no dataset's. The message lists what is there."""
 
 
@@ -27,7 +28,9 @@ def dataset_number(name: str) -> int:
     """
     found = _NAME.fullmatch(name)
     if found is None:
-        raise DatasetNameError(f"'{name}' is no name of a dataset: these are Dataset, three digits, _ and a word")
+        raise DatasetNameError(
+            f"'{name}' is no name of a dataset: these are Dataset, three digits, _ and a word", code="dataset-name"
+        )
     return int(found[1])
 
 
@@ -57,20 +60,23 @@ def dataset_name(given: str | int) -> str:
         dataset_number(given)
         return given
     if not str(given).strip().isdecimal():
-        raise DatasetNameError(f"'{given}' is neither the number of a dataset nor its name, such as Dataset501_Liver")
+        raise DatasetNameError(
+            f"'{given}' is neither the number of a dataset nor its name, such as Dataset501_Liver", code="dataset-name"
+        )
     there, number = find_datasets(), int(given)
     names = there.get(number, {})
     if len(names) == 1:
         return next(iter(names))
     if names:
-        raise DatasetNameError(f"{several(number, names)}: rename one of them in all folders")
+        raise DatasetNameError(f"{several(number, names)}: rename one of them in all folders", code="dataset-ambiguous")
     unset = [variable for variable in VARIABLES if not os.environ.get(variable)]
     places = ", ".join(f"{name} ({os.environ[name]})" for name in VARIABLES if name not in unset)
     known = [name for names in there.values() for name in names]
     raise DatasetNameError(
         f"there is no dataset {number} in {places or 'any folder'}"
         + (f"; {' and '.join(unset)} {'is' if len(unset) == 1 else 'are'} not set" if unset else "")
-        + f". Datasets there: {listed(known, most=SHOWN) or 'none'}"
+        + f". Datasets there: {listed(known, most=SHOWN) or 'none'}",
+        code="dataset-missing",
     )
 
 

@@ -105,8 +105,10 @@ def _sitk_errors(path: Path, voxels: _Voxels | None = None) -> Iterator[None]:
             voxels.check()  # which says what is wrong
         reason = (str(error).strip().splitlines() or ["no reason given"])[-1].strip()
         if SKEWED in reason:
-            raise DamagedImageError(f"{path.name} cannot be read: {SKEWED_WORDS}") from None
-        raise DamagedImageError(f"{path.name} cannot be read: damaged, cut off, or no image ({reason})") from None
+            raise DamagedImageError(f"{path.name} cannot be read: {SKEWED_WORDS}", code="image-skewed") from None
+        raise DamagedImageError(
+            f"{path.name} cannot be read: damaged, cut off, or no image ({reason})", code="image-damaged"
+        ) from None
 
 
 def image_header(path: Path) -> sitk.ImageFileReader:
@@ -281,12 +283,16 @@ class _Voxels:
         else:
             found, checksum = self._unpack(into, copy)
             if array is not None and self.exact and checksum not in map(_checksum, (array, array.byteswap())):
-                raise DamagedImageError(f"{self._name} cannot be unpacked by SimpleITK: write the image anew")
+                raise DamagedImageError(
+                    f"{self._name} cannot be unpacked by SimpleITK: write the image anew", code="image-packing"
+                )
         if found < self.size:
             raise self._cut_off(found)
         if found > self.size and not self.longer:
             raise DamagedImageError(
-                f"{self._name} holds {found} bytes of voxels, but its header promises {self.size}: one of both is wrong"
+                f"{self._name} holds {found} bytes of voxels, but its header promises {self.size}: one of both is "
+                "wrong",
+                code="image-promise",
             )
 
     def _fits(self, array: NDArray[Any]) -> bool:
@@ -330,7 +336,7 @@ class _Voxels:
             raise self._cut_off(found) from None
         except zlib.error as error:
             reason = str(error).split(": ")[-1]
-            raise DamagedImageError(f"{self._name} is damaged ({reason}){AGAIN}") from None
+            raise DamagedImageError(f"{self._name} is damaged ({reason}){AGAIN}", code="image-damaged") from None
         return found, checksum
 
     def _pieces(self) -> Iterator[bytes]:
@@ -355,7 +361,8 @@ class _Voxels:
 
     def _cut_off(self, found: int) -> DamagedImageError:
         return DamagedImageError(
-            f"{self._name} is cut off: its header promises {self.size} bytes of voxels, {max(0, found)} are there"
+            f"{self._name} is cut off: its header promises {self.size} bytes of voxels, {max(0, found)} are there",
+            code="image-cut-off",
         )
 
 
@@ -413,17 +420,17 @@ def _nifti_header(path: Path) -> _Nifti:
                 start += unpacking.decompress(packed, 540 - len(start))
                 packed = unpacking.unused_data.lstrip(b"\0")
         except zlib.error as error:
-            raise DamagedImageError(f"{path.name} is damaged ({error}){AGAIN}") from None
+            raise DamagedImageError(f"{path.name} is damaged ({error}){AGAIN}", code="image-damaged") from None
     sizes = {order: struct.unpack(order + "i", start[:4].ljust(4))[0] for order in "<>"}
     order = next((order for order, size in sizes.items() if size in (348, 540) and len(start) >= size), None)
     if order is None:
-        raise DamagedImageError(f"{path.name} is no NIfTI file, or damaged{AGAIN}")
+        raise DamagedImageError(f"{path.name} is no NIfTI file, or damaged{AGAIN}", code="image-damaged")
     second = sizes[order] == 540
     kind = struct.unpack_from(order + "h", start, 12 if second else 70)[0]
     dimensions, *edges = struct.unpack_from(order + ("8q" if second else "8h"), start, 16 if second else 40)
     offset = struct.unpack_from(order + ("q" if second else "f"), start, 168 if second else 108)[0]
     if kind not in NIFTI_BITS or not 1 <= dimensions <= 7 or not 0 <= offset < 2**32:
-        raise DamagedImageError(f"{path.name} has a header that makes no sense{AGAIN}")
+        raise DamagedImageError(f"{path.name} has a header that makes no sense{AGAIN}", code="image-header")
     shape = tuple(max(1, edge) for edge in edges[:dimensions])  # as SimpleITK has it
     return _Nifti(file, shape, NIFTI_BITS[kind], int(offset) if pair else max(int(offset), sizes[order]))
 
@@ -442,7 +449,9 @@ def _pair(path: Path, ending: str) -> tuple[Path, Path]:
     for kinds in ((".hdr", ".hdr.gz"), (".img", ".img.gz")):
         there = [path.with_name(stem + kind) for kind in kinds if path.with_name(stem + kind).is_file()]
         if not there:
-            raise DamagedImageError(f"{path.name} lacks the other of its two files, {stem}{kinds[0]}")
+            raise DamagedImageError(
+                f"{path.name} lacks the other of its two files, {stem}{kinds[0]}", code="image-incomplete"
+            )
         files.append(there[0])
     return files[0], files[1]
 
@@ -467,7 +476,7 @@ def _data_file(path: Path) -> tuple[Path, int, bytes] | None:
         header = header[:length]
     named = DATA_FILE.search(header)
     if named is None and not whole:
-        raise ForeignFileError(f"{path.name} has a header without an end")
+        raise ForeignFileError(f"{path.name} has a header without an end", code="image-header")
     if name.endswith((".mha", ".mhd")) and named is not None:
         header, length = header[: named.start()], named.end()
     other = "LOCAL" if named is None else named[1].decode("utf-8", "replace").strip()
@@ -475,10 +484,12 @@ def _data_file(path: Path) -> tuple[Path, int, bytes] | None:
         return path, length, header
     here = name.endswith(DETACHED) and other[:4].upper() != "LIST" and not re.search(r"[/\\:%]|^\.", other)
     if not here:
-        raise ForeignFileError(f"the voxels of {path.name} would be read from another file, '{other}'")
+        raise ForeignFileError(
+            f"the voxels of {path.name} would be read from another file, '{other}'", code="image-elsewhere"
+        )
     file = path.with_name(other)
     if not file.is_file():
-        raise DamagedImageError(f"{path.name} lacks its voxels, {file.name}")
+        raise DamagedImageError(f"{path.name} lacks its voxels, {file.name}", code="image-incomplete")
     return file, 0, header
 
 
@@ -513,10 +524,10 @@ def _check_picture(path: Path) -> None:
             struct.unpack_from("<iihhI", content, 18),
         )
         if packing == 0 and len(content) < start + (width * bits + 31) // 32 * 4 * abs(height):
-            raise DamagedImageError(f"{path.name} is cut off{AGAIN}")
+            raise DamagedImageError(f"{path.name} is cut off{AGAIN}", code="image-cut-off")
         return
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise DamagedImageError(f"{path.name} is no PNG or BMP file, or damaged{AGAIN}")
+        raise DamagedImageError(f"{path.name} is no PNG or BMP file, or damaged{AGAIN}", code="image-damaged")
     place, kind = 8, b""
     while kind != b"IEND":
         (length,), kind = (
@@ -525,9 +536,9 @@ def _check_picture(path: Path) -> None:
         )
         end = place + 8 + length
         if len(content) < end + 4:
-            raise DamagedImageError(f"{path.name} is cut off{AGAIN}")
+            raise DamagedImageError(f"{path.name} is cut off{AGAIN}", code="image-cut-off")
         if zlib.crc32(memoryview(content)[place + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
-            raise DamagedImageError(f"{path.name} is damaged (incorrect data check){AGAIN}")
+            raise DamagedImageError(f"{path.name} is damaged (incorrect data check){AGAIN}", code="image-damaged")
         place = end + 4
 
 
@@ -541,15 +552,15 @@ def _check_tiff(path: Path) -> None:
             for page in file.pages:
                 parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))
                 if not parts or any(count < 1 or start + count > size for start, count in parts):
-                    raise DamagedImageError(f"{path.name} is cut off or damaged{AGAIN}")
+                    raise DamagedImageError(f"{path.name} is cut off or damaged{AGAIN}", code="image-damaged")
                 if page.compression in TIFF_DEFLATE:
                     for start, count in parts:
                         stored.seek(start)
                         stream = zlib.decompressobj()
                         stream.decompress(stored.read(count))
                         if not stream.eof:
-                            raise DamagedImageError(f"{path.name} is cut off or damaged{AGAIN}")
+                            raise DamagedImageError(f"{path.name} is cut off or damaged{AGAIN}", code="image-damaged")
     except (TiffFileError, zlib.error, ValueError, struct.error) as error:
         if isinstance(error, DamagedImageError):
             raise
-        raise DamagedImageError(f"{path.name} is damaged ({error}){AGAIN}") from None
+        raise DamagedImageError(f"{path.name} is damaged ({error}){AGAIN}", code="image-damaged") from None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.io.messages import listed
 
 _IMAGE = re.compile(r"\.(nii|nrrd|nhdr|mha|mhd|gipl|hdr|img|dcm|ima|mgz|mgh|mnc|png|bmp|tiff?|jpe?g)\b")
@@ -57,7 +58,10 @@ def find_images(folder: Path, file_ending: str, *, numbered: bool = True) -> Ima
             plain[case] = path
     for case, path in plain.items():
         if case in found.cases:
-            raise ValueError(f"{path} and {found.cases[case][0].name} are both images of {case}: remove one of them")
+            raise InvalidValueError(
+                f"{path} and {found.cases[case][0].name} are both images of {case}: remove one of them",
+                code="image-twice",
+            )
         found.cases[case] = [path]
     return ImageFiles(dict(sorted(found.cases.items())), found.left_out)
 

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from nnunet_fm.errors import FMError, InvalidValueError
+
 Model = TypeVar("Model", bound=BaseModel)
 
 TEXT_BYTES = 2**26
@@ -43,7 +45,7 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 """How the text begins that a clone without Git LFS has in place of a large file."""
 
 
-class ForeignFileError(ValueError):
+class ForeignFileError(FMError, ValueError):
     """A file that is not what it has to be; the message names the file and the rule."""
 
 
@@ -56,13 +58,17 @@ def read_text(path: Path, limit: int = TEXT_BYTES) -> str:
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ForeignFileError(f"{path} is no file")
+        raise ForeignFileError(f"{path} is no file", code="file-kind")
     if status.st_size > limit:
-        raise ForeignFileError(f"{path} has {status.st_size:,} bytes, {limit:,} are read at most: it is something else")
+        raise ForeignFileError(
+            f"{path} has {status.st_size:,} bytes, {limit:,} are read at most: it is something else", code="file-size"
+        )
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ForeignFileError(f"{path} is not written in UTF-8 ({error.reason} at byte {error.start})") from None
+        raise ForeignFileError(
+            f"{path} is not written in UTF-8 ({error.reason} at byte {error.start})", code="file-encoding"
+        ) from None
 
 
 def read_json(path: Path, entries: int = JSON_ENTRIES) -> Any:
@@ -76,9 +82,9 @@ def read_json(path: Path, entries: int = JSON_ENTRIES) -> Any:
     except ForeignFileError:
         raise
     except RecursionError:
-        raise ForeignFileError(f"{path} is nested too deep") from None
+        raise ForeignFileError(f"{path} is nested too deep", code="file-nesting") from None
     except ValueError as error:
-        raise ForeignFileError(f"{path} is not a JSON file: {error}") from None
+        raise ForeignFileError(f"{path} is not a JSON file: {error}", code="json-invalid") from None
     _check_nesting(content, path)
     return content
 
@@ -87,7 +93,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; raises as `read_json`, and for any other content."""
     content = read_json(path)
     if not isinstance(content, dict):
-        raise ForeignFileError(f"{path} holds a {type(content).__name__}, not a JSON object")
+        raise ForeignFileError(f"{path} holds a {type(content).__name__}, not a JSON object", code="json-object")
     return content
 
 
@@ -107,7 +113,9 @@ def read_model(path: Path, model: type[Model], what: str, cure: str = "") -> Mod
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"])) or "the file"
-        raise ForeignFileError(f"{path} does not hold {what} ({place}: {problem['msg']}){cure}") from None
+        raise ForeignFileError(
+            f"{path} does not hold {what} ({place}: {problem['msg']}){cure}", code="json-content"
+        ) from None
 
 
 def read_yaml(path: Path) -> Any:
@@ -119,7 +127,7 @@ def read_yaml(path: Path) -> Any:
     try:
         content = yaml.safe_load(text)
     except Exception as error:  # beside its own error the parser lets through whatever int(), dates or tags raise
-        raise ForeignFileError(f"{path} is no YAML: {error}") from None
+        raise ForeignFileError(f"{path} is no YAML: {error}", code="yaml-invalid") from None
     _check_nesting(content, path, YAML_ENTRIES)
     return content
 
@@ -131,7 +139,7 @@ def plain_name(name: str) -> str:
         ValueError: if it is empty or a path.
     """
     if name in ("", ".", "..") or any(sign in name for sign in "/\\\0") or Path(name).name != name:
-        raise ValueError(f"{name!r} is not a plain name: it would lead to another folder")
+        raise InvalidValueError(f"{name!r} is not a plain name: it would lead to another folder", code="name-is-path")
     return name
 
 
@@ -178,7 +186,9 @@ def check_promise(path: Path, promised: int, ratio: int = DEFLATE) -> None:
     """
     size = path.stat().st_size
     if promised < 0 or promised > ratio * size:
-        raise ForeignFileError(f"{path.name} promises {promised:,} bytes, which a file of {size:,} bytes cannot hold")
+        raise ForeignFileError(
+            f"{path.name} promises {promised:,} bytes, which a file of {size:,} bytes cannot hold", code="file-promise"
+        )
 
 
 def check_unpacking(shown: object, packed: int, unpacked: int, folder: Path) -> None:
@@ -196,17 +206,20 @@ def check_unpacking(shown: object, packed: int, unpacked: int, folder: Path) -> 
     if unpacked > max(UNPACKED_FREE, UNPACKED_RATIO * packed):
         raise ForeignFileError(
             f"{shown}: its {packed:,} bytes would become {unpacked:,}, more than {UNPACKED_RATIO} times as many: "
-            "unpack it by hand if you trust it"
+            "unpack it by hand if you trust it",
+            code="archive-size",
         )
     free = shutil.disk_usage(folder).free
     if unpacked > free:
-        raise ForeignFileError(f"{shown}: {unpacked:,} bytes to unpack, but {folder} has {free:,} left")
+        raise ForeignFileError(
+            f"{shown}: {unpacked:,} bytes to unpack, but {folder} has {free:,} left", code="disk-full"
+        )
 
 
 def _few_entries(text: str, path: Path, limit: int) -> str:
     """The text itself, unless its JSON could have more entries: each takes many times its bytes when it is read."""
     if sum(map(text.count, ",:[{")) > limit:
-        raise ForeignFileError(f"{path} has more than {limit:,} entries: it is something else")
+        raise ForeignFileError(f"{path} has more than {limit:,} entries: it is something else", code="file-entries")
     return text
 
 
@@ -216,9 +229,11 @@ def _check_nesting(content: Any, path: Path, entries: int | None = None) -> None
         value, depth = waiting.pop()
         seen += 1
         if depth > DEPTH:
-            raise ForeignFileError(f"{path} is nested too deep")
+            raise ForeignFileError(f"{path} is nested too deep", code="file-nesting")
         if entries is not None and seen > entries:
-            raise ForeignFileError(f"{path} has more than {entries:,} entries, its aliases written out")
+            raise ForeignFileError(
+                f"{path} has more than {entries:,} entries, its aliases written out", code="file-entries"
+            )
         if isinstance(value, dict):
             waiting += [(inner, depth + 1) for pair in value.items() for inner in pair]
         elif isinstance(value, (list, tuple, set)):

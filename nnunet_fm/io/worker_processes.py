@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+from nnunet_fm.errors import FailedError
 from nnunet_fm.io.orphans import end_with_parent
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ def worker_processes(count: int, start: Callable[[], None], killed: str) -> Iter
     try:
         yield pool
     except BrokenProcessPool as error:
-        raise RuntimeError(killed) from error
+        raise FailedError(killed, code="process-killed") from error
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.metrics.boundary import corners, voxels
 from nnunet_fm.metrics.label_codes import Codes, Coding
 from nnunet_fm.metrics.label_map import LabelMap, grid_fault, read_label_map, same_place
@@ -75,7 +76,10 @@ def score_files(prediction: Path, reference: Path, settings: Settings) -> CaseSc
     (expected, unknown), (found, more) = (_read_coded(path, coding) for path in (reference, prediction))
     fault = grid_fault(found, expected)
     if fault:
-        raise ValueError(f"{prediction} {fault}: a prediction must lie on the grid of its reference, {reference}")
+        raise InvalidValueError(
+            f"{prediction} {fault}: a prediction must lie on the grid of its reference, {reference}",
+            code="grid-differs",
+        )
     scores = _score(expected.array, found.array, expected.spacing, coding, settings)
     return replace(scores, unknown=unknown | more, moved=not same_place(found, expected))
 

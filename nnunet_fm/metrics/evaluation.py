@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from nnunet_fm.errors import MissingFileError
 from nnunet_fm.io.atomic_write import write_text
 from nnunet_fm.metrics.find_labels import find_dataset_json, find_labels, find_training_labels, swapped, trained_on
 from nnunet_fm.metrics.folder import evaluate_folder, named
@@ -111,7 +112,7 @@ def evaluate(
     """
     for folder in (predictions, references):
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not a folder")
+            raise MissingFileError(f"{folder} is not a folder", code="folder-missing")
     if reason := swapped(predictions, references):
         say(f"PRED and GT may be swapped: {reason}. The order is PRED GT")
     described = options.dataset_json or find_dataset_json(predictions, references)
@@ -155,9 +156,10 @@ def _cases(predictions: Path, references: Path, ending: str, *, chill: bool, say
     if extra:
         say(f"{len(extra)} of {len(found)} predictions have no reference and are left out: {named(extra)}")
     if missing and not chill:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{len(missing)} of {len(expected)} references have no prediction in {predictions}: {named(missing)}; "
-            "--chill scores the others"
+            "--chill scores the others",
+            code="predictions-missing",
         )
     if missing:
         say(f"{len(missing)} of {len(expected)} references have no prediction and are left out")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.metrics.label_map import label_map_files, read_label_map
 from nnunet_fm.metrics.labels import BACKGROUND
 from nnunet_fm.metrics.parallel import Progress, over_files
@@ -43,7 +44,10 @@ def find_labels(
     files = [(file,) for file in label_map_files(references, file_ending).values()]
     found = sorted({label for labels in over_files(_labels_of, files, processes, progress) for label in labels})
     if not found:
-        raise ValueError(f"the references in {references} have no label but the background: there is nothing to score")
+        raise InvalidValueError(
+            f"the references in {references} have no label but the background: there is nothing to score",
+            code="classes-none",
+        )
     return {BACKGROUND: 0} | {str(label): label for label in found}
 
 

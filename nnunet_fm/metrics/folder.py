@@ -9,6 +9,7 @@ from typing import Literal
 
 import pandas as pd
 
+from nnunet_fm.errors import InvalidValueError, MissingFileError
 from nnunet_fm.io.messages import listed
 from nnunet_fm.metrics.case import CaseScores, Settings, score_files
 from nnunet_fm.metrics.label_map import label_map_files
@@ -69,10 +70,12 @@ def evaluate_folder(
     """
     unknown = set(metrics) - set(METRICS)
     if unknown or not metrics:
-        raise ValueError(f"unknown metrics {sorted(unknown)}: choose from {', '.join(METRICS)}")
+        raise InvalidValueError(
+            f"unknown metrics {sorted(unknown)}: choose from {', '.join(METRICS)}", code="metric-unknown"
+        )
     classes, ignore = scored_classes(labels, include_background)
     if not classes:
-        raise ValueError("there is no class to score: 'labels' has the background alone")
+        raise InvalidValueError("there is no class to score: 'labels' has the background alone", code="classes-none")
     settings = Settings(classes, ignore, [m for m in METRICS if m in metrics], tolerance, empty, per_slice, slice_axis)
     pairs = paired_files(predictions, references, file_ending, cases)
     tasks = [(*files, settings) for files in pairs.values()]
@@ -94,19 +97,22 @@ def paired_files(
     """
     for folder in (predictions, references):
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not a folder")
+            raise MissingFileError(f"{folder} is not a folder", code="folder-missing")
     expected, found = (label_map_files(folder, file_ending) for folder in (references, predictions))
     if not expected:
-        raise FileNotFoundError(f"no references (*{file_ending}) in {references}")
+        raise MissingFileError(f"no references (*{file_ending}) in {references}", code="references-missing")
     wanted = list(expected) if cases is None else list(dict.fromkeys(cases))
     for kind, folder, files in (("reference", references, expected), ("prediction", predictions, found)):
         missing = [f"{case}{file_ending}" for case in wanted if case not in files]
         if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} of {len(wanted)} cases have no {kind} in {folder}: {named(missing)}"
+            raise MissingFileError(
+                f"{len(missing)} of {len(wanted)} cases have no {kind} in {folder}: {named(missing)}",
+                code="predictions-missing",
             )
     if not wanted:
-        raise FileNotFoundError(f"no case of {references} has a prediction (*{file_ending}) in {predictions}")
+        raise MissingFileError(
+            f"no case of {references} has a prediction (*{file_ending}) in {predictions}", code="predictions-missing"
+        )
     return {case: (found[case], expected[case]) for case in wanted}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_fm.errors import InvalidValueError, MissingFileError
 from nnunet_fm.io.image_faults import exact
 from nnunet_fm.io.image_files import DamagedImageError, check_not_truncated, read_image, read_nifti
 from nnunet_fm.io.untrusted import DEFLATE, check_promise, read_object
@@ -47,23 +48,27 @@ def read_label_map(path: Path) -> LabelMap:
             no labels, or has no usable spacing.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise MissingFileError(f"{path} does not exist", code="file-missing")
     name = path.name.lower()
     read = _nifti if name.endswith(NIFTI) else _picture if name.endswith(PICTURES) else _itk
     try:
         array, spacing, affine = (_tiff if name.endswith(TIFF) else read)(path)
     except DamagedImageError as error:
-        raise ValueError(f"{path.parent}/{error}") from None
+        raise InvalidValueError(f"{path.parent}/{error}", code=error.code) from None
     except Exception as error:  # readers of images let through whatever numpy, struct or zlib say of damaged files
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} cannot be read: damaged, cut off, or no image ({reason})") from None
+        raise InvalidValueError(
+            f"{path} cannot be read: damaged, cut off, or no image ({reason})", code="image-damaged"
+        ) from None
     while array.ndim > 3 and 1 in array.shape:  # further dimensions of one entry carry nothing
         axis = array.shape.index(1)
         array, spacing = array.squeeze(axis), (*spacing[:axis], *spacing[axis + 1 :])
     if array.ndim not in (2, 3) or array.size == 0:
-        raise ValueError(f"{path} has shape {array.shape}: a label map is 2D or 3D, with one channel")
+        raise InvalidValueError(
+            f"{path} has shape {array.shape}: a label map is 2D or 3D, with one channel", code="label-map-shape"
+        )
     if not (np.isfinite(spacing).all() and min(spacing) > 0):
-        raise ValueError(f"{path} has the spacing {spacing}: it must be positive")
+        raise InvalidValueError(f"{path} has the spacing {spacing}: it must be positive", code="spacing-invalid")
     return LabelMap(_as_integers(array, path), spacing, affine)
 
 
@@ -83,9 +88,14 @@ def find_file_ending(folder: Path) -> str:
     names = [file.name for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
     found = {next((ending for ending in FILE_ENDINGS if name.endswith(ending)), None) for name in names} - {None}
     if not found:
-        raise FileNotFoundError(f"no label maps in {folder}: none of its files ends in {', '.join(FILE_ENDINGS)}")
+        raise MissingFileError(
+            f"no label maps in {folder}: none of its files ends in {', '.join(FILE_ENDINGS)}", code="label-maps-missing"
+        )
     if len(found) > 1:
-        raise ValueError(f"{folder} has files of several kinds ({', '.join(sorted(map(str, found)))}): one is expected")
+        raise InvalidValueError(
+            f"{folder} has files of several kinds ({', '.join(sorted(map(str, found)))}): one is expected",
+            code="endings-several",
+        )
     return str(found.pop())
 
 
@@ -152,14 +162,18 @@ def _as_integers(array: NDArray[Any], path: Path) -> NDArray[Any]:
     if array.dtype.kind in "iu":
         return array
     if array.dtype.kind != "f":
-        raise ValueError(f"{path} holds numbers of the type {array.dtype}: labels are whole numbers")
+        raise InvalidValueError(
+            f"{path} holds numbers of the type {array.dtype}: labels are whole numbers", code="labels-type"
+        )
     whole = np.empty(array.shape, np.int32)
     for floats, integers in zip(array, whole, strict=True):  # slice by slice, for the memory
         with np.errstate(invalid="ignore"):
             integers[...] = floats
         wrong = floats != integers
         if wrong.any():
-            raise ValueError(f"{path} holds {exact(floats[wrong].flat[0])}: labels are whole numbers")
+            raise InvalidValueError(
+                f"{path} holds {exact(floats[wrong].flat[0])}: labels are whole numbers", code="labels-fraction"
+            )
     return whole
 
 

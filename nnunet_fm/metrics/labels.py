@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.io.dataset_json import IGNORE, canonical
 from nnunet_fm.io.untrusted import read_object
 
@@ -42,7 +43,10 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, AttributeError):
         usable = False
     if not usable:
-        raise ValueError(f"{path}: 'labels' must map each class's name to its number, or a region's to a list of them")
+        raise InvalidValueError(
+            f"{path}: 'labels' must map each class's name to its number, or a region's to a list of them",
+            code="labels-table",
+        )
     return content
 
 

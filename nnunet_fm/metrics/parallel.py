@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from typing import Any, TypeVar
 
 from nnunet_fm.cpu.limits import startable
+from nnunet_fm.errors import FailedError
 from nnunet_fm.io.orphans import end_with_parent
 
 T = TypeVar("T")
@@ -46,7 +47,9 @@ def over_files(
                 future.result()
                 tell(done, len(tasks))
         except BrokenProcessPool:
-            raise RuntimeError("a process was killed, often for want of memory: use fewer processes") from None
+            raise FailedError(
+                "a process was killed, often for want of memory: use fewer processes", code="process-killed"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

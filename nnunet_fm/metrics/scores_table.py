@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.io.atomic_write import replacing
 
 CASE, CLASS, SIZE_GROUP, METRIC, VALUE, SLICE = "case", "class", "size_group", "metric", "value", "slice"
@@ -49,5 +50,7 @@ def read_scores(path: Path) -> pd.DataFrame:
             raise ValueError(f"it has no column {', '.join(missing)}")
         scores[VALUE] = scores[VALUE].astype(float)
     except (ValueError, TypeError, LookupError, OverflowError) as error:
-        raise ValueError(f"{path} holds no scores: {' '.join(str(error).split())}") from None
+        raise InvalidValueError(
+            f"{path} holds no scores: {' '.join(str(error).split())}", code="scores-table"
+        ) from None
     return scores

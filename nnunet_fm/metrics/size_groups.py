@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_fm.errors import MissingFileError
 from nnunet_fm.metrics.label_codes import Coding
 from nnunet_fm.metrics.label_map import label_map_files, read_label_map
 from nnunet_fm.metrics.labels import Labels, foreground
@@ -69,7 +70,7 @@ def size_shares(
     """
     files = label_map_files(labels_folder, file_ending)
     if not files:
-        raise FileNotFoundError(f"no label maps (*{file_ending}) in {labels_folder}")
+        raise MissingFileError(f"no label maps (*{file_ending}) in {labels_folder}", code="label-maps-missing")
     tasks = [(file, Coding.of(*foreground(labels))) for file in files.values()]
     return mean_shares(over_files(_shares_of_file, tasks, processes, progress))
 

@@ -9,6 +9,7 @@ from typing import Any
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
 from nnunet_fm.adapters import apply_adapter
+from nnunet_fm.errors import FMError, InvalidValueError
 from nnunet_fm.models.card import ModelCard
 from nnunet_fm.models.registry import cards
 from nnunet_fm.moved import present_path
@@ -80,9 +81,10 @@ def architecture(
     """
     unknown = sorted(set(changes or {}) - set(card.network.arguments))
     if unknown:
-        raise ValueError(
+        raise InvalidValueError(
             f"the network of '{card.name}' has no argument {', '.join(unknown)} to change; "
-            f"it has {', '.join(card.network.arguments) or 'none'}"
+            f"it has {', '.join(card.network.arguments) or 'none'}",
+            code="argument-unknown",
         )
     given = dict(card.network.arguments)
     if "unit_channels" in given:
@@ -110,21 +112,25 @@ def official_architecture(
     return architecture(card, patch_size=patch, spacing=spacing, strides=strides, head=head, changes=changes)
 
 
+class NetworkClassError(FMError, ImportError, TypeError):
+    """A class that is not there, or is no network of this package."""
+
+
 def network_class(class_path: str) -> type[FoundationNetwork]:
     """The network class of a dotted path, which may be a former one.
 
     Raises:
-        ImportError: if it does not exist.
-        TypeError: if it is neither one of ours nor one that a model card names; no module is imported then.
+        NetworkClassError: if it does not exist; or, before any module is imported, if it is neither one of ours nor one
+            that a model card names.
     """
     class_path = present_path(class_path) if isinstance(class_path, str) else class_path
     if not isinstance(class_path, str) or not (class_path.startswith(OURS) or class_path in _of_cards()):
-        raise TypeError(f"'{class_path}' is not a network of nnunet-fm")
+        raise NetworkClassError(f"'{class_path}' is not a network of nnunet-fm", code="network-foreign")
     found = locate(class_path)
     if found is None:
-        raise ImportError(f"network class '{class_path}' of the plan does not exist")
+        raise NetworkClassError(f"network class '{class_path}' of the plan does not exist", code="network-missing")
     if not (isinstance(found, type) and issubclass(found, FoundationNetwork)):
-        raise TypeError(f"'{class_path}' is not a network of nnunet-fm")
+        raise NetworkClassError(f"'{class_path}' is not a network of nnunet-fm", code="network-foreign")
     return found
 
 

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 
+from nnunet_fm.errors import FMError, InvalidValueError
+
 TRAINER_PREFIX = "fm_trainer"
 PLANNER_PREFIX = "FMPlanner"
 PLANS_PREFIX = "FMPlans"
@@ -27,8 +29,10 @@ METHODS = ("selftraining", "entropymin", "stock")
 """Trainers with a training of their own: two adaptations, and stock nnU-Net on a budget of iterations."""
 
 
-class UnknownNameError(AttributeError):
+class UnknownNameError(FMError, AttributeError):
     """A name that the grammar does not know; the message lists the nearest legal names."""
+
+    code = "name-unknown"
 
     def __init__(self, name: str, legal: Iterable[str], hint: str = "") -> None:
         spelt = {other.lower(): other for other in legal}
@@ -37,10 +41,6 @@ class UnknownNameError(AttributeError):
         nearest = f" Nearest legal names: {', '.join(near)}." if near else ""
         super().__init__(f"'{name}' is not a name nnunet-fm knows.{nearest}{' ' + hint if hint else ''}")
         self.nearest = near
-        self._arguments = (name, near, hint)
-
-    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, list[str], str]]:
-        return UnknownNameError, self._arguments  # a worker process that cannot send its error back hangs nnU-Net
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Grammar:
     @staticmethod
     def _add(table: dict[str, Spec], name: str, spec: Spec) -> None:
         if table.setdefault(name, spec) != spec:
-            raise ValueError(f"name '{name}' would mean both {table[name]} and {spec}")
+            raise InvalidValueError(f"name '{name}' would mean both {table[name]} and {spec}", code="name-ambiguous")
 
     def trainer(self, name: str) -> Spec:
         """Meaning of a trainer name; raises `UnknownNameError` with the nearest legal names."""

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.models.card import Checkpoint, ModelCard
 from nnunet_fm.models.names import UnknownNameError
 from nnunet_fm.models.registry import cards, get_card
@@ -64,7 +65,9 @@ def get_official(name: str) -> Official:
         legal = [*by_name, *cards()]
         raise UnknownNameError(name, legal, "`nnunet-fm weights list` prints all weights.") from None
     if card.checkpoint is None:
-        raise ValueError(f"'{card.name}' has no official weights: it is trained from scratch")
+        raise InvalidValueError(
+            f"'{card.name}' has no official weights: it is trained from scratch", code="weights-none"
+        )
     return Official(card, card.checkpoint)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.errors import MissingFileError, code_of
 from nnunet_fm.models.official import Official, check, get_official, officials, recognise
 from nnunet_fm.weights.cache import cache_folder, check_hash, compute_sha256, find, known_sha256, pin, pinned, sha256
 
@@ -90,7 +91,10 @@ def pull(official: Official, bar: Bar) -> dict[str, Any]:
     by_hand = f"download {file} from {checkpoint.page} and run `nnunet-fm weights add FILE"
     by_hand += f" --as {checkpoint.name}`"
     if checkpoint.url is None:
-        raise DownloadError(f"no program can download this file; {by_hand}, which puts it into {cache_folder()}")
+        raise DownloadError(
+            f"no program can download this file; {by_hand}, which puts it into {cache_folder()}",
+            code="download-by-hand",
+        )
     try:
         digest = download(
             checkpoint.url,
@@ -101,7 +105,7 @@ def pull(official: Official, bar: Bar) -> dict[str, Any]:
             progress=bar(file),
         )
     except DownloadError as error:
-        raise DownloadError(f"{error}. By hand: {by_hand}") from None
+        raise DownloadError(f"{error}. By hand: {by_hand}", code=error.code) from None
     return {"status": "pulled", "path": str(cache_folder() / file), "sha256": digest}
 
 
@@ -123,17 +127,23 @@ def add(file: Path, name: str | None = None, *, link: bool = False) -> AddedFile
     names = {n for official in known for n in official.checkpoint.files}
     with opened(file, names) as (checkpoint, offered_as):
         if link and checkpoint != file:
-            raise WeightsFileError(f"{file} is not the checkpoint itself: unpack it, or add it without --link")
+            raise WeightsFileError(
+                f"{file} is not the checkpoint itself: unpack it, or add it without --link", code="weights-packed"
+            )
         official = known[0] if name else _which(checkpoint, offered_as, known)
         try:
             report = check(official, checkpoint)
         except NotFiniteWeightsError:
             raise
         except ValueError as error:
-            raise WeightsFileError(f"{file} is not '{official.checkpoint.name}': {error}") from None
+            raise WeightsFileError(
+                f"{file} is not '{official.checkpoint.name}': {error}", code=code_of(error, "weights-mismatch")
+            ) from None
         published = official.checkpoint.sha256
         if published is not None and (digest := compute_sha256(checkpoint)) != published:
-            raise WeightsFileError(f"{file} has SHA-256 {digest}, but '{official.checkpoint.name}' has {published}")
+            raise WeightsFileError(
+                f"{file} has SHA-256 {digest}, but '{official.checkpoint.name}' has {published}", code="weights-changed"
+            )
         path = install(checkpoint, official.checkpoint.files[0], link=link)
     return AddedFile(official, path, report.sections[0].counts)
 
@@ -152,7 +162,9 @@ def verify(official: Official, progress: Callable[[str], None] = lambda text: No
     """
     path = cached(official)
     if path is None:
-        raise FileNotFoundError(f"{' or '.join(official.checkpoint.files)} is not in {cache_folder()}")
+        raise MissingFileError(
+            f"{' or '.join(official.checkpoint.files)} is not in {cache_folder()}", code="weights-missing"
+        )
     progress(f"checking {path.name}")
     check_hash(path, {"from its publisher": official.checkpoint.sha256})
     check(official, path)
@@ -173,8 +185,11 @@ def _which(checkpoint: Path, offered_as: str, known: Sequence[Official]) -> Offi
     names = ", ".join(official.checkpoint.name for official in fitting)
     if not fitting:
         raise WeightsFileError(
-            f"{offered_as} fits no model; `--as NAME` says why not, `nnunet-fm weights list` names all"
+            f"{offered_as} fits no model; `--as NAME` says why not, `nnunet-fm weights list` names all",
+            code="weights-unrecognised",
         )
     if len(fitting) > 1:
-        raise WeightsFileError(f"{offered_as} could be any of {names}: say which with --as NAME")
+        raise WeightsFileError(
+            f"{offered_as} could be any of {names}: say which with --as NAME", code="weights-ambiguous"
+        )
     return fitting[0]

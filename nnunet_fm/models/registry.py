@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import ValidationError
 
+from nnunet_fm.errors import FMError
 from nnunet_fm.io.messages import validation_faults
 from nnunet_fm.models.card import ModelCard
 from nnunet_fm.models.names import Grammar, UnknownNameError
@@ -25,7 +26,7 @@ _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Every command reads the cards: libyaml, where PyYAML has it, does so many times as fast."""
 
 
-class CardError(ValueError):
+class CardError(FMError, ValueError):
     """A card that cannot be read; the message names the file and what is wrong in it."""
 
 
@@ -45,7 +46,9 @@ def _folders() -> list[Traversable]:
     if not own:
         return [package]
     if not Path(own).is_dir():
-        raise CardError(f"{CARDS_VARIABLE} names {own}, which is not a folder: correct or unset it")
+        raise CardError(
+            f"{CARDS_VARIABLE} names {own}, which is not a folder: correct or unset it", code="cards-folder"
+        )
     return [Path(own), package]
 
 
@@ -53,13 +56,13 @@ def _read(stem: str, folders: list[Traversable]) -> dict[str, Any]:
     """A card file of the first folder that has it as a mapping, with the file that it ``extends`` underneath."""
     files = [file for folder in folders if (file := folder.joinpath(f"{stem}.yaml")).is_file()]
     if not files:
-        raise CardError(f"there is no card file {stem}.yaml for another card to extend")
+        raise CardError(f"there is no card file {stem}.yaml for another card to extend", code="card-missing")
     try:
         content = yaml.load(files[0].read_text(encoding="utf-8"), _SafeLoader)
     except yaml.YAMLError as error:
-        raise CardError(f"{files[0]} is no YAML: {' '.join(str(error).split())}") from None
+        raise CardError(f"{files[0]} is no YAML: {' '.join(str(error).split())}", code="card-content") from None
     if not isinstance(content, dict):
-        raise CardError(f"{files[0]} holds no mapping of a card's fields to values")
+        raise CardError(f"{files[0]} holds no mapping of a card's fields to values", code="card-content")
     parent = content.pop("extends", None)
     return merge(_read(parent, folders), content) if parent else content
 
@@ -68,7 +71,10 @@ def _variants_complete(content: dict[str, Any]) -> dict[str, Any]:
     """A variant holds only what differs from ``mission``; fill in the rest."""
     mission = content.get("variants", {}).get("mission")
     if not isinstance(mission, dict):
-        raise CardError(f"card '{content.get('name', '?')}' lacks variants.mission, which the other variants change")
+        raise CardError(
+            f"card '{content.get('name', '?')}' lacks variants.mission, which the other variants change",
+            code="card-content",
+        )
     content["variants"] = {name: merge(mission, change or {}) for name, change in content["variants"].items()}
     return content
 
@@ -91,7 +97,10 @@ def cards() -> dict[str, ModelCard]:
             if stem.startswith(("_", ".")):
                 continue
             if stem in found:
-                raise CardError(f"{CARDS_VARIABLE} holds {stem}.yaml, the name of a model of nnunet-fm: rename yours")
+                raise CardError(
+                    f"{CARDS_VARIABLE} holds {stem}.yaml, the name of a model of nnunet-fm: rename yours",
+                    code="card-name",
+                )
             found[stem] = _card(stem, folders[number:])  # a card of ours extends none of the user's
     return dict(sorted(found.items(), key=lambda item: (-item[1].dim, item[1].family, *item[1].parameters.values())))
 
@@ -100,9 +109,9 @@ def _card(stem: str, folders: list[Traversable]) -> ModelCard:
     try:
         card = ModelCard(**_variants_complete(_read(stem, folders)))
     except ValidationError as error:
-        raise CardError(f"card file {stem}.yaml: {validation_faults(error)}") from None
+        raise CardError(f"card file {stem}.yaml: {validation_faults(error)}", code="card-content") from None
     if card.name != stem:
-        raise CardError(f"card file {stem}.yaml describes a model called '{card.name}'")
+        raise CardError(f"card file {stem}.yaml describes a model called '{card.name}'", code="card-name")
     return card
 
 

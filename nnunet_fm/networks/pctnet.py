@@ -17,6 +17,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.published_quirks import pct_bias_rows
 
@@ -411,15 +412,23 @@ class PCTNet(FoundationNetwork):
     ) -> None:
         super().__init__()
         if resolution_mode not in RESOLUTIONS:
-            raise ValueError(f"PCT-Net's resolution_mode is one of {', '.join(map(str, RESOLUTIONS))}")
+            raise InvalidValueError(
+                f"PCT-Net's resolution_mode is one of {', '.join(map(str, RESOLUTIONS))}", code="argument-value"
+            )
         if len(widths) != 5 or len(dropout) != 5:
-            raise ValueError(f"PCT-Net has 5 levels, got widths {list(widths)} and dropout {list(dropout)}")
+            raise InvalidValueError(
+                f"PCT-Net has 5 levels, got widths {list(widths)} and dropout {list(dropout)}", code="argument-value"
+            )
         if any(width % heads for width, heads in zip(widths[2:], HEADS, strict=True)):
-            raise ValueError(f"the last three widths of PCT-Net are multiples of {HEADS}, got {list(widths)}")
+            raise InvalidValueError(
+                f"the last three widths of PCT-Net are multiples of {HEADS}, got {list(widths)}", code="argument-value"
+            )
         self.mode = resolution_mode
         self.patch_size = [int(edge) for edge in patch_size]
         if any(edge < 1 or edge % step for edge, step in zip(self.patch_size, self.size_multiple, strict=True)):
-            raise ValueError(f"patch {self.patch_size} is not a multiple of {list(self.size_multiple)}")
+            raise InvalidValueError(
+                f"patch {self.patch_size} is not a multiple of {list(self.size_multiple)}", code="patch-illegal"
+            )
         self.deep_supervision = deep_supervision
         self.key_to_encoder = "pyramid_ct"
         self.key_to_stem = f"embeddings.{resolution_mode}"
@@ -487,9 +496,10 @@ class PCTNet(FoundationNetwork):
             ValueError: for an input that exceeds it.
         """
         if any(edge > limit for edge, limit in zip(size, self.patch_size, strict=True)):
-            raise ValueError(
+            raise InvalidValueError(
                 f"an input of {list(size)} exceeds {self.patch_size}, the patch that this PCT-Net was built for; "
-                "plan for a patch of that size"
+                "plan for a patch of that size",
+                code="patch-exceeded",
             )
         return list(self.patch_size)
 
@@ -500,9 +510,10 @@ class PCTNet(FoundationNetwork):
             ValueError: if the state dict is not a PCT-Net's.
         """
         if not any(name.startswith("pyramid_ct.") for name in state_dict):
-            raise ValueError(
+            raise InvalidValueError(
                 "the file holds no PCT-Net: no name starts with 'pyramid_ct.'. "
-                "MIS-FM's PCT-Net is pctnet_ct10k_volf.pt; the file of its FMUNet does not fit"
+                "MIS-FM's PCT-Net is pctnet_ct10k_volf.pt; the file of its FMUNet does not fit",
+                code="weights-other",
             )
         own, fitted = self.state_dict(), dict(state_dict)
         for name, table in state_dict.items():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nnunet_fm.backbones import create_backbone, image_multiple
 from nnunet_fm.backbones.align import alignment
 from nnunet_fm.backbones.base import Backbone, Norm, Refine
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.heads import create_head
 from nnunet_fm.heads.base import FeatureMaps
 from nnunet_fm.losses.stages import StagesLoss
@@ -71,9 +72,13 @@ class FoundationSegmenter2D(FoundationNetwork):
     ) -> None:
         super().__init__()
         if input_range not in ("unit", "standardised"):
-            raise ValueError(f"input_range is 'unit' or 'standardised', got '{input_range}'")
+            raise InvalidValueError(
+                f"input_range is 'unit' or 'standardised', got '{input_range}'", code="argument-value"
+            )
         if normalisation not in ("imagenet", "minmax"):
-            raise ValueError(f"normalisation is 'imagenet' or 'minmax', got '{normalisation}'")
+            raise InvalidValueError(
+                f"normalisation is 'imagenet' or 'minmax', got '{normalisation}'", code="argument-value"
+            )
         self.image_size = image_size
         self.input_range = input_range
         self.normalisation = normalisation
@@ -153,9 +158,15 @@ class FoundationSegmenter2D(FoundationNetwork):
             ValueError: if the maps of a slice change in training.
         """
         if self.stem is not None:
-            raise ValueError("feature maps cannot be kept: a trained layer turns the images' channels into three")
+            raise InvalidValueError(
+                "feature maps cannot be kept: a trained layer turns the images' channels into three",
+                code="feature-cache",
+            )
         if self.key_to_encoder not in self.frozen or self.rein is not None:
-            raise ValueError("feature maps are kept of a frozen backbone only: train with the adapter freeze or ladder")
+            raise InvalidValueError(
+                "feature maps are kept of a frozen backbone only: train with the adapter freeze or ladder",
+                code="feature-cache",
+            )
         self.feature_cache = FeatureCache(capacity)
         self.register_load_state_dict_post_hook(_forget_maps)
         return self.feature_cache

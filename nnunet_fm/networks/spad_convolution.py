@@ -12,6 +12,8 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_fm.errors import InvalidValueError
+
 ROUNDING = 1e-5
 """Relative error of spacings that is forgiven: files hold them in single precision, and 3 / 0.75 must count as 4."""
 
@@ -39,7 +41,9 @@ def sum_depth(kernel: Tensor, depth: int) -> Tensor:
         ValueError: if the slices cannot be grouped evenly.
     """
     if kernel.shape[2] % depth:
-        raise ValueError(f"a kernel of {kernel.shape[2]} slices cannot be summed to {depth}")
+        raise InvalidValueError(
+            f"a kernel of {kernel.shape[2]} slices cannot be summed to {depth}", code="argument-value"
+        )
     return kernel.unflatten(2, (depth, -1)).sum(dim=3)
 
 
@@ -64,6 +68,9 @@ class SpatiallyAdaptiveConv3d(nn.Conv3d):
             return super().forward(x)
         depth, kernel, stride = depth_stride(self.stride[0], degree, halvings), self.kernel_size[0], self.stride[0]
         if kernel != stride and (depth > 1 or kernel != 3):
-            raise ValueError(f"a kernel of {kernel} slices with stride {stride} cannot adapt to a depth stride {depth}")
+            raise InvalidValueError(
+                f"a kernel of {kernel} slices with stride {stride} cannot adapt to a depth stride {depth}",
+                code="argument-value",
+            )
         _, *in_plane = cast(tuple[int, ...], self.padding)
         return F.conv3d(x, sum_depth(self.weight, depth), self.bias, (depth, *self.stride[1:]), (0, *in_plane))

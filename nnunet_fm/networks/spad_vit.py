@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.networks.spad_convolution import SpatiallyAdaptiveConv3d
 
 DEPTH_BASE, PLANE_BASE = 2333.0, 10000.0
@@ -148,7 +149,10 @@ class SpadViT(nn.Module):
     ) -> None:
         super().__init__()
         if width % (4 * num_heads):
-            raise ValueError(f"the width of the {num_heads} heads must be a multiple of 4, {width} in all is not")
+            raise InvalidValueError(
+                f"the width of the {num_heads} heads must be a multiple of 4, {width} in all is not",
+                code="argument-value",
+            )
         self.head_width = width // num_heads
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, width, *pos_embed_shape))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.networks.spad_convolution import anisotropy_degree, depth_stride, sum_depth
 from nnunet_fm.networks.spad_vit import SpadViT, resample_positions
@@ -41,7 +42,10 @@ def _strides(degree: int) -> list[Stride]:
 def _degree(patch_depth: int) -> int:
     """The degree of anisotropy that patches of this depth are made for."""
     if patch_depth not in (16, 8, 4, 2, 1):
-        raise ValueError(f"spad_patch_depth is {patch_depth}, legal are 16, 8, 4, 2 and 1 (in plans also auto)")
+        raise InvalidValueError(
+            f"spad_patch_depth is {patch_depth}, legal are 16, 8, 4, 2 and 1 (in plans also auto)",
+            code="argument-value",
+        )
     return (PATCH_EDGE // patch_depth).bit_length() - 1
 
 
@@ -261,7 +265,7 @@ class SPADNet(FoundationNetwork):
     ) -> None:
         super().__init__()
         if not 1 <= num_outputs <= 4:
-            raise ValueError(f"num_outputs is {num_outputs}, legal are 1 to 4")
+            raise InvalidValueError(f"num_outputs is {num_outputs}, legal are 1 to 4", code="argument-value")
         degree = _degree(spad_patch_depth)
         self.strides = _strides(degree)
         self.unit_channels = list(unit_channels)
@@ -363,15 +367,17 @@ class SPADNet(FoundationNetwork):
         ours = {prefix + name: tensor for name, tensor in state_dict.items()}
         kernel, positions = ours.get(PATCH_KERNEL), ours.get(POSITIONS)
         if kernel is None or positions is None or kernel.ndim != 5 or positions.ndim != 5:
-            raise ValueError(
+            raise InvalidValueError(
                 "this is no file of SPAD-Nets (PUMIT), which holds a patch kernel 'patch_embed.proj.weight' and "
-                "positions 'pos_embed' of five dimensions each"
+                "positions 'pos_embed' of five dimensions each",
+                code="weights-other",
             )
         depth, own = kernel.shape[2], self.backbone.patch_embed.proj.kernel_size[0]
         if depth % own:
-            raise ValueError(
+            raise InvalidValueError(
                 f"the file's patches are {depth} voxels deep, the network's {own}, and patch kernels can be summed but "
-                f"not divided: build the network with spad_patch_depth {depth} or less"
+                f"not divided: build the network with spad_patch_depth {depth} or less",
+                code="weights-depth",
             )
         if depth != own:
             ours[PATCH_KERNEL] = sum_depth(kernel, own)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_fm.cpu.channels_last import Conv3d
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.networks.base import FoundationNetwork
 
 SLOPE = 0.01
@@ -105,9 +106,13 @@ class STUNet(FoundationNetwork):
     ) -> None:
         super().__init__()
         if len(dims) != LEVELS + 1 or len(depth) != LEVELS + 1:
-            raise ValueError(f"STU-Net has {LEVELS + 1} stages, got dims {list(dims)} and depth {list(depth)}")
+            raise InvalidValueError(
+                f"STU-Net has {LEVELS + 1} stages, got dims {list(dims)} and depth {list(depth)}", code="argument-value"
+            )
         if any(s != 1 for s in strides[0]):
-            raise ValueError(f"the first stage of STU-Net does not downsample, got stride {list(strides[0])}")
+            raise InvalidValueError(
+                f"the first stage of STU-Net does not downsample, got stride {list(strides[0])}", code="argument-value"
+            )
         self.key_to_encoder = "conv_blocks_context"
         self.key_to_stem = "conv_blocks_context.0"
         self.keys_to_in_proj = ("conv_blocks_context.0.0.conv1", "conv_blocks_context.0.0.conv3")

@@ -12,6 +12,7 @@ from timm.layers import PatchEmbed
 from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 from torch import Tensor, nn
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.networks.slices import RGB, channel_stem, from_square, to_rgb, to_square
 
@@ -131,7 +132,10 @@ class SwinUNet(FoundationNetwork):
         last = len(depths) - 1
         multiple = PATCH_SIZE * 2**last
         if image_size < multiple or image_size % multiple:
-            raise ValueError(f"this Swin-Unet takes an image edge that is a multiple of {multiple}, got {image_size}")
+            raise InvalidValueError(
+                f"this Swin-Unet takes an image edge that is a multiple of {multiple}, got {image_size}",
+                code="image-edges",
+            )
         widths = [embed_dim * 2**i for i in range(last + 1)]
         probabilities = torch.linspace(0, drop_path, sum(depths), device="cpu").split(list(depths))
 

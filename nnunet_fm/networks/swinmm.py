@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.networks.swinunetr import SwinUNETR, residual_block
 
 VIEWS = 3
@@ -256,9 +257,12 @@ class SwinMM(SwinUNETR):
         own = {names[name]: tensor for name, tensor in state_dict.items()}
         parts = {name.split(".")[0] for name in own}
         if "swinViT" not in parts:
-            raise ValueError("no SwinMM file: it holds no 'swinViT' (SwinMM's encoder)")
+            raise InvalidValueError("no SwinMM file: it holds no 'swinViT' (SwinMM's encoder)", code="weights-other")
         if "decoder1" in parts and "cross_atte6" not in parts:
-            raise ValueError("no SwinMM file: it holds a SwinUNETR without 'cross_atte6' (SwinMM's fusion of views)")
+            raise InvalidValueError(
+                "no SwinMM file: it holds a SwinUNETR without 'cross_atte6' (SwinMM's fusion of views)",
+                code="weights-other",
+            )
         positions = own.get("cross_atte6.position_embeddings")
         if positions is not None and positions.shape[1] != self.cross_atte6.grid**3:
             own["cross_atte6.position_embeddings"] = resampled(positions, [self.cross_atte6.grid] * 3)

@@ -17,6 +17,7 @@ from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.networks.window_attention import WindowAttention
 from nnunet_fm.published_quirks import merging_padding
@@ -50,7 +51,9 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int, norm_layer: type[nn.LayerNorm] = nn.LayerNorm, spatial_dims: int = 3) -> None:
         super().__init__()
         if spatial_dims != 3:
-            raise ValueError(f"patch merging of volumes, got {spatial_dims} spatial dimensions")
+            raise InvalidValueError(
+                f"patch merging of volumes, got {spatial_dims} spatial dimensions", code="argument-value"
+            )
         self.reduction = nn.Linear(8 * dim, 2 * dim, bias=False)
         self.norm = norm_layer(8 * dim)
 
@@ -182,9 +185,10 @@ class SwinUNETR(FoundationNetwork):
             ValueError: for the weights of DAE.
         """
         if _has_two_convolutions(state_dict):
-            raise ValueError(
+            raise InvalidValueError(
                 "these are the weights of DAE, whose patch embedding has two convolutions (patch_embed.proj.conv1): "
-                "the model 'dae' takes them"
+                "the model 'dae' takes them",
+                code="weights-other",
             )
         return own_names(state_dict)
 
@@ -221,9 +225,10 @@ class DAE(SwinUNETR):
             self_supervised = any(name.startswith("encoder.") for name in state_dict)
             kind = "the self-supervised" if self_supervised else "those of SuPreM or another"
             checkpoint = "swinunetr_ssl_50000" if self_supervised else "suprem_swinunetr"
-            raise ValueError(
+            raise InvalidValueError(
                 f"these are not the weights of DAE but {kind} SwinUNETR with one convolution as its patch embedding "
-                f"(patch_embed.proj.weight): the model 'suprem' takes them, as its checkpoint '{checkpoint}'"
+                f"(patch_embed.proj.weight): the model 'suprem' takes them, as its checkpoint '{checkpoint}'",
+                code="weights-other",
             )
         return own_names(state_dict)
 

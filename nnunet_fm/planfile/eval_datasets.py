@@ -29,7 +29,9 @@ def check_domains(dataset_name: str, dataset_json: Mapping[str, Any], datasets: 
     """
     for name in datasets:
         if name == dataset_name:
-            raise PlanError(f"eval_datasets: the plan is for {name} itself, whose validation is recorded anyway")
+            raise PlanError(
+                f"eval_datasets: the plan is for {name} itself, whose validation is recorded anyway", code="eval-own"
+            )
         check_same_labels(dataset_json, _dataset_json(name), (dataset_name, name))
 
 
@@ -56,7 +58,9 @@ def check_same_labels(here: Mapping[str, Any], there: Mapping[str, Any], names: 
         PlanError: naming what differs.
     """
     if faults := differences(here, there, names):
-        raise PlanError(f"a model of {names[0]} cannot be evaluated on {names[1]}: {'; '.join(faults)}")
+        raise PlanError(
+            f"a model of {names[0]} cannot be evaluated on {names[1]}: {'; '.join(faults)}", code="eval-labels"
+        )
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any], names: tuple[str, str]) -> list[str]:
@@ -105,7 +109,8 @@ def preprocessed_cases(
             write_plans_for(plans, [dataset])
         raise PlanError(
             f"eval_datasets: {dataset} is not preprocessed for these plans ({folder} holds no cases): run "
-            f"`{_command(dataset, plans, configuration)}`"
+            f"`{_command(dataset, plans, configuration)}`",
+            code="preprocessed-missing",
         )
     if fold == "all":
         return folder, cases
@@ -120,7 +125,9 @@ def _dataset_json(name: str) -> dict[str, Any]:
         file = Path(folder, name, "dataset.json")
         if file.is_file():
             return canonical(read_object(file))
-    raise PlanError(f"eval_datasets: there is no dataset {name} in nnUNet_raw or nnUNet_preprocessed")
+    raise PlanError(
+        f"eval_datasets: there is no dataset {name} in nnUNet_raw or nnUNet_preprocessed", code="dataset-missing"
+    )
 
 
 def _command(dataset: str, plans: Mapping[str, Any], configuration: str) -> str:

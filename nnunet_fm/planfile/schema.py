@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from nnunet_fm.data.presets import MIRRORING_PRESETS
+from nnunet_fm.errors import FMError
 from nnunet_fm.io.messages import validation_faults
 from nnunet_fm.io.untrusted import plain_name
 from nnunet_fm.models.card import Recipe
@@ -26,7 +27,7 @@ Name = Annotated[str, AfterValidator(plain_name)]
 """What becomes part of a path."""
 
 
-class PlanError(ValueError):
+class PlanError(FMError, ValueError):
     """A plan that cannot be read or used; the message says what to do."""
 
 
@@ -53,7 +54,7 @@ def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
         return Recipe(**merge(unchanged, nested))
     except ValidationError as error:
         faults = validation_faults(error, "recipe.")
-        raise PlanError(f"{faults}. Recipe fields are: {', '.join(Recipe.model_fields)}") from None
+        raise PlanError(f"{faults}. Recipe fields are: {', '.join(Recipe.model_fields)}", code="recipe-field") from None
 
 
 class WeightsEntry(BaseModel):
@@ -165,12 +166,13 @@ class PlanKey(BaseModel):
             version = content.get("version") if isinstance(content, dict) else content
             raise PlanError(
                 f"plans '{name}' carry version {version!r} of the '{KEY}' entry, this nnunet-fm reads version "
-                f"{VERSION}: plan again with this version, or install the version that wrote the plans"
+                f"{VERSION}: plan again with this version, or install the version that wrote the plans",
+                code="plan-version",
             )
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise PlanError(f"plans '{name}', entry '{KEY}': {validation_faults(error)}") from None
+            raise PlanError(f"plans '{name}', entry '{KEY}': {validation_faults(error)}", code="plan-field") from None
 
 
 def unseen_mirroring(plans: Mapping[str, Any]) -> str | None:
@@ -222,9 +224,12 @@ class StockKey(BaseModel):
         if STOCK_KEY not in plans:
             raise PlanError(
                 f"plans '{name}' have no '{STOCK_KEY}' entry, from which fm_trainer_stock takes its budget: make plans "
-                f"that have with `nnunet-fm plan -d ID --control stock`"
+                f"that have with `nnunet-fm plan -d ID --control stock`",
+                code="plan-entry",
             )
         try:
             return cls.model_validate(plans[STOCK_KEY])
         except ValidationError as error:
-            raise PlanError(f"plans '{name}', entry '{STOCK_KEY}': {validation_faults(error)}") from None
+            raise PlanError(
+                f"plans '{name}', entry '{STOCK_KEY}': {validation_faults(error)}", code="plan-field"
+            ) from None

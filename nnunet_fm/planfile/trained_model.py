@@ -107,7 +107,8 @@ def read_source(folder: Path, fold: str = "0", checkpoint: str | None = None) ->
         if not (folder / name).is_file():
             raise PlanError(
                 f"{folder} is no folder of a trained model: it has no {name}. It is the folder "
-                f"<trainer>__<plans>__<configuration> in nnUNet_results/<dataset>"
+                f"<trainer>__<plans>__<configuration> in nnUNet_results/<dataset>",
+                code="model-incomplete",
             )
     plans, dataset_json = read_plans(folder / "plans.json"), canonical(read_object(folder / "dataset.json"))
     file = _checkpoint(folder, fold, checkpoint)
@@ -115,7 +116,9 @@ def read_source(folder: Path, fold: str = "0", checkpoint: str | None = None) ->
         content = read_trained(file)
         trainer, configuration = content["trainer_name"], content["init_args"]["configuration"]
     except (WeightsFileError, LookupError, TypeError) as error:
-        raise PlanError(f"{file} is not a readable checkpoint of nnU-Net: {error}") from None
+        raise PlanError(
+            f"{file} is not a readable checkpoint of nnU-Net: {error}", code="checkpoint-unreadable"
+        ) from None
     try:
         spec = grammar().trainer(trainer)
     except UnknownNameError:
@@ -123,7 +126,8 @@ def read_source(folder: Path, fold: str = "0", checkpoint: str | None = None) ->
     if spec is None or spec.method == "stock":
         raise PlanError(
             f"{folder} was trained by {trainer}: only models of fm_trainer, or of a trainer pinned to a model such as "
-            f"fm_trainer_stunet_b, can be adapted"
+            f"fm_trainer_stunet_b, can be adapted",
+            code="model-trainer",
         )
     config = resolve(plans, spec)
     return Source(
@@ -135,7 +139,7 @@ def _checkpoint(folder: Path, fold: str, name: str | None) -> Path:
     of_fold = folder / f"fold_{fold}"
     if not of_fold.is_dir():
         there = ", ".join(sorted(f.name.removeprefix("fold_") for f in folder.glob("fold_*"))) or "none"
-        raise PlanError(f"{folder} has no fold {fold}; folds there: {there}")
+        raise PlanError(f"{folder} has no fold {fold}; folds there: {there}", code="fold-missing")
     wanted = [BEST, FINAL] if name is None else [name]
     for file in (of_fold / w for w in wanted):
         if file.is_file():
@@ -143,4 +147,4 @@ def _checkpoint(folder: Path, fold: str, name: str | None) -> Path:
                 print(f"NOTE: {of_fold} has no {BEST}, the model is adapted from {file.name}")
             return file
     there = ", ".join(sorted(f.name for f in of_fold.glob("checkpoint_*.pth"))) or "none"
-    raise PlanError(f"{of_fold} has no {' or '.join(wanted)}; checkpoints there: {there}")
+    raise PlanError(f"{of_fold} has no {' or '.join(wanted)}; checkpoints there: {there}", code="checkpoint-missing")

@@ -64,11 +64,13 @@ def resolve(plans: Mapping[str, Any], spec: Spec) -> TrainingConfig:
         raise PlanError(
             f"'{name}' trains plans of nnunet-fm, but '{plans_name}' is a plan of stock nnU-Net: plan with "
             f"`nnUNetv2_plan_and_preprocess -d ID -pl FMPlanner_<model>` and pass -p FMPlans_<model>, or use a pinned "
-            f"trainer such as fm_trainer_stunet_b"
+            f"trainer such as fm_trainer_stunet_b",
+            code="plan-stock",
         )
     if key is not None and spec.model is not None and spec.model != key.model:
         raise PlanError(
-            f"'{name}' is pinned to {spec.model}, but '{plans_name}' plans {key.model}: use fm_trainer, or other plans"
+            f"'{name}' is pinned to {spec.model}, but '{plans_name}' plans {key.model}: use fm_trainer, or other plans",
+            code="plan-model",
         )
     adaptation = key.adaptation if key else None
     _check_method(spec.method, adaptation, plans_name)
@@ -79,7 +81,9 @@ def resolve(plans: Mapping[str, Any], spec: Spec) -> TrainingConfig:
         adapter = "full" if spec.scratch else card.default_adapter
     for what, part, legal in (("head", head, card.heads), ("adapter", adapter, card.adapters)):
         if part is not None and part not in legal:
-            raise PlanError(f"'{card.name}' has no {what} '{part}'; legal: {', '.join(legal) or 'none'}")
+            raise PlanError(
+                f"'{card.name}' has no {what} '{part}'; legal: {', '.join(legal) or 'none'}", code="part-unknown"
+            )
     planned = key.weights if key else {}
     stock = card.variants["nnunet"]
     recipe = key.recipe if key else stock.recipe
@@ -108,10 +112,12 @@ def _check_method(method: str | None, adaptation: Adaptation | None, plans_name:
     if planned is None:
         raise PlanError(
             f"'{trainer_name(Spec(method=method))}' adapts a trained model, but '{plans_name}' name none: make plans "
-            f"with `nnunet-fm adapt --source MODEL_FOLDER --target ID --method {method}`"
+            f"with `nnunet-fm adapt --source MODEL_FOLDER --target ID --method {method}`",
+            code="plan-method",
         )
     raise PlanError(
-        f"'{plans_name}' adapt a trained model by {planned}: train them with -tr {trainer_name(Spec(method=planned))}"
+        f"'{plans_name}' adapt a trained model by {planned}: train them with -tr {trainer_name(Spec(method=planned))}",
+        code="plan-method",
     )
 
 
@@ -128,7 +134,7 @@ def _parts(
     try:
         return tuple(official_parts(card, head, adapter, arguments, chosen=chosen, decoder=decoder))
     except LookupError as error:
-        raise PlanError(f"plans '{plans.get('plans_name')}': {error}") from None
+        raise PlanError(f"plans '{plans.get('plans_name')}': {error}", code="weights-unknown") from None
 
 
 def check_configuration(config: TrainingConfig, plans: Mapping[str, Any], configuration: str) -> str | None:
@@ -140,7 +146,8 @@ def check_configuration(config: TrainingConfig, plans: Mapping[str, Any], config
     known = plans["configurations"]
     if configuration not in known:
         raise PlanError(
-            f"plans '{plans.get('plans_name')}' have no configuration '{configuration}', only {', '.join(known)}"
+            f"plans '{plans.get('plans_name')}' have no configuration '{configuration}', only {', '.join(known)}",
+            code="configuration-missing",
         )
     entry: dict[str, Any] = {}
     chain, visited = configuration, []
@@ -149,22 +156,30 @@ def check_configuration(config: TrainingConfig, plans: Mapping[str, Any], config
         entry = {**known[chain], **entry}
         chain = known[chain].get("inherits_from")
         if chain in visited:
-            raise PlanError(f"configuration '{configuration}' inherits from itself")
+            raise PlanError(f"configuration '{configuration}' inherits from itself", code="configuration-circle")
     where = f"plans '{plans.get('plans_name')}', configuration '{configuration}'"
     _check_numbers(entry, where)
     dim = len(entry["patch_size"])
     if dim != config.card.dim:
         raise PlanError(
             f"'{config.card.name}' is a {config.card.dim}D model, but configuration '{configuration}' has "
-            f"{dim}D patches: train configuration {config.card.configuration}"
+            f"{dim}D patches: train configuration {config.card.configuration}",
+            code="configuration-dimension",
         )
     if not set(config.recipe.flipped_axes(dim)) <= set(range(dim)):
-        raise PlanError(f"{where}: recipe.mirror is {config.recipe.mirror}, but patches have {dim} axes, from 0")
+        raise PlanError(
+            f"{where}: recipe.mirror is {config.recipe.mirror}, but patches have {dim} axes, from 0", code="mirror-axes"
+        )
     if entry.get("previous_stage"):
-        raise PlanError(f"'{config.card.name}' does not take the second stage of a cascade ('{configuration}')")
+        raise PlanError(
+            f"'{config.card.name}' does not take the second stage of a cascade ('{configuration}')",
+            code="cascade-second",
+        )
     for name, value in (("augmentation", "slices"), ("sampling", "rare_class")):
         if config.card.dim == 3 and getattr(config.recipe, name) == value:
-            raise PlanError(f"recipe.{name} '{value}' is for 2D models, '{config.card.name}' is a 3D one")
+            raise PlanError(
+                f"recipe.{name} '{value}' is for 2D models, '{config.card.name}' is a 3D one", code="recipe-dimension"
+            )
     if config.recipe.feature_cache:
         _check_feature_cache(config)
     if config.card.dim == 3 and list(plans["transpose_forward"]) != [0, 1, 2] and config.card.checkpoint is not None:
@@ -197,17 +212,21 @@ def check_sides(config: TrainingConfig, plans: Mapping[str, Any], dataset_json: 
 def _check_feature_cache(config: TrainingConfig) -> None:
     """Raise a PlanError where feature maps are to be kept that change, or that nothing would ask for again."""
     if config.card.dim == 3:
-        raise PlanError(f"recipe.feature_cache is for 2D models, '{config.card.name}' is a 3D one")
+        raise PlanError(
+            f"recipe.feature_cache is for 2D models, '{config.card.name}' is a 3D one", code="recipe-dimension"
+        )
     if config.adapter not in ("freeze", "ladder"):
         raise PlanError(
             f"recipe.feature_cache keeps the maps of a frozen backbone, but the adapter is '{config.adapter}': train "
-            "with freeze or ladder, or plan with --set recipe.feature_cache=0"
+            "with freeze or ladder, or plan with --set recipe.feature_cache=0",
+            code="feature-cache",
         )
     if config.recipe.augmentation not in ("none", "flips"):
         raise PlanError(
             f"recipe.feature_cache helps where slices come again as they were, and augmentation "
             f"'{config.recipe.augmentation}' changes them each time: plan with --set recipe.augmentation=none, or "
-            "with --set recipe.feature_cache=0"
+            "with --set recipe.feature_cache=0",
+            code="feature-cache",
         )
 
 
@@ -216,12 +235,16 @@ def _check_numbers(entry: Mapping[str, Any], where: str) -> None:
     batch, patch, spacing = (entry.get(name) for name in ("batch_size", "patch_size", "spacing"))
     cure = "plan again with --patch, --batch or --spacing instead of editing"
     if type(batch) is not int or batch < 1:
-        raise PlanError(f"{where}: batch_size is {batch!r}, not a whole number from 1: {cure}")
+        raise PlanError(f"{where}: batch_size is {batch!r}, not a whole number from 1: {cure}", code="plan-numbers")
     if not isinstance(patch, list) or not all(type(edge) is int and edge > 0 for edge in patch):
-        raise PlanError(f"{where}: patch_size is {patch!r}, not a list of whole numbers from 1: {cure}")
+        raise PlanError(
+            f"{where}: patch_size is {patch!r}, not a list of whole numbers from 1: {cure}", code="plan-numbers"
+        )
     numbers = isinstance(spacing, list) and all(type(size) in (int, float) and size > 0 for size in spacing)
     if not numbers or len(spacing) != len(patch):  # type: ignore[arg-type]
-        raise PlanError(f"{where}: spacing is {spacing!r}, not {len(patch)} positive numbers in mm: {cure}")
+        raise PlanError(
+            f"{where}: spacing is {spacing!r}, not {len(patch)} positive numbers in mm: {cure}", code="plan-numbers"
+        )
 
 
 def network_architecture(config: TrainingConfig, configuration: ConfigurationManager) -> Architecture:

@@ -13,8 +13,9 @@ from typing import Any
 
 from torch import nn
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.io.untrusted import plain_name, read_object
-from nnunet_fm.models.build import network_class
+from nnunet_fm.models.build import NetworkClassError, network_class
 from nnunet_fm.planfile.schema import PlanError, PlanKey
 
 NETWORKS = "dynamic_network_architectures."
@@ -40,13 +41,13 @@ def read_plans(file: Path) -> dict[str, Any]:
     plans = read_object(file)
     try:
         check_plans(plans)
-    except (PlanError, ValueError, TypeError, ImportError) as error:
-        raise PlanError(f"{file}: {error}") from None
+    except (PlanError, InvalidValueError, NetworkClassError) as error:
+        raise PlanError(f"{file}: {error}", code=error.code) from None
     return plans
 
 
 def check_plans(plans: Mapping[str, Any]) -> None:
-    """Raise a ValueError, TypeError, ImportError or PlanError for plans whose names lead anywhere but to their own."""
+    """Raise a PlanError or an InvalidValueError for plans whose names lead anywhere but to their own."""
     for entry in ("dataset_name", "plans_name"):
         plain_name(_word(plans, entry))
     for entry in ("image_reader_writer", "label_manager", "experiment_planner_used"):
@@ -54,13 +55,13 @@ def check_plans(plans: Mapping[str, Any]) -> None:
             _identifier(plans, entry)
     configurations = plans.get("configurations")
     if not isinstance(configurations, dict) or not all(isinstance(c, dict) for c in configurations.values()):
-        raise ValueError("'configurations' must map names to objects")
+        raise PlanError("'configurations' must map names to objects", code="plan-form")
     for name, configuration in configurations.items():
         try:
             plain_name(name)
             _check_configuration(configuration)
-        except (ValueError, TypeError, ImportError) as error:
-            raise type(error)(f"configuration '{name}': {error}") from None
+        except (PlanError, InvalidValueError, NetworkClassError) as error:
+            raise PlanError(f"configuration '{name}': {error}", code=error.code) from None
     PlanKey.read(plans)
 
 
@@ -75,7 +76,7 @@ def _check_configuration(configuration: Mapping[str, Any]) -> None:
             _identifier(configuration, entry)
     schemes = configuration.get("normalization_schemes", [])
     if not isinstance(schemes, list) or not all(isinstance(s, str) and s.isidentifier() for s in schemes):
-        raise ValueError("'normalization_schemes' must be a list of names of classes")
+        raise PlanError("'normalization_schemes' must be a list of names of classes", code="plan-form")
     architecture = configuration.get("architecture")
     if architecture is not None:
         _check_architecture(architecture)
@@ -84,21 +85,24 @@ def _check_configuration(configuration: Mapping[str, Any]) -> None:
 def _check_architecture(architecture: Any) -> None:
     """The network is a network, and what is imported for it are layers."""
     if not isinstance(architecture, dict) or not isinstance(architecture.get("arch_kwargs", {}), dict):
-        raise ValueError("'architecture' and its 'arch_kwargs' must be objects")
+        raise PlanError("'architecture' and its 'arch_kwargs' must be objects", code="plan-form")
     path = _word(architecture, "network_class_name")
     if path.startswith(NETWORKS):
         _module(path, (NETWORKS,), "network_class_name")
     else:
         try:
             network_class(path)
-        except TypeError as error:
-            raise TypeError(
+        except NetworkClassError as error:
+            if error.code == "network-missing":
+                raise
+            raise PlanError(
                 f"{error}, nor one of {NETWORKS.rstrip('.')}. nnU-Net would import and call it: if you trust whoever "
-                "made this plan, use nnU-Net's own command"
+                "made this plan, use nnU-Net's own command",
+                code="network-foreign",
             ) from None
     names = architecture.get("_kw_requires_import", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("'_kw_requires_import' must be a list of names")
+        raise PlanError("'_kw_requires_import' must be a list of names", code="plan-form")
     arguments = architecture.get("arch_kwargs", {})
     for name in names:
         if arguments.get(name) is not None:
@@ -115,21 +119,24 @@ def _module(path: str, packages: tuple[str, ...], entry: str) -> None:
             found = None
     made_here = isinstance(found, type) and issubclass(found, nn.Module) and f"{found.__module__}.".startswith(packages)
     if not made_here:
-        raise TypeError(f"{entry} '{path}' is no network or layer of {' or '.join(p.rstrip('.') for p in packages)}")
+        raise PlanError(
+            f"{entry} '{path}' is no network or layer of {' or '.join(p.rstrip('.') for p in packages)}",
+            code="network-foreign",
+        )
 
 
 def _identifier(mapping: Mapping[str, Any], entry: str) -> None:
     if not _word(mapping, entry).isidentifier():
-        raise ValueError(f"{entry} '{mapping[entry]}' is not the name of a class or function")
+        raise PlanError(f"{entry} '{mapping[entry]}' is not the name of a class or function", code="plan-form")
 
 
 def _word(mapping: Mapping[str, Any], entry: str) -> str:
     if entry not in mapping:
-        raise ValueError(f"'{entry}' is missing")
+        raise PlanError(f"'{entry}' is missing", code="plan-form")
     return _text(mapping[entry], entry)
 
 
 def _text(value: Any, entry: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"'{entry}' must be a name")
+        raise PlanError(f"'{entry}' must be a name", code="plan-form")
     return value

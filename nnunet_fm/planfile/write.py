@@ -36,7 +36,8 @@ def save_plans(plans: Mapping[str, Any], *, force: bool) -> Path:
         if trained:
             raise PlanError(
                 f"{target.name} has trained models ({', '.join(trained)}) and would change. Keep both with "
-                f"-overwrite_plans_name (nnunet-fm plan --name), or replace it with `nnunet-fm plan --force`"
+                f"-overwrite_plans_name (nnunet-fm plan --name), or replace it with `nnunet-fm plan --force`",
+                code="plan-trained",
             )
     write_json(plans, target)
     return target

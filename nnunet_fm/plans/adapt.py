@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from nnunet_fm.adaptation.trained_part import set_trainable
 from nnunet_fm.data.folds import read_folds
 from nnunet_fm.data.patients import seen_cases
+from nnunet_fm.errors import code_of
 from nnunet_fm.io.dataset_json import channel_names
 from nnunet_fm.io.dataset_names import DatasetNameError, dataset_name, dataset_number
 from nnunet_fm.io.messages import validation_faults
@@ -104,7 +105,10 @@ def plan_adaptation(model_folder: Path, target: str | int, options: AdaptOptions
     check_domains(source.dataset_json, there.json, (source.dataset, there.name))
     check_channels(there.raw, there.json, there.cases)
     if unknown := sorted(set(options.labelled_cases) - set(there.cases)):
-        raise PlanError(f"{there.name} has no training case {', '.join(unknown)}; it has {', '.join(there.cases)}")
+        raise PlanError(
+            f"{there.name} has no training case {', '.join(unknown)}; it has {', '.join(there.cases)}",
+            code="case-unknown",
+        )
     _check_unseen(source, there)
     recipe = _recipe(source, there.name, options)
     adaptation = _adaptation(source, options)
@@ -124,17 +128,17 @@ def _find(target: str | int) -> RawDataset:
     try:
         name = dataset_name(target)
     except DatasetNameError as error:
-        raise PlanError(f"--target: {error}") from None
+        raise PlanError(f"--target: {error}", code=error.code) from None
     raw = Path(nnUNet_raw, name)
     if not (raw / "dataset.json").exists():
-        raise PlanError(f"--target: {raw} has no dataset.json")
+        raise PlanError(f"--target: {raw} has no dataset.json", code="dataset-json-missing")
     content = read_dataset_json(raw)
     for needed in () if "dataset" in content else ("imagesTr", "labelsTr"):
         if not (raw / needed).exists():
-            raise PlanError(f"--target: {raw} has no {needed}")
+            raise PlanError(f"--target: {raw} has no {needed}", code="target-incomplete")
     cases = training_cases(raw, content)
     if not cases:
-        raise PlanError(f"--target: {raw} has no training images")
+        raise PlanError(f"--target: {raw} has no training images", code="images-missing")
     return RawDataset(name, content, cases)
 
 
@@ -155,7 +159,8 @@ def check_domains(here: Mapping[str, Any], there: Mapping[str, Any], names: tupl
     if faults := differences(here, there, names):
         raise PlanError(
             f"a model of {names[0]} cannot be adapted to {names[1]}: {'; '.join(faults)}. Labels must have the same "
-            f"names and values in both dataset.json, and channels the same number and order"
+            f"names and values in both dataset.json, and channels the same number and order",
+            code="target-labels",
         )
 
 
@@ -180,7 +185,8 @@ def _check_unseen(source: Source, target: RawDataset) -> None:
     if len(bad) == len(folds):
         raise PlanError(
             f"the model was trained on validation cases of every fold of {target.name} ({example}): adapt to another "
-            f"dataset, or name cases for validation in {target.raw / 'splits_final.json'} that it has not seen"
+            f"dataset, or name cases for validation in {target.raw / 'splits_final.json'} that it has not seen",
+            code="cases-seen",
         )
     print(
         f"WARNING: the model was trained on validation cases of {target.name} ({example}): folds "
@@ -190,17 +196,27 @@ def _check_unseen(source: Source, target: RawDataset) -> None:
 
 def _check_options(options: AdaptOptions) -> None:
     if options.method == "entropymin" and (options.labelled or options.labelled_cases):
-        raise PlanError("entropy minimisation uses no labels: leave out --labelled, or take --method selftraining")
+        raise PlanError(
+            "entropy minimisation uses no labels: leave out --labelled, or take --method selftraining",
+            code="option-conflict",
+        )
     teacher = options.update_every != 1 or options.teacher_momentum is not None
     if teacher and options.method == "entropymin":
-        raise PlanError("entropy minimisation has no teacher: leave out --update-every and --teacher-momentum")
+        raise PlanError(
+            "entropy minimisation has no teacher: leave out --update-every and --teacher-momentum",
+            code="option-conflict",
+        )
     if teacher and options.faithful:
         raise PlanError(
             "the published self-training takes its pseudo-labels from the pass that is trained on (--faithful): leave "
-            "out --update-every and --teacher-momentum"
+            "out --update-every and --teacher-momentum",
+            code="option-conflict",
         )
     if options.recipe.get("sampling", "nnunet") != "nnunet":
-        raise PlanError("recipe.sampling of an adaptation is nnunet: other ways look for classes in all label maps")
+        raise PlanError(
+            "recipe.sampling of an adaptation is nnunet: other ways look for classes in all label maps",
+            code="recipe-sampling",
+        )
 
 
 def _adaptation(source: Source, options: AdaptOptions) -> Adaptation:
@@ -222,7 +238,7 @@ def _adaptation(source: Source, options: AdaptOptions) -> Adaptation:
             faithful=options.faithful,
         )
     except ValidationError as error:
-        raise PlanError(validation_faults(error)) from None
+        raise PlanError(validation_faults(error), code="recipe-field") from None
 
 
 def _check_trained(dataset_json: Mapping[str, Any], source: Source, adaptation: Adaptation) -> None:
@@ -236,7 +252,9 @@ def _check_trained(dataset_json: Mapping[str, Any], source: Source, adaptation: 
         norms_only = trains_norms_only(adaptation.method, adaptation.faithful)
         set_trainable(network, adaptation.train, norms_only=norms_only)
     except ValueError as error:
-        raise PlanError(f"--faithful trains the norms of the head: {error}") from None
+        raise PlanError(
+            f"--faithful trains the norms of the head: {error}", code=code_of(error, "head-norms")
+        ) from None
 
 
 def _name(source: Source, adaptation: Adaptation) -> str:

@@ -67,9 +67,9 @@ def read_conversion(file: Path) -> dict[str, Any]:
     try:
         content = read_json(file, RECORD_ENTRIES)
     except ForeignFileError as error:
-        raise PlanError(str(error)) from None
+        raise PlanError(str(error), code=error.code) from None
     if not isinstance(content, dict):
-        raise PlanError(f'{file} holds no JSON object such as {{"slice_axis": "y"}}')
+        raise PlanError(f'{file} holds no JSON object such as {{"slice_axis": "y"}}', code="conversion-form")
     return content
 
 
@@ -83,7 +83,7 @@ def converter_slice_axis(file: Path, orientations: Mapping[str, int]) -> int | N
     try:
         return None if given is None else slice_axis(given, orientations)
     except ValueError as error:
-        raise PlanError(f"{file}: slice_axis {error}") from None
+        raise PlanError(f"{file}: slice_axis {error}", code="slice-axis") from None
 
 
 def orient_spacing(target: Sequence[float], median: Sequence[float]) -> list[float]:

@@ -77,7 +77,8 @@ def check_foreground(dataset_json: Mapping[str, Any], fingerprint: Mapping[str, 
         numbers = fingerprint["foreground_intensity_properties_per_channel"][str(index)]
         if fault := fault_of_foreground(numbers):
             raise PlanError(
-                f"channel {index} '{name}': {fault}. Rescale these images, and extract the fingerprint anew"
+                f"channel {index} '{name}': {fault}. Rescale these images, and extract the fingerprint anew",
+                code="intensities-invalid",
             )
         if doubt := doubt_of_foreground(name, numbers):
             doubts.append(f"channel {index} {doubt}")

@@ -132,21 +132,23 @@ def _wanted(wish: object, recipe: Recipe, data: Data, dim: int) -> list[int]:
     try:
         wanted = read_mirror(wish)
     except ValueError as error:
-        raise PlanError(f"recipe.{error}") from None
+        raise PlanError(f"recipe.{error}", code="mirror-axes") from None
     if wanted == "all":
         wanted = list(range(dim))
     if wanted and recipe.augmentation not in MIRRORING_PRESETS:
         raise PlanError(
             f"recipe.mirror is {wish!r}, but augmentation '{recipe.augmentation}' flips nothing, and a network must "
             f"not predict mirrored images that it was not trained on: leave mirror out, or take one of the "
-            f"augmentations {', '.join(sorted(MIRRORING_PRESETS))}"
+            f"augmentations {', '.join(sorted(MIRRORING_PRESETS))}",
+            code="mirror-augmentation",
         )
     patch = {AXIS_NAMES[data.image_axis(axis, dim)]: axis for axis in range(dim)}
     axes = {patch.get(axis, -1) if isinstance(axis, str) else axis for axis in wanted}
     if not axes <= set(range(dim)):
         raise PlanError(
             f"recipe.mirror is {wish!r}, but a patch has the axes {', '.join(patch)}, or "
-            f"{', '.join(map(str, range(dim)))}"
+            f"{', '.join(map(str, range(dim)))}",
+            code="mirror-axes",
         )
     return sorted(axes)
 
@@ -173,7 +175,10 @@ def _sides(data: Data) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
     entry = read_conversion(file).get("left_right") or {}
     given = entry.get("pairs", []) if isinstance(entry, dict) else None
     if not isinstance(given, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in given):
-        raise PlanError(f'{file}: left_right is no entry such as {{"axis": "x", "pairs": [["Kidney_L", "Kidney_R"]]}}')
+        raise PlanError(
+            f'{file}: left_right is no entry such as {{"axis": "x", "pairs": [["Kidney_L", "Kidney_R"]]}}',
+            code="conversion-form",
+        )
     told = [(str(left), str(right)) for left, right in given if {str(left), str(right)} <= set(data.labels)]
     return list(dict.fromkeys((*told, *found.pairs))), found.alike
 
@@ -183,7 +188,10 @@ def _lateral(data: Data) -> tuple[frozenset[int], str | None]:
     file = data.raw / "conversion.json"
     told = (read_conversion(file).get("left_right") or {}).get("axis")
     if told is not None and str(told).lower() not in AXES:
-        raise PlanError(f"{file}: left_right.axis is {told!r}, legal are 0, 1, 2 (index into z, y, x), z, y, x")
+        raise PlanError(
+            f"{file}: left_right.axis is {told!r}, legal are 0, 1, 2 (index into z, y, x), z, y, x",
+            code="conversion-form",
+        )
     axes, unsure = patient_axes(data.cases, data.reader)
     if told is None:
         return frozenset(range(3)) if axes is None else axes, unsure

@@ -21,6 +21,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_fm.data.folds import first_cases, read_folds, training_cases_of
 from nnunet_fm.data.samples import count_samples
+from nnunet_fm.errors import code_of
 from nnunet_fm.heads import needs_official
 from nnunet_fm.io.dataset_json import channel_names
 from nnunet_fm.io.dataset_names import dataset_name
@@ -213,10 +214,14 @@ def read_task(
     assert spec.model is not None
     card, variant = get_card(spec.model), spec.variant or "mission"
     if variant not in card.variants:
-        raise PlanError(f"'{card.name}' has no variant '{spec.variant}'; legal: {', '.join(card.variants)}")
+        raise PlanError(
+            f"'{card.name}' has no variant '{spec.variant}'; legal: {', '.join(card.variants)}", code="variant-unknown"
+        )
     cases = len(data.fingerprint["spacings"])
     if options.train_cases is not None and options.train_cases > cases:
-        raise PlanError(f"--train-cases {options.train_cases}: {data.name} has {cases} training cases")
+        raise PlanError(
+            f"--train-cases {options.train_cases}: {data.name} has {cases} training cases", code="cases-few"
+        )
     adapter = spec.adapter or card.default_adapter
     planned = on_dataset(card.variants[variant], data.name, adapter)
     head = spec.head or card.default_head
@@ -234,13 +239,13 @@ def choose_axes(task: Task) -> Decision[list[int]]:
     by_user, orientations = task.options.slice_axis, task.data.orientations
     if task.dim == 3:
         if by_user is not None:
-            raise PlanError(f"--slice-axis is for 2D models; '{task.card.name}' is a 3D model")
+            raise PlanError(f"--slice-axis is for 2D models; '{task.card.name}' is a 3D model", code="option-dimension")
         return Decision([0, 1, 2])
     if by_user is not None:
         try:
             return Decision(slices_first(slice_axis(by_user, orientations)), "user")
         except ValueError as error:
-            raise PlanError(f"--slice-axis {error}") from None
+            raise PlanError(f"--slice-axis {error}", code="slice-axis") from None
     by_converter = converter_slice_axis(task.data.conversion, orientations)
     if by_converter is not None:
         return Decision(slices_first(by_converter), "dataset")
@@ -301,7 +306,10 @@ def choose_spacing(task: Task, axes: Sequence[int]) -> Decision[list[float]]:
         native = [float(task.stock_spacing[a]) for a in axes]
     if isinstance(by_user, list):
         if len(by_user) not in (card.dim, 3) or min(by_user) <= 0:
-            raise PlanError(f"a spacing for '{card.name}' is {card.dim} positive numbers in mm, not {by_user}")
+            raise PlanError(
+                f"a spacing for '{card.name}' is {card.dim} positive numbers in mm, not {by_user}",
+                code="spacing-invalid",
+            )
         # Three numbers name the image's own axes, two the plane of the slices.
         full = [by_user[a] for a in axes] if len(by_user) == 3 else [native[0], *by_user]
         return Decision(full, "user")
@@ -323,7 +331,10 @@ def measure_grid(task: Task, axes: Sequence[int], full_spacing: Sequence[float])
     """
     image = median_shape(task.data.shapes(axes), task.data.spacings(axes), full_spacing)[-task.dim :]
     if task.dim == 3 and min(image) == 1:
-        raise PlanError(f"'{task.card.name}' is a 3D model, but the images of {task.data.name} have a single slice")
+        raise PlanError(
+            f"'{task.card.name}' is a 3D model, but the images of {task.data.name} have a single slice",
+            code="images-flat",
+        )
     return TargetGrid(list(full_spacing[-task.dim :]), image)
 
 
@@ -340,10 +351,14 @@ def choose_patch(task: Task, grid: TargetGrid) -> Decision[list[int]]:
     if by_user is not None:
         patch = [int(e) for e in by_user]
         if len(patch) != card.dim or min(patch) < 1:
-            raise PlanError(f"a patch for '{card.name}' has {card.dim} positive edges, not {patch}")
+            raise PlanError(
+                f"a patch for '{card.name}' has {card.dim} positive edges, not {patch}", code="patch-illegal"
+            )
         legal = legal_patch(card, patch, grid.spacing)[0]
         if legal != patch:
-            raise PlanError(f"'{card.name}' cannot take a patch of {patch}; the next legal one is {legal}")
+            raise PlanError(
+                f"'{card.name}' cannot take a patch of {patch}; the next legal one is {legal}", code="patch-illegal"
+            )
         return Decision(patch, "user")
     wanted = nnunet_patch(grid.image, grid.spacing) if task.variant == "nnunet" else geometry.patch
     as_published = card.dim == 2 and isinstance(geometry.spacing, list) and task.options.spacing is None
@@ -424,7 +439,7 @@ def design_network(
             changes=task.options.network,
         )
     except ValueError as error:
-        raise PlanError(f"network: {error}") from None
+        raise PlanError(f"network: {error}", code=code_of(error, "argument-value")) from None
 
 
 def propose_quick(task: Task, recipe: Recipe) -> Decision[None]:
@@ -455,7 +470,10 @@ def choose_length_of(
     if dim == 2:
         samples = count_by_fold(task.data, axes, None, patch, train_cases=by_user.train_cases, seed=recipe.seed)
     if by_user.epochs is not None and not samples:
-        raise PlanError(f"--epochs are passes over slices; '{task.card.name}' is a 3D model, give it --iterations")
+        raise PlanError(
+            f"--epochs are passes over slices; '{task.card.name}' is a 3D model, give it --iterations",
+            code="option-dimension",
+        )
     origin = "user" if by_user.iterations or by_user.epochs else task.variant
     epochs = by_user.epochs or task.planned.epochs
     if epochs is None or not samples:
@@ -553,9 +571,9 @@ def choose_weights(task: Task, network: Architecture) -> dict[str, WeightsEntry]
     try:
         parts = official_parts(card, task.head, task.adapter, arguments, chosen=chosen, decoder=decoder)
     except LookupError as error:
-        raise PlanError(f"'{card.name}': {error}") from None
+        raise PlanError(f"'{card.name}': {error}", code="weights-unknown") from None
     if options.weights is not None and not parts:
-        raise PlanError(f"'{card.name}' has no weights called '{options.weights}'; known: none")
+        raise PlanError(f"'{card.name}' has no weights called '{options.weights}'; known: none", code="weights-unknown")
     entries = {}
     for part in parts:
         path = find(part.checkpoint.files)
@@ -567,9 +585,13 @@ def choose_weights(task: Task, network: Architecture) -> dict[str, WeightsEntry]
 def head_file(card: ModelCard, head: str | None, name: str) -> str:
     """The file that a short name of ``--head-weights`` stands for."""
     if head is None or not needs_official(head) or not card.head_weights:
-        raise PlanError(f"--head-weights: the head '{head}' of '{card.name}' starts from no file of its own")
+        raise PlanError(
+            f"--head-weights: the head '{head}' of '{card.name}' starts from no file of its own", code="head-weights"
+        )
     if name not in card.head_weights:
-        raise PlanError(f"--head-weights of '{card.name}' is {' or '.join(card.head_weights)}, not '{name}'")
+        raise PlanError(
+            f"--head-weights of '{card.name}' is {' or '.join(card.head_weights)}, not '{name}'", code="head-weights"
+        )
     return card.head_weights[name]
 
 

@@ -54,7 +54,7 @@ class FMPlanner(ExperimentPlanner):
         processes: int | None = None,
     ) -> None:
         if fault := shared_memory_fault():  # nnU-Net lists cases in twelve processes
-            raise PlanError(fault)
+            raise PlanError(fault, code="shared-memory")
         name = dataset_name(dataset_name_or_id)
         raw = Path(nnUNet_raw, name)
         dataset_json = read_dataset_json(raw)
@@ -71,7 +71,10 @@ class FMPlanner(ExperimentPlanner):
             print(f"WARNING: {warning}", file=sys.stderr)
         # The stock command always passes DefaultPreprocessor, so only another name can be a user's wish.
         if preprocessor_name not in ("DefaultPreprocessor", "FMPreprocessor"):
-            raise PlanError(f"plans of nnunet-fm use FMPreprocessor (or --portable), not '{preprocessor_name}'")
+            raise PlanError(
+                f"plans of nnunet-fm use FMPreprocessor (or --portable), not '{preprocessor_name}'",
+                code="preprocessor-other",
+            )
         self.options = options or Options()
         if overwrite_target_spacing is not None:
             self.options = replace(self.options, spacing=[float(s) for s in overwrite_target_spacing])

@@ -76,14 +76,17 @@ def write_stock_plans(
         raise PlanError(
             f"{file} does not exist. Make it with `nnUNetv2_extract_fingerprint -d {number}` and "
             f"`nnUNetv2_plan_experiment -d {number}{planner}`, or both and the preprocessing with "
-            f"`nnUNetv2_plan_and_preprocess -d {number}{planner}`"
+            f"`nnUNetv2_plan_and_preprocess -d {number}{planner}`",
+            code="plans-missing",
         )
     plans = read_object(file)
     if KEY in plans:
-        raise PlanError(f"'{base}' are plans of nnunet-fm: a control needs plans of stock nnU-Net")
+        raise PlanError(
+            f"'{base}' are plans of nnunet-fm: a control needs plans of stock nnU-Net", code="plan-not-stock"
+        )
     plans["plans_name"] = name or f"{base}_control"
     if plans["plans_name"] == base:
-        raise PlanError(f"a control needs a name of its own, not that of the stock plans, '{base}'")
+        raise PlanError(f"a control needs a name of its own, not that of the stock plans, '{base}'", code="plan-name")
     plans[STOCK_KEY] = StockKey(
         iterations=iterations,
         iterations_per_epoch=iterations_per_epoch or min(ITERATIONS_PER_EPOCH, iterations),

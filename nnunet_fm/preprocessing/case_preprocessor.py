@@ -22,6 +22,7 @@ from nnunetv2.utilities import find_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from numpy.typing import NDArray
 
+from nnunet_fm.errors import FMError, InvalidValueError, code_of
 from nnunet_fm.io.dataset_json import canonical
 from nnunet_fm.io.image_faults import exact, unreadable
 from nnunet_fm.io.image_files import read_image
@@ -37,7 +38,7 @@ OUTSIDE = -1
 """nnU-Net's label of background outside of the nonzero region."""
 
 
-class CaseError(ValueError):
+class CaseError(FMError, ValueError):
     """A case cannot be read or preprocessed; the message names its files."""
 
 
@@ -77,12 +78,15 @@ class CasePreprocessor(DefaultPreprocessor):
         """
         dataset_json, schemes = _content(dataset_json), configuration_manager.normalization_schemes
         if len(data) != len(schemes):
-            raise ValueError(f"{len(data)} channels or volumes in time, where the plan has {len(schemes)}")
+            raise InvalidValueError(
+                f"{len(data)} channels or volumes in time, where the plan has {len(schemes)}", code="channels-count"
+            )
         if seg is not None and len(seg) != 1:
-            raise ValueError(f"the label map has {len(seg)} volumes, not one")
+            raise InvalidValueError(f"the label map has {len(seg)} volumes, not one", code="label-map-shape")
         if seg is not None and seg.shape[1:] != data.shape[1:]:
-            raise ValueError(
-                f"images of {data.shape[1:]} voxels come with a label map of {seg.shape[1:]}: put both on one grid"
+            raise InvalidValueError(
+                f"images of {data.shape[1:]} voxels come with a label map of {seg.shape[1:]}: put both on one grid",
+                code="grid-differs",
             )
         axes = [0, *(axis + 1 for axis in plans_manager.transpose_forward)]
         data = data.transpose(axes)
@@ -113,7 +117,9 @@ class CasePreprocessor(DefaultPreprocessor):
             image = configuration_manager.resampling_fn_data(image[None], shape, spacing, target)[0]
             if not np.isfinite(image.sum()):  # each patch of it would end the training
                 why_constant(channel[crop], index)  # says so where it is because of large intensities
-                raise ValueError(f"channel {index} has voxels that are NaN or infinite: replace them")
+                raise InvalidValueError(
+                    f"channel {index} has voxels that are NaN or infinite: replace them", code="image-not-finite"
+                )
             if images is None:
                 images = np.empty((len(data), *image.shape), dtype=np.float32)
             images[index] = image
@@ -157,7 +163,10 @@ class CasePreprocessor(DefaultPreprocessor):
         try:
             return self.run_case_npy(data, seg, properties, plans_manager, configuration_manager, dataset_json)
         except (ValueError, AssertionError) as error:  # the latter of nnU-Net's normalisers
-            raise CaseError(f"{images if seg_file is None else f'{images}, {seg_file}'}: {error}") from error
+            raise CaseError(
+                f"{images if seg_file is None else f'{images}, {seg_file}'}: {error}",
+                code=code_of(error, "case-invalid"),
+            ) from error
 
 
 def _warn_of_numbers(files: Sequence[str]) -> None:
@@ -178,7 +187,7 @@ def _named_on_failure(files: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:  # readers of images let through whatever their libraries say of a file
-        raise CaseError(unreadable(files, error, printed.getvalue())) from error
+        raise CaseError(unreadable(files, error, printed.getvalue()), code=code_of(error, "case-unreadable")) from error
     print(printed.getvalue(), end="")
 
 
@@ -196,7 +205,10 @@ def _normaliser(
         str(Path(nnunetv2.__path__[0], *module.split("."))), scheme, f"nnunetv2.{module}"
     )
     if found is None:
-        raise ValueError(f"the plan's normalization scheme '{scheme}' is known neither to nnU-Net nor to nnunet-fm")
+        raise InvalidValueError(
+            f"the plan's normalization scheme '{scheme}' is known neither to nnU-Net nor to nnunet-fm",
+            code="normalization-unknown",
+        )
     return found(
         use_mask_for_norm=configuration_manager.use_mask_for_norm[channel],
         intensityproperties=plans_manager.foreground_intensity_properties_per_channel[str(channel)],
@@ -230,7 +242,9 @@ def _check_labels(labels: NDArray[np.number], file: str, dataset_json: dict[str,
     rule = (
         "labels are whole numbers" if any(float(value) % 1 for value in foreign) else "dataset.json has no such labels"
     )
-    raise CaseError(f"{file} has voxels of {shown}, but {rule}: correct the label map or dataset.json")
+    raise CaseError(
+        f"{file} has voxels of {shown}, but {rule}: correct the label map or dataset.json", code="labels-unknown"
+    )
 
 
 def _content(dataset_json: dict[str, Any] | str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from nnunetv2.imageio.reader_writer_registry import (
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
 from nnunet_fm.cpu.limits import shared_memory_fault
+from nnunet_fm.errors import code_of
 from nnunet_fm.io.dataset_json import channel_names
 from nnunet_fm.io.image_faults import unreadable
 from nnunet_fm.io.untrusted import RECORD_ENTRIES, read_json
@@ -42,7 +43,7 @@ def fingerprint(dataset_name: str, dataset_json: Mapping[str, Any], processes: i
     file = Path(nnUNet_preprocessed, dataset_name, "dataset_fingerprint.json")
     if not file.is_file():
         if fault := shared_memory_fault():  # nnU-Net reads the images in processes
-            raise PlanError(fault)
+            raise PlanError(fault, code="shared-memory")
         raw = Path(nnUNet_raw, dataset_name)
         cases = training_cases(raw, dataset_json)
         channels = len(channel_names(dataset_json))
@@ -54,10 +55,10 @@ def fingerprint(dataset_name: str, dataset_json: Mapping[str, Any], processes: i
             with _read_by(type(reader)):
                 extractor.run(overwrite_existing=True)
         except Exception as error:  # whatever readers and numpy say: it names neither file nor case
-            fault = _fault(raw, cases, channels, reader)
-            if fault is None:
+            found = _fault(raw, cases, channels, reader)
+            if found is None:
                 raise
-            raise PlanError(fault) from error
+            raise found from error
     content: dict[str, Any] = read_json(file, RECORD_ENTRIES)
     return content
 
@@ -87,7 +88,7 @@ def _reader(file: str, dataset_json: Mapping[str, Any]) -> BaseReaderWriter:
             whole_images(usual)().read_images([file])
         except Exception as error:  # readers let through whatever their libraries say of a file
             if found is None:
-                raise PlanError(unreadable(file, error)) from None
+                raise PlanError(unreadable(file, error), code=code_of(error, "case-unreadable")) from None
             print(
                 f"WARNING: all images will be read by {found.__name__}: by {usual.__name__} {unreadable(file, error)}",
                 file=sys.stderr,
@@ -96,7 +97,9 @@ def _reader(file: str, dataset_json: Mapping[str, Any]) -> BaseReaderWriter:
     return whole_images(found)()
 
 
-def _fault(raw: Path, cases: Mapping[str, Mapping[str, Any]], channels: int, reader: BaseReaderWriter) -> str | None:
+def _fault(
+    raw: Path, cases: Mapping[str, Mapping[str, Any]], channels: int, reader: BaseReaderWriter
+) -> PlanError | None:
     """The first case of which no fingerprint can be taken, and why, or what all label maps lack; None without either.
 
     Every file is read once more, in this process.
@@ -106,24 +109,31 @@ def _fault(raw: Path, cases: Mapping[str, Mapping[str, Any]], channels: int, rea
         try:
             images = reader.read_images(files["images"])[0]
         except Exception as error:  # as above
-            return unreadable(", ".join(files["images"]), error)
+            return PlanError(unreadable(", ".join(files["images"]), error), code=code_of(error, "case-unreadable"))
         try:
             labels = reader.read_seg(files["label"])[0]
         except Exception as error:
-            return unreadable(files["label"], error)
+            return PlanError(unreadable(files["label"], error), code=code_of(error, "case-unreadable"))
         if len(images) != channels:
-            return f"{', '.join(files['images'])}: {len(images)} channels, where dataset.json has {channels}"
+            return PlanError(
+                f"{', '.join(files['images'])}: {len(images)} channels, where dataset.json has {channels}",
+                code="channels-count",
+            )
         if images.shape[1:] != labels.shape[1:]:
-            return (
+            return PlanError(
                 f"{case}: images of {images.shape[1:]} voxels come with a label map of {labels.shape[1:]}: put both on "
-                "one grid"
+                "one grid",
+                code="grid-differs",
             )
         if not np.isfinite(images.sum(dtype=np.float64)):
-            return f"{', '.join(files['images'])}: voxels that are NaN or infinite: replace them"
+            return PlanError(
+                f"{', '.join(files['images'])}: voxels that are NaN or infinite: replace them", code="image-not-finite"
+            )
         foreground = foreground or bool((labels > 0).any())
     if foreground:
         return None
-    return (
+    return PlanError(
         f"none of the {len(cases)} label maps in {raw / 'labelsTr'} has a voxel of a class (foreground): there is "
-        "nothing to learn, look at how they were made"
+        "nothing to learn, look at how they were made",
+        code="classes-none",
     )

@@ -70,7 +70,8 @@ def check_grids(cases: Mapping[str, Mapping[str, Any]], reader: str) -> list[str
     if certain:
         raise PlanError(
             f"{listed(certain, '; ')}. If the voxels fit by their index, copy the image's header onto the file "
-            "(SimpleITK: CopyInformation); else resample or redraw it on the image's grid"
+            "(SimpleITK: CopyInformation); else resample or redraw it on the image's grid",
+            code="grid-differs",
         )
     if slight:
         return [f"{listed(slight, '; ')}. Voxels are paired by their index, as in nnU-Net"]

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_fm.errors import FMError
+
 SAMPLE = 100_000
 """Voxels that are looked at before all are."""
 TOO_LARGE = 1e15
@@ -19,8 +21,10 @@ SHIFTED = 500
 """Mean of labelled structures above which CT was stored without its shift of 1024 HU."""
 
 
-class OverflowingImageError(ValueError):
+class OverflowingImageError(FMError, ValueError):
     """A channel's intensities are too large to be normalised."""
+
+    code = "intensities-too-large"
 
 
 def is_constant(image: NDArray[np.number]) -> bool:

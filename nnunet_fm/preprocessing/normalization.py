@@ -10,6 +10,8 @@ import numpy as np
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import ImageNormalization
 from numpy.typing import NDArray
 
+from nnunet_fm.errors import InvalidValueError
+
 PERCENTILES = (1.0, 99.0)
 FOREGROUND_PERCENTILES = (0.5, 99.5)
 
@@ -112,9 +114,10 @@ class AdvancedNormalization(ImageNormalization):
 def _check_finite(image: NDArray[np.number]) -> None:
     bad = image.size - int(np.count_nonzero(np.isfinite(image)))
     if bad:
-        raise ValueError(
+        raise InvalidValueError(
             f"image of shape {image.shape} holds {bad} voxels that are NaN or infinite; "
-            "replace them in the raw image file (for CT usually by -1024 HU)"
+            "replace them in the raw image file (for CT usually by -1024 HU)",
+            code="image-not-finite",
         )
 
 

@@ -39,7 +39,8 @@ def check_pairs(raw_folder: Path, dataset_json: Mapping[str, Any]) -> list[str]:
     if without := [shown(f"{case}{ending}") for case in images.cases if case not in labels.cases]:
         raise PlanError(
             f"{raw_folder / 'labelsTr'} lacks the label maps of {len(without)} of {len(images.cases)} cases: "
-            f"{listed(without)}. Add them, or take those images out of imagesTr{hint}"
+            f"{listed(without)}. Add them, or take those images out of imagesTr{hint}",
+            code="label-maps-missing",
         )
     _check_images(raw_folder, images, labels, ending, hint)
     check_count(dataset_json, images.cases, str(raw_folder), hint)
@@ -59,7 +60,8 @@ def _check_images(raw_folder: Path, images: ImageFiles, labels: ImageFiles, endi
     if without := [shown(f"{case}_0000{ending}") for case in labels.cases if case not in images.cases]:
         raise PlanError(
             f"{raw_folder / 'imagesTr'} lacks the images of {len(without)} of {len(labels.cases)} label maps: "
-            f"{listed(without)}. Add them, or take those label maps out of labelsTr{hint}"
+            f"{listed(without)}. Add them, or take those label maps out of labelsTr{hint}",
+            code="images-missing",
         )
 
 
@@ -69,5 +71,6 @@ def check_count(dataset_json: Mapping[str, Any], cases: Collection[str], where: 
     if said is not None and str(said) != str(len(cases)):
         raise PlanError(
             f"dataset.json says numTraining {said}, but {where} has {len(cases)} training cases: add those that are "
-            f"missing, or correct numTraining{hint}"
+            f"missing, or correct numTraining{hint}",
+            code="cases-number",
         )

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from nnunet_fm.cpu.limits import startable
+from nnunet_fm.errors import FMError
 from nnunet_fm.io.atomic_write import PARTIAL
 from nnunet_fm.io.dataset_json import canonical
 from nnunet_fm.io.dataset_names import dataset_name, dataset_number
@@ -108,7 +109,8 @@ def _check_identifier(plans: Mapping[str, Any], configuration: str, identifier: 
         return
     raise PlanError(
         f"the preprocessing settings of {plans['plans_name']}.json were changed by hand, but not their "
-        f"data_identifier: plan again, or set it to '{data_identifier(plans, configuration)}'"
+        f"data_identifier: plan again, or set it to '{data_identifier(plans, configuration)}'",
+        code="plan-identifier",
     )
 
 
@@ -140,7 +142,7 @@ def _is_current_without_labels(
     return list(properties["class_locations"]) == located_classes(PlansManager(plans), dict(dataset_json))
 
 
-class PreprocessingError(RuntimeError):
+class PreprocessingError(FMError, RuntimeError):
     """Preprocessing cannot go on; the message says why and what to do."""
 
 
@@ -200,7 +202,8 @@ class FMPreprocessor(CasePreprocessor):
             state = "does not hold these data as they are now" if folder.is_dir() else "is not there"
             raise PreprocessingError(
                 f"{folder} {state}, and this account cannot write to {folder.parent}: export nnUNet_preprocessed to a "
-                "folder of your own, and plan and preprocess there"
+                "folder of your own, and plan and preprocess there",
+                code="output-not-writable",
             ) from None
         manager = PlansManager(plans)
         shared = (
@@ -217,7 +220,8 @@ class FMPreprocessor(CasePreprocessor):
             if not any(found):
                 raise PreprocessingError(
                     f"none of the {len(cases)} label maps has a voxel of a class (foreground): there is nothing to "
-                    "learn, look at how they were made"
+                    "learn, look at how they were made",
+                    code="classes-none",
                 )
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -238,7 +242,8 @@ class FMPreprocessor(CasePreprocessor):
         except BrokenProcessPool:
             raise PreprocessingError(
                 f"one of {workers} preprocessing processes was killed, most likely because the memory "
-                f"did not suffice: give nnU-Net fewer of them (-np {workers // 2})"
+                f"did not suffice: give nnU-Net fewer of them (-np {workers // 2})",
+                code="process-killed",
             ) from None
         finally:
             for process in set(active_children()) - others:
@@ -257,7 +262,8 @@ class FMPreprocessor(CasePreprocessor):
             number = dataset_number(target.parent.parent.name)
             raise CaseError(
                 f"{error}. If the dataset's fingerprint was taken of that file, take it again: "
-                f"nnUNetv2_extract_fingerprint -d {number} --clean"
+                f"nnUNetv2_extract_fingerprint -d {number} --clean",
+                code=error.code,
             ) from None
         except (OSError, RuntimeError) as error:
             if not any(target.parent.glob(f"{target.name}*.b2nd")):  # reading, which names its file
@@ -265,5 +271,6 @@ class FMPreprocessor(CasePreprocessor):
             free = shutil.disk_usage(target.parent).free
             raise PreprocessingError(
                 f"{target.name} could not be written to {target.parent} ({error}; the disk has {free / 1e9:.1f} GB "
-                "left): make room, or export nnUNet_preprocessed to another disk, and run the same command again"
+                "left): make room, or export nnUNet_preprocessed to another disk, and run the same command again",
+                code="case-not-written",
             ) from None

@@ -28,14 +28,15 @@ def read_dataset_json(raw_folder: Path) -> dict[str, Any]:
     file = raw_folder / "dataset.json"
     if not file.is_file():
         raise PlanError(
-            f"{file} is missing: `nnunet-fm convert` writes one, or write it as nnU-Net's documentation says"
+            f"{file} is missing: `nnunet-fm convert` writes one, or write it as nnU-Net's documentation says",
+            code="dataset-json-missing",
         )
     try:
         content = canonical(read_object(file))
     except ForeignFileError as error:
-        raise PlanError(f"{error}: write it anew") from None
+        raise PlanError(f"{error}: write it anew", code=error.code) from None
     if reason := fault(content):
-        raise PlanError(f"{file}: {reason}")
+        raise PlanError(f"{file}: {reason}", code="dataset-json")
     return content
 
 
@@ -50,19 +51,22 @@ def check_cases(raw_folder: Path, dataset_json: Mapping[str, Any]) -> list[str]:
     """
     ending = dataset_json["file_ending"]
     if "dataset" not in dataset_json and not (raw_folder / "imagesTr").is_dir():
-        raise PlanError(f"{raw_folder} has no folder imagesTr")
+        raise PlanError(f"{raw_folder} has no folder imagesTr", code="images-missing")
     cases = training_cases(raw_folder, dataset_json)
     if not cases:
         there = listed(sorted(map(shown, os.listdir(raw_folder / "imagesTr")))) or "nothing"
         raise PlanError(
             f"{raw_folder / 'imagesTr'} holds no images named <case>_0000{ending}, the file_ending of dataset.json; it "
-            f"holds {there}"
+            f"holds {there}",
+            code="images-missing",
         )
     check_channels(raw_folder, dataset_json, cases)
     if "dataset" in dataset_json:  # else the folders were searched
         files = [str(file) for case in cases.values() for file in (*case["images"], case["label"])]
         if absent := [file for file in files if not Path(file).is_file()]:
-            raise PlanError(f"{raw_folder / 'dataset.json'} lists files that are not there: {listed(absent)}")
+            raise PlanError(
+                f"{raw_folder / 'dataset.json'} lists files that are not there: {listed(absent)}", code="files-missing"
+            )
     warnings = check_pairs(raw_folder, dataset_json)
     if out_of_order(read_object(raw_folder / "dataset.json")):
         warnings.append(
@@ -104,7 +108,8 @@ def check_channels(raw_folder: Path, dataset_json: Mapping[str, Any], cases: Map
     if found:
         raise PlanError(
             f"{raw_folder}: dataset.json has the channels {named_channels(dataset_json)}, but "
-            f"{listed(list(found.values()), '; ')}"
+            f"{listed(list(found.values()), '; ')}",
+            code="channels-count",
         )
 
 

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from filelock import FileLock
 
+from nnunet_fm.errors import FMError
 from nnunet_fm.io.atomic_write import OLD, write_text
 from nnunet_fm.io.file_locks import LOCKABLE, lock_file
 
@@ -20,8 +21,10 @@ NOT_WRITABLE = (EACCES, EPERM, EROFS)
 """Numbers of the errors by which the system refuses to write."""
 
 
-class FolderInUseError(RuntimeError):
+class FolderInUseError(FMError, RuntimeError):
     """A preprocessed folder would be replaced while a training reads it."""
+
+    code = "preprocessed-in-use"
 
 
 def raw_stamp(dataset: Mapping[str, Mapping[str, Any]]) -> dict[str, list[int]]:

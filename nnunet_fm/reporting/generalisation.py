@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.metrics.scores_table import DICE, VALUE
 from nnunet_fm.reporting.results import Results
 from nnunet_fm.reporting.statistics import mean_over_runs, run_values
@@ -183,9 +184,10 @@ def check_label_sets(datasets: Mapping[str, Mapping[str, Any]]) -> None:
         if not faults and order != expected_order:
             faults = [f"regions_class_order is {list(order)} rather than {list(expected_order)}"]
         if faults:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{name} and {first} cannot be domains of one anatomy, because their labels in dataset.json differ: "
-                f"{name}: {'; '.join(faults)}. Convert them with one label table, or give them different anatomies"
+                f"{name}: {'; '.join(faults)}. Convert them with one label table, or give them different anatomies",
+                code="labels-differ",
             )
 
 
@@ -193,16 +195,19 @@ def _classes(name: str, content: Mapping[str, Any]) -> tuple[dict[str, tuple[int
     """Class name -> its labels, and the order of regions, of a ``dataset.json``."""
     labels = content.get("labels")
     if not isinstance(labels, Mapping) or not labels:
-        raise ValueError(f"the dataset.json of {name} has no 'labels', a table of class names and their labels")
+        raise InvalidValueError(
+            f"the dataset.json of {name} has no 'labels', a table of class names and their labels", code="labels-table"
+        )
     classes = {}
     for key, value in labels.items():
         try:
             parts = value if isinstance(value, (list, tuple)) else [value]
             classes[str(key)] = tuple(sorted(int(part) for part in parts))
         except (TypeError, ValueError):
-            raise ValueError(
+            raise InvalidValueError(
                 f"the dataset.json of {name} gives the class '{key}' the label {value!r}; nnU-Net v2 wants a number, "
-                "or a list of numbers"
+                "or a list of numbers",
+                code="labels-table",
             ) from None
     classes.pop("ignore", None)
     regions = any(len(value) > 1 for value in classes.values())

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.io.image_files import read_image
 
 # Okabe and Ito's palette: told apart with every kind of colour vision, and all bright on grey values.
@@ -91,7 +92,9 @@ def overlay_figure(
     maps = {"reference": read_volume(reference)[0], "prediction": read_volume(prediction)[0]}
     for name, labels in maps.items():
         if labels.shape != grey.shape:
-            raise ValueError(f"the {name} of {image.name} has size {labels.shape}, the image {grey.shape}")
+            raise InvalidValueError(
+                f"the {name} of {image.name} has size {labels.shape}, the image {grey.shape}", code="grid-differs"
+            )
     centre = middle_of_foreground(maps["reference"], maps["prediction"])
     low, high = np.percentile(grey, (1, 99))
     extents = [edge * step for edge, step in zip(grey.shape, spacing, strict=True)]  # mm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.reporting.generalisation import DG, DS, OV
 
 DIFFERENCE = " diff %"
@@ -27,7 +28,9 @@ def ranking(summary: pd.DataFrame, by: str = OV, lower_is_better: bool = False) 
     """
     values = [OV, DS, DG]
     if by not in values:
-        raise ValueError(f"there is nothing to rank by in '{by}'; it is one of {', '.join(values)}")
+        raise InvalidValueError(
+            f"there is nothing to rank by in '{by}'; it is one of {', '.join(values)}", code="metric-unknown"
+        )
     values.sort(key=lambda column: column != by)
     table = summary[[column for column in summary.columns if column not in values]].copy()
     table.insert(0, "rank", summary[by].rank(method="min", ascending=lower_is_better).astype("Int64"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from string import Template
 
 from nnunet_fm import __version__
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.io.atomic_write import write_text
 from nnunet_fm.metrics.scores_table import DICE
 from nnunet_fm.reporting.generalisation import Pool
@@ -71,7 +72,7 @@ def write_report(
         ValueError: if there are no runs, or no such metric.
     """
     if not len(results.runs):
-        raise ValueError("there is nothing to report: no trainings were found")
+        raise InvalidValueError("there is nothing to report: no trainings were found", code="trainings-none")
     context = Context(results, metric, pool, pictures, features or {}, progress)
     sections = []
     for name, make in SECTIONS.items():

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.io.messages import listed
 from nnunet_fm.metrics.scores_table import CASE, DICE, METRIC, METRICS, VALUE
 from nnunet_fm.reporting.results import Results
@@ -52,7 +53,9 @@ def case_values(results: Results, metric: str = DICE) -> pd.DataFrame:
         ValueError: for an unknown metric.
     """
     if metric not in METRICS:
-        raise ValueError(f"there is no metric '{metric}'; the metrics are {', '.join(METRICS)}")
+        raise InvalidValueError(
+            f"there is no metric '{metric}'; the metrics are {', '.join(METRICS)}", code="metric-unknown"
+        )
     scores = results.scores.loc[results.scores[METRIC] == metric]
     means = scores.astype({VALUE: float}).groupby(["run", "target", CASE], sort=False)[VALUE].mean().dropna()
     values = with_source(results.runs).merge(means.reset_index(), on="run")

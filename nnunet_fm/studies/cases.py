@@ -9,12 +9,15 @@ from typing import Any
 
 from nnunet_fm.data.folds import FOLDS, Fold, read_folds
 from nnunet_fm.data.patients import seen_cases
+from nnunet_fm.errors import FMError
 from nnunet_fm.io.untrusted import read_object
 from nnunet_fm.records.training import TrainingRecord
 
 
-class NoTestCasesError(ValueError):
+class NoTestCasesError(FMError, ValueError):
     """There is nothing to test a model on; the message says why."""
+
+    code = "test-cases-missing"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from nnunet_fm.data.subjects import read_subjects
+from nnunet_fm.errors import MissingFileError
 from nnunet_fm.io.untrusted import read_yaml
 from nnunet_fm.metrics.scores_table import read_scores
 from nnunet_fm.reporting.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, TIME_COLUMNS, Results, Run
@@ -35,7 +36,7 @@ def collect(folder: Path) -> Results:
         ValueError: if a file in it is damaged; the message names it.
     """
     if not (folder / "study.yaml").is_file() or not (folder / "runs").is_dir():
-        raise FileNotFoundError(f"{folder} is no study's folder: it has no study.yaml, or no runs")
+        raise MissingFileError(f"{folder} is no study's folder: it has no study.yaml, or no runs", code="study-folder")
     study: dict[str, Any] = read_yaml(folder / "study.yaml")
     jobs = read_json(folder / "jobs.json") or {}
     runs = _runs(folder, jobs.get("runs"))

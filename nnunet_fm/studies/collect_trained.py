@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from nnunet_fm.data.subjects import Subjects, read_subjects
+from nnunet_fm.errors import MissingFileError
 from nnunet_fm.io.dataset_json import canonical
 from nnunet_fm.io.untrusted import read_object
 from nnunet_fm.models.names import PLANS_PREFIX, Spec, UnknownNameError
@@ -109,8 +110,9 @@ def _fold_folders(
     found = [fold for folder in folders for fold in _folds(folder, *wanted)]
     if not found:
         places = ", ".join(str(folder) for folder in folders)
-        raise FileNotFoundError(
-            f"no trained and validated fold in {places}: the names given choose none, or none is there"
+        raise MissingFileError(
+            f"no trained and validated fold in {places}: the names given choose none, or none is there",
+            code="trainings-none",
         )
     return found
 
@@ -157,7 +159,9 @@ def read_records(runs: Iterable[Run]) -> dict[str, TrainingRecord]:
 
 def _folder(name: str) -> Path:
     if not os.environ.get(name):
-        raise FileNotFoundError(f"the variable {name} is not set: it names one of nnU-Net's three folders")
+        raise MissingFileError(
+            f"the variable {name} is not set: it names one of nnU-Net's three folders", code="variable-unset"
+        )
     return Path(os.environ[name])
 
 
@@ -166,7 +170,7 @@ def _trained(given: str) -> Path:
     results = _folder("nnUNet_results")
     dataset = find_dataset(given, results)
     if dataset.folder is None:
-        raise FileNotFoundError(f"no trained models of dataset {given} in {results}")
+        raise MissingFileError(f"no trained models of dataset {given} in {results}", code="model-missing")
     return dataset.folder
 
 

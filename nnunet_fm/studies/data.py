@@ -74,10 +74,12 @@ def _words(what: Mapping[str, Any]) -> Iterator[str]:
 def _configuration(plan: Path, name: str) -> dict[str, Any]:
     content = read_json(plan)
     if content is None:
-        raise StepError(f"{plan} is missing or damaged")
+        raise StepError(f"{plan} is missing or damaged", code="plans-missing")
     known: dict[str, dict[str, Any]] = content["configurations"]
     if name not in known:
-        raise StepError(f"{plan.name} plans {' and '.join(known)} for {plan.parent.name}, but not {name}")
+        raise StepError(
+            f"{plan.name} plans {' and '.join(known)} for {plan.parent.name}, but not {name}", code="plan-differs"
+        )
     return known[name]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.errors import code_of
 from nnunet_fm.io.dataset_json import canonical
 from nnunet_fm.io.dataset_names import find_datasets, several
 from nnunet_fm.io.untrusted import read_object
@@ -53,9 +54,11 @@ class Dataset:
         try:
             content = canonical(read_object(file))
         except FileNotFoundError:
-            raise StudyError(f"{self.folder} is no dataset: it has no dataset.json") from None
+            raise StudyError(
+                f"{self.folder} is no dataset: it has no dataset.json", code="dataset-json-missing"
+            ) from None
         except ValueError as error:
-            raise StudyError(f"{file} is no JSON: {error}") from None
+            raise StudyError(f"{file} is no JSON: {error}", code=code_of(error, "json-invalid")) from None
         return content
 
 
@@ -73,13 +76,14 @@ def find_dataset(given: str, raw: Path) -> Dataset:
         fitting = [p for p in named if p.name == given] or [p for p, match in named.items() if match[2] == given]
     if len(fitting) > 1:
         raise StudyError(
-            f"'{given}' is {' and '.join(p.name for p in fitting)} in {raw}: give the one that is meant its full name"
+            f"'{given}' is {' and '.join(p.name for p in fitting)} in {raw}: give the one that is meant its full name",
+            code="dataset-ambiguous",
         )
     if not fitting:
         return Dataset(given, None)
     found = Dataset(fitting[0].name, fitting[0])
     if len(names := find_datasets().get(found.number, {})) > 1:  # its steps call nnU-Net's commands by number
-        raise StudyError(f"{several(found.number, names)}: rename one of them in all folders")
+        raise StudyError(f"{several(found.number, names)}: rename one of them in all folders", code="dataset-ambiguous")
     return found
 
 

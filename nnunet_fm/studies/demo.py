@@ -16,6 +16,7 @@ from rich.table import Table
 
 from nnunet_fm.cpu.limits import environment, usable_cores
 from nnunet_fm.dataset_conversion.demo import CREDIT, unpack
+from nnunet_fm.errors import FailedError
 from nnunet_fm.io.atomic_write import replacing
 from nnunet_fm.io.untrusted import read_object
 
@@ -126,7 +127,10 @@ class Demo:
         self.seconds[step] = round(time.monotonic() - started, 1)
         if process.returncode != 0:
             last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
-            raise RuntimeError(f"{program} failed with exit code {process.returncode}: {' | '.join(last)} (see {log})")
+            raise FailedError(
+                f"{program} failed with exit code {process.returncode}: {' | '.join(last)} (see {log})",
+                code="command-failed",
+            )
 
     def _wait(
         self, process: subprocess.Popen[bytes], step: str, started: float, watch: Callable[[], str] | None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.errors import code_of
 from nnunet_fm.models.card import ModelCard
 from nnunet_fm.planfile.schema import STOCK_ITERATIONS
 from nnunet_fm.reporting.results import Run
@@ -66,7 +67,8 @@ class Expansion:
         if there is not training:
             raise StudyError(
                 f"'{training.run.label}' and '{there.run.label}' are the same training on {training.run.dataset}: "
-                "leave one out"
+                "leave one out",
+                code="training-twice",
             )
 
 
@@ -91,7 +93,7 @@ class _Expander:
         self.groups = groups if study.anatomies else {group[0].name: group for group in groups.values()}
         names = [dataset.name for group in groups.values() for dataset in group]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise StudyError(f"datasets that stand in the study twice: {', '.join(twice)}")
+            raise StudyError(f"datasets that stand in the study twice: {', '.join(twice)}", code="dataset-twice")
         self.datasets = {dataset.name: dataset for group in self.groups.values() for dataset in group}
         self.sources = self._named(study.sources, "sources") or frozenset(self.datasets)
         self.rows = rows(study)
@@ -106,7 +108,7 @@ class _Expander:
                 for training in (*self._models(anatomy, source), *self._stock(anatomy, source)):
                     expansion.add(training)
         if not expansion.trainings:
-            raise StudyError("nothing is left to train: every model skips every dataset")
+            raise StudyError("nothing is left to train: every model skips every dataset", code="trainings-none")
         for training in [t for t in expansion.trainings.values() if t.run.control is None]:
             for adapted in self._adapted(training):
                 expansion.add(adapted)
@@ -118,7 +120,10 @@ class _Expander:
         for word in given:
             fitting = [d.name for d in self.datasets.values() if d.is_called(word)]
             if len(fitting) != 1:
-                raise StudyError(f"{key}: '{word}' is none of the study's datasets, {', '.join(self.datasets)}")
+                raise StudyError(
+                    f"{key}: '{word}' is none of the study's datasets, {', '.join(self.datasets)}",
+                    code="dataset-missing",
+                )
             found.add(fitting[0])
         return frozenset(found)
 
@@ -129,7 +134,7 @@ class _Expander:
             try:
                 check_label_sets({d.name: d.json for d in group if d.folder is not None})
             except ValueError as error:
-                raise StudyError(str(error)) from None
+                raise StudyError(str(error), code=code_of(error, "labels-differ")) from None
 
     def _models(self, anatomy: str, source: Dataset) -> Iterator[Training]:
         """Models under study and their twins, trained on a dataset."""

@@ -74,7 +74,9 @@ def nnunet_folder(name: str) -> Path:
         StepError: if its variable is not set.
     """
     if not os.environ.get(name):
-        raise StepError(f"the variable {name} is not set: it names one of nnU-Net's three folders")
+        raise StepError(
+            f"the variable {name} is not set: it names one of nnU-Net's three folders", code="variable-unset"
+        )
     return Path(os.environ[name]).absolute()
 
 

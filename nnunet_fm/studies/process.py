@@ -12,18 +12,21 @@ from importlib.metadata import entry_points
 from typing import NoReturn
 
 from nnunet_fm.cpu.limits import environment
+from nnunet_fm.errors import FMError
 from nnunet_fm.io.locks import Lock
 
 GRACE = 20.0
 """Seconds that a command has to end itself when it is asked to, before it is made to."""
 
 
-class StepError(RuntimeError):
+class StepError(FMError, RuntimeError):
     """A step that failed; the message is one line."""
 
 
 class CommandError(StepError):
     """A command of a step that failed, and has said why."""
+
+    code = "command-failed"
 
 
 def run_command(words: Sequence[str], lock: Lock, variables: Mapping[str, str]) -> None:
@@ -86,7 +89,7 @@ def _program(name: str, arguments: Sequence[str]) -> list[str]:
     found = next(iter(entry_points(group="console_scripts", name=name)), None)
     target = found.value if found else "nnunet_fm.cli.app:main" if name == "nnunet-fm" else None
     if target is None:
-        raise StepError(f"{name} is not installed")
+        raise StepError(f"{name} is not installed", code="command-missing")
     module, function = target.split(":")
     code = f"import sys; from {module} import {function}; sys.argv[0] = {name!r}; sys.exit({function}())"
     return [sys.executable, "-c", code, *arguments]

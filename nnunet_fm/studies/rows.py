@@ -62,7 +62,9 @@ def rows(study: Study) -> list[Row]:
     labels = [row.label for row in found]
     for label in labels:
         if labels.count(label) > 1:
-            raise StudyError(f"two models of the study are called '{label}': give one of them a label of its own")
+            raise StudyError(
+                f"two models of the study are called '{label}': give one of them a label of its own", code="label-twice"
+            )
     return found
 
 
@@ -79,7 +81,8 @@ def _products(model: Model, study: Study) -> list[Row]:
                 if part is not None and part not in legal:
                     raise StudyError(
                         f"'{card.name}' has no {what} '{part}'; legal: {', '.join(legal)}. A model that "
-                        f"differs from the study's {what}s names its own, as {card.name}_{legal[0]} does"
+                        f"differs from the study's {what}s names its own, as {card.name}_{legal[0]} does",
+                        code="part-unknown",
                     )
             entry = model.model_copy(update={"head": head, "adapter": adapter})
             if model.label:

@@ -85,7 +85,9 @@ def check_with_snakemake(prepared: Prepared, profile: str | None, further: Seque
             check=False,
         )
         if done.returncode != 0:
-            raise StudyError(f"Snakemake refuses the study: {_last_words(done.stdout + done.stderr)}")
+            raise StudyError(
+                f"Snakemake refuses the study: {_last_words(done.stdout + done.stderr)}", code="snakemake-refused"
+            )
 
 
 def run(
@@ -123,13 +125,16 @@ def run(
         if code < 0 and not interrupted:
             ended = signal.Signals(-code).name
             raise StudyError(
-                f"Snakemake was ended by {ended}. Jobs that it had started go on alone; the same command waits for them"
+                f"Snakemake was ended by {ended}. Jobs that it had started go on alone; the same command waits for "
+                "them",
+                code="snakemake-ended",
             )
         outcome = _outcome(prepared, markers, interrupted, logs)
         if code != 0 and not interrupted and not outcome.failures:
             raise StudyError(
                 f"Snakemake ended with exit code {code}: {_last_words((folder / LOG).read_text(errors='replace'))} "
-                f"(see {folder / LOG})"
+                f"(see {folder / LOG})",
+                code="snakemake-ended",
             )
         return outcome
 
@@ -157,7 +162,7 @@ def _take(lock: Lock, folder: Path, tell: Callable[[str], None]) -> None:
         process.wait(10)
         holder = lock.take()
     if holder is not None:
-        raise StudyError(f"{folder} is in use: the study is running already, as {holder}")
+        raise StudyError(f"{folder} is in use: the study is running already, as {holder}", code="study-running")
 
 
 def _unlock(prepared: Prepared, profile: str | None, further: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from nnunet_fm.errors import FMError
 from nnunet_fm.io.untrusted import ForeignFileError, read_yaml
 from nnunet_fm.metrics.scores_table import METRICS
 from nnunet_fm.models.card import Recipe, ScratchRecipe, read_mirror
@@ -43,7 +44,7 @@ _ELSEWHERE = {
 """Settings that have a key of their own, because stock controls follow it, too."""
 
 
-class StudyError(ValueError):
+class StudyError(FMError, ValueError):
     """A study that cannot be read or run; the message names file, rule and cure."""
 
 
@@ -387,16 +388,16 @@ def read_study(path: Path) -> Study:
     try:
         content = read_yaml(path)
     except FileNotFoundError:
-        raise StudyError(f"there is no {path}; `nnunet-fm study --example` prints one") from None
+        raise StudyError(f"there is no {path}; `nnunet-fm study --example` prints one", code="study-missing") from None
     except ForeignFileError as error:
-        raise StudyError(str(error)) from None
+        raise StudyError(str(error), code=error.code) from None
     if not isinstance(content, dict):
-        raise StudyError(f"{path} holds no study; `nnunet-fm study --example` prints one")
+        raise StudyError(f"{path} holds no study; `nnunet-fm study --example` prints one", code="study-form")
     try:
         return Study.model_validate(content)
     except ValidationError as error:
         faults = [f"{_place(e['loc'])}{_reason(e)}" for e in error.errors()]
-        raise StudyError(f"{path}: " + "; ".join(faults)) from None
+        raise StudyError(f"{path}: " + "; ".join(faults), code="study-field") from None
 
 
 def _place(location: tuple[int | str, ...]) -> str:

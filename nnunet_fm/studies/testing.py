@@ -34,14 +34,15 @@ def predict(context: JobContext) -> None:
     chosen = choose_cases(raw, context.preprocessed(target), what["fold"], what["test"], own=target == what["dataset"])
     checkpoint = context.fold() / what["checkpoint"]
     if not checkpoint.is_file():
-        raise StepError(f"{context.fold()} has no {what['checkpoint']}")
+        raise StepError(f"{context.fold()} has no {what['checkpoint']}", code="model-incomplete")
     chosen, seen = without_seen(chosen, raw, context.fold(), what["dataset"])
     if seen:
         print(f"Left out, because the model was trained on them: {', '.join(seen)}", flush=True)
     if not chosen.cases:
         raise StepError(
             f"{context.fold()} was trained on all {len(seen)} cases of {target} that it would be tested on, such as "
-            f"{seen[0]}: bring the split back that it was trained with, or train it anew"
+            f"{seen[0]}: bring the split back that it was trained with, or train it anew",
+            code="cases-seen",
         )
     left_out = {LEFT_OUT: seen} if seen else {}
     stamp = {**chosen.as_json(), **left_out, "checkpoint": [what["checkpoint"], *_version(checkpoint)]}
@@ -84,7 +85,7 @@ def evaluate(context: JobContext) -> None:
     folder = context.folder / what["folder"]
     stamp, content = read_json(folder / TESTED), _dataset_json(raw)
     if stamp is None:
-        raise StepError(f"{folder} holds no predictions")
+        raise StepError(f"{folder} holds no predictions", code="predictions-missing")
     tested = CaseSet(stamp["images"], stamp["labels"], stamp["cases"])
     scores = evaluate_folder(
         folder / PREDICTIONS,

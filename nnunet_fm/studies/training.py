@@ -26,7 +26,9 @@ def train(context: JobContext) -> None:
     words = [what["dataset"], what["configuration"], what["fold"], "-tr", what["trainer"], "-p", what["plans"]]
     context.run("nnUNetv2_train", *words, "-device", context.device, *continuation(fold))
     if not is_finished(fold):
-        raise StepError(f"nnUNetv2_train ended, but {fold} holds no {FINAL} with a validation")
+        raise StepError(
+            f"nnUNetv2_train ended, but {fold} holds no {FINAL} with a validation", code="validation-missing"
+        )
 
 
 def is_finished(fold: Path) -> bool:

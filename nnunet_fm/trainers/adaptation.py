@@ -100,7 +100,8 @@ class AdaptingTrainer(fm_trainer):
             if shared := seen_cases(validation, raw, cases, raw.parent / dataset):
                 raise PlanError(
                     f"the model that '{self.plans_manager.plans_name}' adapt was trained on {listed(shared)} of "
-                    f"{dataset}, which fold {self.fold} validates on: take another fold, or another split"
+                    f"{dataset}, which fold {self.fold} validates on: take another fold, or another split",
+                    code="cases-seen",
                 )
         return seen
 
@@ -122,10 +123,13 @@ class AdaptingTrainer(fm_trainer):
         if not file.is_file():
             raise PlanError(
                 f"the model to adapt is not there: neither {adaptation.model_folder} nor nnUNet_results has "
-                f"fold_{adaptation.fold}/{adaptation.checkpoint}. Put the model back, or {again}"
+                f"fold_{adaptation.fold}/{adaptation.checkpoint}. Put the model back, or {again}",
+                code="source-missing",
             )
         if compute_sha256(file) != adaptation.sha256:
-            raise PlanError(f"{file} is not what it was when the adaptation was planned: {again}")
+            raise PlanError(
+                f"{file} is not what it was when the adaptation was planned: {again}", code="source-changed"
+            )
         return file
 
     def _build_loss(self) -> nn.Module:
@@ -170,7 +174,8 @@ class AdaptingTrainer(fm_trainer):
         if foreign:
             raise PlanError(
                 f"'{self.plans_manager.plans_name}' use the labels of {', '.join(foreign)}, no training cases of fold "
-                f"{self.fold}: take another fold, or name cases among {', '.join(sorted(training))}"
+                f"{self.fold}: take another fold, or name cases among {', '.join(sorted(training))}",
+                code="case-unknown",
             )
         if adaptation.labelled_cases:
             return sorted(adaptation.labelled_cases)

@@ -9,6 +9,7 @@ from typing import Any
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
+from nnunet_fm.errors import FailedError
 from nnunet_fm.trainers.callbacks import EpochResult
 from nnunet_fm.trainers.callbacks.nan_guard import check_weights
 from nnunet_fm.weights.files import data_only, read_trained, shape_mismatch, write_checkpoint
@@ -113,5 +114,5 @@ def read(file: str, load: Callable[[str], None]) -> dict[str, Any]:
     except RuntimeError as error:
         raise shape_mismatch(error, file) or error from None
     if state is None:
-        raise RuntimeError(f"{file} was not written by a trainer of nnunet-fm")
+        raise FailedError(f"{file} was not written by a trainer of nnunet-fm", code="checkpoint-other")
     return dict(state)

@@ -204,7 +204,8 @@ class fm_trainer(BudgetTrainer):
             trainer = content.get("trainer_name", "a trainer")
             raise WeightsFileError(
                 f"-pretrained_weights must be of the model, head and adapter that are trained here, {self.model_name} "
-                f"of plans {self.plans_manager.plans_name}; those given are of {trainer} and plans {plans}: {error}"
+                f"of plans {self.plans_manager.plans_name}; those given are of {trainer} and plans {plans}: {error}",
+                code="weights-mismatch",
             ) from None
         (section,) = report.sections
         self.print_to_log_file(

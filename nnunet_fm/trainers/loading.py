@@ -21,6 +21,7 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_fm.cpu.limits import SHARED, usable_cores
+from nnunet_fm.errors import FMError
 from nnunet_fm.io.orphans import end_with_parent
 from nnunet_fm.planfile.schema import PlanError
 
@@ -33,7 +34,7 @@ def loading_processes() -> int:
     return wanted if "nnUNet_n_proc_DA" in os.environ else min(wanted, usable_cores())
 
 
-class LoadingError(RuntimeError):
+class LoadingError(FMError, RuntimeError):
     """A batch could not be loaded; the message names the case or the memory, and what to do."""
 
 
@@ -114,7 +115,8 @@ def _damaged(data: Any, cases: list[str]) -> LoadingError | None:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             return LoadingError(
                 f"the preprocessed case {case} is damaged ({reason}): delete {files or 'what is left of it'} and "
-                f"{folder.name}.stamp.json in {folder.parent}, run nnUNetv2_preprocess again, and continue with --c"
+                f"{folder.name}.stamp.json in {folder.parent}, run nnUNetv2_preprocess again, and continue with --c",
+                code="case-damaged",
             )
     return None
 
@@ -179,7 +181,8 @@ class ProcessLoader(NonDetMultiThreadedAugmenter):
             return LoadingError(
                 f"{len(dead)} of {self.num_processes} processes that load data ended by SIGBUS: {SHARED}, through "
                 "which they send batches, is full. Start the container with more of it (docker run --shm-size=8g), or "
-                "export nnUNet_n_proc_DA=0 to load in the training's own process, and continue with --c"
+                "export nnUNet_n_proc_DA=0 to load in the training's own process, and continue with --c",
+                code="shared-memory",
             )
         read = ", ".join(dict.fromkeys(filter(None, (cases[number] for number in dead)))) or "its first case"
         channels = loader._data.load_case(cases[dead[0]])[0].shape[0] if cases[dead[0]] else 1
@@ -189,5 +192,6 @@ class ProcessLoader(NonDetMultiThreadedAugmenter):
             f"{len(dead)} of {self.num_processes} processes that load data ended by {signals} while reading {read}, "
             f"most likely because memory ran out: each holds about {held} beside what PyTorch takes. Export "
             f"nnUNet_n_proc_DA={self.num_processes // 2} (0: load in the training's own process), and continue with "
-            "--c; `nnunet-fm doctor` shows memory and its limits"
+            "--c; `nnunet-fm doctor` shows memory and its limits",
+            code="process-killed",
         )

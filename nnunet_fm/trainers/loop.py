@@ -64,7 +64,7 @@ class BudgetTrainer(nnUNetTrainer):
         plans.setdefault("continue_training", False)
         dataset_json = canonical(dataset_json)
         if reason := fault_of_numbers(dataset_json):
-            raise PlanError(f"dataset.json of {plans['dataset_name']}: {reason}")
+            raise PlanError(f"dataset.json of {plans['dataset_name']}: {reason}", code="dataset-json")
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp and device.type == "cpu":  # nnU-Net takes several processes for as many GPUs
             self.device, self.grad_scaler = device, None

@@ -40,7 +40,8 @@ def parameter_groups(network: FoundationNetwork, recipe: Recipe) -> list[dict[st
         if not hasattr(network, "group_matcher"):
             raise PlanError(
                 f"recipe.layer_decay is {recipe.layer_decay}, but {type(network).__name__} does not name its layers: "
-                "plan with --set recipe.layer_decay=1"
+                "plan with --set recipe.layer_decay=1",
+                code="layer-decay",
             )
         from timm.optim import param_groups_layer_decay  # here, because timm's import is slow and few recipes need it
 

@@ -31,7 +31,7 @@ def check_start(trainer: nnUNetTrainer, *, raw_images: bool) -> None:
     if trainer.local_rank == 0:
         check_free(Path(trainer.output_folder))
     if fault := shared_memory_fault():  # which nnU-Net's validation needs in any case
-        raise PlanError(fault)
+        raise PlanError(fault, code="shared-memory")
     check_shares(trainer)
     _check_preprocessed(trainer)
     if raw_images:
@@ -54,7 +54,8 @@ def check_shares(trainer: nnUNetTrainer) -> None:
     if batch < processes or (batch_dice and batch % processes):
         raise PlanError(
             f"{processes} processes cannot share the batch of {batch} that plans '{trainer.plans_manager.plans_name}' "
-            f"have: train with another number of them (-num_gpus)"
+            f"have: train with another number of them (-num_gpus)",
+            code="batch-share",
         )
 
 
@@ -63,13 +64,15 @@ def _check_preprocessed(trainer: nnUNetTrainer) -> None:
     if not folder.is_dir():
         raise PlanError(
             f"plans '{trainer.plans_manager.plans_name}' are not preprocessed, {folder} is "
-            f"not there: run `{preprocess_command(trainer)}`"
+            f"not there: run `{preprocess_command(trainer)}`",
+            code="preprocessed-missing",
         )
     written = read_stamp(folder).get("labels")
     if written is not None and written != label_settings(trainer.dataset_json):
         raise PlanError(
             f"the labels of dataset.json have changed since {folder} was preprocessed: "
-            f"run `{preprocess_command(trainer)}`"
+            f"run `{preprocess_command(trainer)}`",
+            code="labels-changed",
         )
 
 

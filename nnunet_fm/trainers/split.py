@@ -30,27 +30,30 @@ def check_split(file: Path, cases: Sequence[str], folder: Path, again: str, fold
         '[{"train": ["a", "b"], "val": ["c"]}]'
     )
     if not cases:
-        raise PlanError(f"{folder} holds no preprocessed cases: run `{again}`")
+        raise PlanError(f"{folder} holds no preprocessed cases: run `{again}`", code="preprocessed-missing")
     if not file.is_file():
         if fold != "all" and len(cases) < FOLDS:
-            raise PlanError(f"{len(cases)} cases are too few for the {FOLDS} folds that nnU-Net draws: {own}")
+            raise PlanError(
+                f"{len(cases)} cases are too few for the {FOLDS} folds that nnU-Net draws: {own}", code="cases-few"
+            )
         return
     try:
         folds = read_split_file(file)
     except ForeignFileError as error:
-        raise PlanError(str(error)) from None
+        raise PlanError(str(error), code=error.code) from None
     missing = sorted({case for fold in folds for part in ("train", "val") for case in fold[part]} - set(cases))
     if missing:
         raise PlanError(
             f"{file} names {listed(missing)}, not among the {len(cases)} cases of {folder}: run `{again}` "
-            "if they were lost, or correct it, or delete it, and nnU-Net draws the folds anew"
+            "if they were lost, or correct it, or delete it, and nnU-Net draws the folds anew",
+            code="split-cases",
         )
     if fold != "all" and int(fold) < len(folds):
         empty = [name for part, name in (("train", "training"), ("val", "validation")) if not folds[int(fold)][part]]
         if empty:
-            raise PlanError(f"fold {fold} of {file} has no {empty[0]} cases: {own}")
+            raise PlanError(f"fold {fold} of {file} has no {empty[0]} cases: {own}", code="fold-empty")
     elif fold != "all" and len(cases) == 1:  # nnU-Net trains on four fifths of the cases
-        raise PlanError(f"one case is too few to train and to validate: {own}")
+        raise PlanError(f"one case is too few to train and to validate: {own}", code="cases-few")
 
 
 def few_cases(
@@ -66,7 +69,8 @@ def few_cases(
     except ValueError:
         raise PlanError(
             f"plans '{plans_name}' want train_cases={wanted}, but fold {fold} of {dataset} has {len(training)} "
-            f"training cases: plan with --train-cases {len(training)} or less"
+            f"training cases: plan with --train-cases {len(training)} or less",
+            code="cases-few",
         ) from None
 
 
@@ -88,7 +92,8 @@ def check_cases_kept(before: Split, now: Split, fold: int | str, file: Path) -> 
     if changes:
         raise PlanError(
             f"the cases of fold {fold} have changed since this training began: {'; '.join(changes)}. Bring "
-            f"the former {file} back to go on with --c, or train the fold anew without it"
+            f"the former {file} back to go on with --c, or train the fold anew without it",
+            code="split-changed",
         )
 
 
@@ -103,5 +108,6 @@ def check_unseen(trained: Sequence[str], now: Split, fold: int | str, file: Path
     if seen := former & set(validation):
         raise PlanError(
             f"fold {fold} was trained on {listed(sorted(seen))}, which {file} now names for "
-            "validation: bring the former file back, or train the fold anew"
+            "validation: bring the former file back, or train the fold anew",
+            code="cases-seen",
         )

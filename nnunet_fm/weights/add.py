@@ -12,6 +12,7 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from zlib import error as ZlibError
 
+from nnunet_fm.errors import ExistingFileError, MissingFileError
 from nnunet_fm.io.atomic_write import PARTIAL, replacing
 from nnunet_fm.io.untrusted import check_unpacking, is_zip
 from nnunet_fm.weights.cache import cache_folder, compute_sha256, pin, sha256
@@ -51,14 +52,16 @@ def opened(source: Path, names: Collection[str]) -> Iterator[tuple[Path, str]]:
                 except (*DAMAGED_ZIP, OSError) as error:
                     if isinstance(error, OSError) and error.errno != EINVAL:  # a member before the archive's beginning
                         raise
-                    raise WeightsFileError(f"{source} is damaged or locked ({error}): download it again") from None
+                    raise WeightsFileError(
+                        f"{source} is damaged or locked ({error}): download it again", code="archive-damaged"
+                    ) from None
                 yield unpacked, PurePosixPath(name).name
             finally:
                 unpacked.unlink(missing_ok=True)
     elif source.is_file():
         yield source, source.name
     else:
-        raise FileNotFoundError(f"{source} does not exist")
+        raise MissingFileError(f"{source} does not exist", code="file-missing")
 
 
 def install(source: Path, file_name: str, *, link: bool = False) -> Path:
@@ -71,9 +74,10 @@ def install(source: Path, file_name: str, *, link: bool = False) -> Path:
     if target.exists() and not target.samefile(source):
         theirs = compute_sha256(source)
         if sha256(target) != theirs:
-            raise FileExistsError(
+            raise ExistingFileError(
                 f"{target} is there already, with SHA-256 {sha256(target)} where {source} has {theirs}: "
-                f"move it away first"
+                f"move it away first",
+                code="weights-exist",
             )
     elif not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +98,9 @@ def _is_archive(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             return not any(PurePosixPath(name).name == "data.pkl" for name in archive.namelist())
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise WeightsFileError(f"{path} is a damaged archive ({error}): download it again") from None
+        raise WeightsFileError(
+            f"{path} is a damaged archive ({error}): download it again", code="archive-damaged"
+        ) from None
 
 
 def _the_one(source: Path, found: Collection[str], names: Collection[str]) -> str:
@@ -102,6 +108,10 @@ def _the_one(source: Path, found: Collection[str], names: Collection[str]) -> st
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise WeightsFileError(f"{source} holds several weights files, {', '.join(fitting)}: add one of them")
+        raise WeightsFileError(
+            f"{source} holds several weights files, {', '.join(fitting)}: add one of them", code="weights-several"
+        )
     listed = ", ".join(sorted(found)[:8]) or "nothing"
-    raise WeightsFileError(f"{source} holds no file of a name that a model card knows; it holds {listed}")
+    raise WeightsFileError(
+        f"{source} holds no file of a name that a model card knows; it holds {listed}", code="weights-unrecognised"
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from nnunet_fm.errors import MissingFileError
 from nnunet_fm.weights.files import WEIGHTS, WeightsFileError, write_checkpoint
 from nnunet_fm.weights.slim import expand_slim
 
@@ -30,8 +31,10 @@ def checkpoints_of(folder: Path) -> list[Path]:
     """
     found = sorted([*folder.glob("checkpoint_*.pth"), *folder.glob("fold_*/checkpoint_*.pth")])
     if not found:
-        raise FileNotFoundError(
-            f"{folder} has no checkpoint_*.pth: give the folder of a fold, or that of a trainer with its fold_* folders"
+        raise MissingFileError(
+            f"{folder} has no checkpoint_*.pth: give the folder of a fold, or that of a trainer with its fold_* "
+            "folders",
+            code="checkpoint-missing",
         )
     return found
 
@@ -56,5 +59,7 @@ def _alone(name: str, tensor: Tensor, path: Path) -> Tensor:
     """The tensor in a storage of its own size: ``torch.save`` writes whole storages."""
     size, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
     if size > stored:
-        raise WeightsFileError(f"{path}: tensor '{name}' claims {size:,} bytes where {stored:,} are stored")
+        raise WeightsFileError(
+            f"{path}: tensor '{name}' claims {size:,} bytes where {stored:,} are stored", code="weights-damaged"
+        )
     return tensor if size == stored else tensor.clone()

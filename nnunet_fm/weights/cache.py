@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.errors import FMError
 from nnunet_fm.io.atomic_write import write_text
 
 CACHE_VARIABLE = "NNUNET_FM_WEIGHTS"
@@ -19,12 +20,16 @@ PIN_FILE = ".pinned.json"
 CHUNK = 1 << 20
 
 
-class ChangedFileError(ValueError):
+class ChangedFileError(FMError, ValueError):
     """An official file with another hash than it should have; the message names both."""
 
+    code = "weights-changed"
 
-class MissingWeightsError(FileNotFoundError):
+
+class MissingWeightsError(FMError, FileNotFoundError):
     """No official weights at hand; the message says where to get them and where to put them."""
+
+    code = "weights-missing"
 
 
 def cache_folder() -> Path:

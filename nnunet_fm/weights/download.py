@@ -21,6 +21,7 @@ from urllib.parse import quote, urlsplit
 from filelock import FileLock, Timeout
 
 from nnunet_fm import __version__
+from nnunet_fm.errors import FMError
 from nnunet_fm.weights.cache import ChangedFileError, check_hash, pin, remember_sha256, sha256
 
 HUB_SCHEME = "hf://"
@@ -38,7 +39,7 @@ Progress = Callable[[int, int | None], None]
 """Called with bytes at hand and bytes in all, None if the server does not say."""
 
 
-class DownloadError(RuntimeError):
+class DownloadError(FMError, RuntimeError):
     """A download that failed; the message says what was tried, what happened and what to do."""
 
 
@@ -51,12 +52,12 @@ def resolve(url: str) -> str:
     if url.startswith(HUB_SCHEME):
         parts = url.removeprefix(HUB_SCHEME).split("/", 2)
         if len(parts) != 3 or not all(parts):
-            raise DownloadError(f"{url} is not of the form hf://owner/repository/file")
+            raise DownloadError(f"{url} is not of the form hf://owner/repository/file", code="url-form")
         owner, repository, path = parts
         url = f"{os.environ.get(HUB_VARIABLE, HUB).rstrip('/')}/{owner}/{repository}/resolve/main/{quote(path)}"
     split = urlsplit(url)
     if split.scheme != "https" and not (split.scheme == "http" and split.hostname in LOCAL):
-        raise DownloadError(f"{url} is refused: weights are downloaded by HTTPS only")
+        raise DownloadError(f"{url} is refused: weights are downloaded by HTTPS only", code="url-refused")
     return url
 
 
@@ -96,7 +97,9 @@ def download(
                 check(partial)
             except ChangedFileError as error:
                 _discard(partial)
-                raise DownloadError(f"{url} is not the file it should be, and was removed: {error}") from None
+                raise DownloadError(
+                    f"{url} is not the file it should be, and was removed: {error}", code=error.code
+                ) from None
             except ValueError:
                 _discard(partial)
                 raise
@@ -106,7 +109,9 @@ def download(
             remember_sha256(target, digest)
             return pin(target)
     except Timeout:
-        raise DownloadError(f"another process is downloading {target}: wait for it to end") from None
+        raise DownloadError(
+            f"another process is downloading {target}: wait for it to end", code="download-running"
+        ) from None
 
 
 def _fetch(url: str, partial: Path, size: int | None, progress: Progress) -> None:
@@ -128,14 +133,17 @@ def _fetch(url: str, partial: Path, size: int | None, progress: Progress) -> Non
                 return  # nothing is left to fetch
             _discard(partial)
             return _fetch(url, partial, size, progress)
-        raise DownloadError(f"{url} answered {error.code} ({error.reason})") from None
+        raise DownloadError(f"{url} answered {error.code} ({error.reason})", code="server-refused") from None
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
         kept = f"; {partial} is kept, the same command goes on from there" if partial.exists() else ""
-        raise DownloadError(f"{url} cannot be read ({getattr(error, 'reason', error)}){kept}") from None
+        raise DownloadError(
+            f"{url} cannot be read ({getattr(error, 'reason', error)}){kept}", code="server-unreachable"
+        ) from None
     if total is not None and done < total:
         raise DownloadError(
             f"the connection to {url} ended after {done:,} of {total:,} bytes; {partial} is kept, the same command "
-            f"goes on from there"
+            f"goes on from there",
+            code="download-interrupted",
         )
 
 
@@ -158,20 +166,26 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 def _total(answer: Any, url: str, size: int | None) -> int | None:
     """Bytes of the whole file, as the server says."""
     if answer.headers.get_content_type() == "text/html":
-        raise DownloadError(f"{url} answered with a web page instead of a file: download it by hand")
+        raise DownloadError(
+            f"{url} answered with a web page instead of a file: download it by hand", code="download-web-page"
+        )
     length = answer.headers.get("Content-Length")
     if answer.status == http.client.PARTIAL_CONTENT:
         length = answer.headers.get("Content-Range", "").rpartition("/")[2]
     total = int(length) if length and length.isdigit() else None
     if size is not None and total is not None and total != size:
-        raise DownloadError(f"{url} has {total:,} bytes where {size:,} are expected: it is another file")
+        raise DownloadError(
+            f"{url} has {total:,} bytes where {size:,} are expected: it is another file", code="download-size"
+        )
     return size if total is None else total
 
 
 def _check_space(partial: Path, have: int, total: int | None) -> None:
     free = shutil.disk_usage(partial.parent).free
     if total is not None and total - have > free:
-        raise DownloadError(f"{partial.parent} has {free:,} bytes left, the download needs {total - have:,}")
+        raise DownloadError(
+            f"{partial.parent} has {free:,} bytes left, the download needs {total - have:,}", code="disk-full"
+        )
 
 
 def _copy(answer: Any, file: IO[bytes], done: int, total: int | None, progress: Progress) -> int:
@@ -180,7 +194,8 @@ def _copy(answer: Any, file: IO[bytes], done: int, total: int | None, progress: 
         done += len(chunk)
         if done > (LARGEST if total is None else total):
             raise DownloadError(
-                f"{answer.url} sends more than the {total or LARGEST:,} bytes that it may: it is another file"
+                f"{answer.url} sends more than the {total or LARGEST:,} bytes that it may: it is another file",
+                code="download-size",
             )
         file.write(chunk)
         progress(done, total)

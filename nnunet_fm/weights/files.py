@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunet_fm.errors import FMError
 from nnunet_fm.io.atomic_write import PARTIAL, sync_folder
 from nnunet_fm.io.untrusted import is_zip, other_kind
 from nnunet_fm.weights.pickled import UNNEEDED, RefusedError, check_pickles
@@ -62,16 +63,20 @@ DAMAGED = (
 """What `torch.load` raises on bytes that are no checkpoint, depending on where it gives up."""
 
 
-class WeightsFileError(ValueError):
+class WeightsFileError(FMError, ValueError):
     """A file that is not a readable checkpoint; the message names the file and the reason."""
 
 
 class NotFiniteWeightsError(WeightsFileError):
     """Weights that are no numbers; the message names file and tensor."""
 
+    code = "weights-not-finite"
 
-class CheckpointError(OSError):
+
+class CheckpointError(FMError, OSError):
     """A checkpoint that could not be written; the message names the file and the reason."""
+
+    code = "checkpoint-not-written"
 
 
 def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
@@ -115,7 +120,7 @@ def read_state_dict(path: Path, containers: Sequence[str] = ()) -> dict[str, Ten
     while not (_is_state_dict(content) and content):
         inner = next((k for k in keys if isinstance(content, Mapping) and isinstance(content.get(k), Mapping)), None)
         if inner is None:
-            raise WeightsFileError(_no_state_dict(path, content, keys))
+            raise WeightsFileError(_no_state_dict(path, content, keys), code="weights-content")
         content = content[inner]
     _check_tensors(path, content)
     return unwrapped(content)
@@ -133,7 +138,7 @@ def read_trained(path: Path) -> dict[str, Any]:
     content = _read(path, [*NUMPY_SCALARS, *NUMPY_ARRAYS])
     weights = content.get(WEIGHTS) if isinstance(content, Mapping) else None
     if not _is_state_dict(weights):
-        raise WeightsFileError(f"{path} is no checkpoint of nnU-Net: it has no {WEIGHTS}")
+        raise WeightsFileError(f"{path} is no checkpoint of nnU-Net: it has no {WEIGHTS}", code="checkpoint-other")
     _check_tensors(path, weights)
     check_finite(weights, path)
     return dict(content)
@@ -185,7 +190,8 @@ def shape_mismatch(error: RuntimeError, checkpoint: str) -> WeightsFileError | N
     more = f"; {len(found) - 1} more like this" if len(found) > 1 else ""
     return WeightsFileError(
         f"the weights of {checkpoint} are not those of the network in its plans ({first.rstrip('.')}{more}): one of "
-        "the two files was replaced or edited; put the one back that belongs to the other"
+        "the two files was replaced or edited; put the one back that belongs to the other",
+        code="weights-mismatch",
     )
 
 
@@ -212,14 +218,14 @@ def _read(path: Path, allowed: Sequence[Any]) -> Any:
         with path.open("rb") as file:
             start = file.read(4)
     except OSError as error:
-        raise WeightsFileError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise WeightsFileError(f"{path} cannot be read: {error.strerror or error}", code="weights-unreadable") from None
     if not start:
-        raise WeightsFileError(f"{path} is empty: download it again")
+        raise WeightsFileError(f"{path} is empty: download it again", code="weights-empty")
     zipped = is_zip(path)
     if start == b"PK\x03\x04" and not zipped:
-        raise WeightsFileError(f"{path} is cut off before its end: download or copy it again")
+        raise WeightsFileError(f"{path} is cut off before its end: download or copy it again", code="weights-cut-off")
     if not zipped and (kind := _other_kind(path)) is not None:
-        raise WeightsFileError(f"{path} is no PyTorch checkpoint: it {kind}")
+        raise WeightsFileError(f"{path} is no PyTorch checkpoint: it {kind}", code="weights-kind")
     if zipped:
         _check_stored(path)
     if _is_safetensors(path):
@@ -230,7 +236,7 @@ def _read(path: Path, allowed: Sequence[Any]) -> Any:
             warnings.simplefilter("ignore")  # about pickle protocols and storages, which a user cannot change
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except DAMAGED as error:
-        raise WeightsFileError(_reason(path, str(error))) from None
+        raise _unreadable(path, str(error)) from None
 
 
 def _other_kind(path: Path) -> str | None:
@@ -255,7 +261,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, *DAMAGED) as error:
-        raise WeightsFileError(f"{path} is a damaged safetensors file: download it again ({error})") from None
+        raise WeightsFileError(
+            f"{path} is a damaged safetensors file: download it again ({error})", code="weights-damaged"
+        ) from None
 
 
 def check_calls(path: Path, *, zipped: bool | None = None) -> None:
@@ -271,7 +279,7 @@ def check_calls(path: Path, *, zipped: bool | None = None) -> None:
     try:
         check_pickles(path, zipped=is_zip(path) if zipped is None else zipped)
     except RefusedError as error:
-        raise WeightsFileError(f"{path} {error}") from None
+        raise WeightsFileError(f"{path} {error}", code=error.code) from None
     except (*DAMAGED, zipfile.BadZipFile):
         pass
 
@@ -283,22 +291,32 @@ def _check_stored(path: Path) -> None:
             packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
             names = [info.filename for info in archive.infolist()]
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise WeightsFileError(f"{path} is a damaged archive: download it again ({error})") from None
+        raise WeightsFileError(
+            f"{path} is a damaged archive: download it again ({error})", code="weights-damaged"
+        ) from None
     pickles = sum(name.rpartition("/")[2] == "data.pkl" for name in names)
     if pickles and (packed or pickles > 1 or len(names) > len(set(names))):
         what = f"'{packed[0]}' is compressed" if packed else "it has members of the same name"
-        raise WeightsFileError(f"{path} was not written by torch.save: {what}. It is refused")
+        raise WeightsFileError(f"{path} was not written by torch.save: {what}. It is refused", code="weights-refused")
 
 
-def _reason(path: Path, message: str) -> str:
+def _unreadable(path: Path, message: str) -> WeightsFileError:
+    """The error for what `torch.load` says of a file."""
     refused = re.search(r"GLOBAL (\w\S*) (?:was not an allowed|whose module)", message)
     if refused:
-        return f"{path} asks to run '{refused[1]}' while it is read, which {UNNEEDED}"
+        return WeightsFileError(
+            f"{path} asks to run '{refused[1]}' while it is read, which {UNNEEDED}", code="weights-refused"
+        )
     if is_zip(path):
-        return f"{path} is an archive, but not one written by torch.save: unpack it and use the checkpoint inside"
+        return WeightsFileError(
+            f"{path} is an archive, but not one written by torch.save: unpack it and use the checkpoint inside",
+            code="weights-kind",
+        )
     lines = [line for line in message.splitlines() if line and not line.startswith("Check the documentation")]
     last = (lines or ["?"])[-1][:200]
-    return f"{path} is no PyTorch checkpoint, or a damaged one: download it again ({last})"
+    return WeightsFileError(
+        f"{path} is no PyTorch checkpoint, or a damaged one: download it again ({last})", code="weights-damaged"
+    )
 
 
 def _is_state_dict(content: Any) -> TypeGuard[Mapping[str, Tensor]]:
@@ -312,7 +330,9 @@ def _check_tensors(path: Path, state_dict: Mapping[str, Tensor]) -> None:
     for name, tensor in state_dict.items():
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
             kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else str(tensor.layout)
-            raise WeightsFileError(f"{path}: tensor '{name}' is {kind}, no plain array of numbers: it is refused")
+            raise WeightsFileError(
+                f"{path}: tensor '{name}' is {kind}, no plain array of numbers: it is refused", code="weights-refused"
+            )
 
 
 def _no_state_dict(path: Path, content: Any, keys: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nnunet_fm.errors import FMError, code_of
 from nnunet_fm.io.messages import listed
 from nnunet_fm.weights.cache import sha256
 from nnunet_fm.weights.files import WeightsFileError, check_finite, read_state_dict, unwrapped
@@ -32,7 +33,7 @@ SHOWN = 12
 """Names of a kind that an error message lists; the exception holds all of them."""
 
 
-class WeightsMismatchError(ValueError):
+class WeightsMismatchError(FMError, ValueError):
     """A state dict that does not fit the network.
 
     Attributes:
@@ -40,6 +41,8 @@ class WeightsMismatchError(ValueError):
         missing: names that only the network has.
         shapes: names with ``(shape in the file, shape in the network)``.
     """
+
+    code = "weights-mismatch"
 
     def __init__(
         self,
@@ -348,10 +351,11 @@ def _converted(
     try:
         converted = dict(convert(dict(given)))
     except ValueError as error:
-        raise WeightsFileError(f"{file or 'the state dict'}: {error}") from error
+        raise WeightsFileError(f"{file or 'the state dict'}: {error}", code=code_of(error, "weights-other")) from error
     except (RuntimeError, LookupError, TypeError) as error:
         raise WeightsFileError(
-            f"{file or 'the state dict'} looks like another model's: its tensors cannot be converted ({error})"
+            f"{file or 'the state dict'} looks like another model's: its tensors cannot be converted ({error})",
+            code="weights-other",
         ) from error
     unchanged = {id(tensor): name for name, tensor in given.items()}
     named: Named = {}

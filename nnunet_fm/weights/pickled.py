@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from nnunet_fm.errors import FMError
+
 OPERATIONS = 3_000_000
 """Instructions that any pickle may have; a checkpoint has some forty for every tensor."""
 INSTRUCTION_BYTES = 32
@@ -61,7 +63,7 @@ UNNEEDED = (
 )
 
 
-class RefusedError(ValueError):
+class RefusedError(FMError, ValueError):
     """A pickle that asks for something no checkpoint needs; the message is the predicate of a sentence."""
 
 
@@ -98,7 +100,7 @@ def _pickle_of_zip(path: Path, file: IO[bytes]) -> IO[bytes]:
     with zipfile.ZipFile(path) as archive:
         (entry,) = (info for info in archive.infolist() if info.filename.rpartition("/")[2] == "data.pkl")
     if entry.file_size > PICKLE_BYTES:
-        raise RefusedError(f"has a pickle of {entry.file_size:,} bytes, which {UNNEEDED}")
+        raise RefusedError(f"has a pickle of {entry.file_size:,} bytes, which {UNNEEDED}", code="weights-refused")
     file.seek(entry.header_offset)
     name, extra = struct.unpack("<26xHH", file.read(30))
     file.seek(entry.header_offset + 30 + name + extra)
@@ -121,7 +123,9 @@ class _Reader:
         most = max(OPERATIONS, self.largest // INSTRUCTION_BYTES)
         for done, (operation, argument, _) in enumerate(pickletools.genops(stream)):
             if done > most:
-                raise RefusedError(f"has a pickle of more than {most:,} instructions, which {UNNEEDED}")
+                raise RefusedError(
+                    f"has a pickle of more than {most:,} instructions, which {UNNEEDED}", code="weights-refused"
+                )
             name = operation.name
             if name in _CONSTANTS:
                 self.stack.append(_CONSTANTS[name])
@@ -166,7 +170,9 @@ class _Reader:
 
     def check_call(self, function: Any, arguments: Any) -> None:
         if not isinstance(function, _Global):
-            raise RefusedError(f"calls something without a name while it is read, which {UNNEEDED}")
+            raise RefusedError(
+                f"calls something without a name while it is read, which {UNNEEDED}", code="weights-refused"
+            )
         if function in RECONSTRUCT:
             allowed = isinstance(arguments, tuple) and len(arguments) == 3 and arguments[1] == (0,)
         elif function == ENCODE:  # how bytes are written by the protocol that torch.save uses
@@ -180,7 +186,7 @@ class _Reader:
             allowed = function in BUILDERS
         if not allowed:
             name = function.removeprefix("builtins.")
-            raise RefusedError(f"asks to run '{name}' while it is read, which {UNNEEDED}")
+            raise RefusedError(f"asks to run '{name}' while it is read, which {UNNEEDED}", code="weights-refused")
         if function.endswith("_rebuild_from_type_v2"):
             self.check_call(arguments[0], arguments[2])
 
@@ -196,7 +202,8 @@ class _Reader:
                 if size < 0 or self.promised > self.largest:
                     raise RefusedError(
                         f"is cut off, or no checkpoint: it promises {self.promised:,} bytes and has {self.largest:,}; "
-                        "download or copy it again"
+                        "download or copy it again",
+                        code="weights-cut-off",
                     )
         self.stack.append(_BUILT)
 

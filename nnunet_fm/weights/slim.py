@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnunet_fm.errors import FMError
 from nnunet_fm.io.untrusted import plain_name
 from nnunet_fm.weights.cache import cache_folder, sha256
 from nnunet_fm.weights.files import NOTE, WEIGHTS, WeightsFileError, is_stand_in, read_state_dict, read_trained
@@ -36,7 +37,7 @@ BASES = "official_bases"
 """Attribute of a network: the `Base` of each official file that it was loaded from."""
 
 
-class BaseFileError(FileNotFoundError):
+class BaseFileError(FMError, FileNotFoundError):
     """A slim checkpoint whose official file is not at hand, or is another one; the message says what to do."""
 
 
@@ -145,7 +146,8 @@ def full_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if name := next((name for name, tensor in content.items() if is_stand_in(tensor)), None):
         raise WeightsFileError(
             f"tensor '{name}' stands for one of an official file, and the note '{NOTE}' that says which one is "
-            "missing: run `nnunet-fm weights bundle FOLDER` on the checkpoint's folder, and load the full checkpoint"
+            "missing: run `nnunet-fm weights bundle FOLDER` on the checkpoint's folder, and load the full checkpoint",
+            code="checkpoint-note",
         )
     return content
 
@@ -205,7 +207,9 @@ def _read_note(note: Tensor) -> tuple[Base, ...]:
     try:
         return tuple(_base(**entry) for entry in json.loads(content))
     except (TypeError, ValueError, RecursionError) as error:
-        raise WeightsFileError(f"the checkpoint's note on left-out weights is damaged ({error})") from None
+        raise WeightsFileError(
+            f"the checkpoint's note on left-out weights is damaged ({error})", code="checkpoint-note"
+        ) from None
 
 
 def _base(
@@ -231,9 +235,15 @@ def _tensors(base: Base) -> dict[str, Tensor]:
     file = _locate(base)
     official = _read(file, base.containers)
     if not all(name in official for name in base.tensors.values()):
-        raise BaseFileError(f"{file.path} is the right file, but this version finds other names in it: {_cure(base)}")
+        raise BaseFileError(
+            f"{file.path} is the right file, but this version finds other names in it: {_cure(base)}",
+            code="base-file-changed",
+        )
     if _digest(file, base.containers, _pairs(base.tensors)) != base.digest:
-        raise BaseFileError(f"{file.path} is the right file, but its tensors are not those left out: {_cure(base)}")
+        raise BaseFileError(
+            f"{file.path} is the right file, but its tensors are not those left out: {_cure(base)}",
+            code="base-file-changed",
+        )
     return {mine: official[theirs] for mine, theirs in base.tensors.items()}
 
 
@@ -245,8 +255,10 @@ def _locate(base: Base) -> _File:
             return _File(path, status.st_size, status.st_mtime_ns)
     needed = f"a slim checkpoint needs {base.files[0]} with SHA-256 {base.sha256}"
     if present:
-        raise BaseFileError(f"{needed}, but {present[0]} has {sha256(present[0])}: {_cure(base)}")
-    raise BaseFileError(f"{needed}, which is not in {cache_folder()}: {_cure(base)}")
+        raise BaseFileError(
+            f"{needed}, but {present[0]} has {sha256(present[0])}: {_cure(base)}", code="base-file-changed"
+        )
+    raise BaseFileError(f"{needed}, which is not in {cache_folder()}: {_cure(base)}", code="base-file-missing")
 
 
 def _cure(base: Base) -> str:

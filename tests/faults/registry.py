@@ -139,7 +139,7 @@ class Bench:
         """Run ``nnunet-fm``, which has to fail with this code; its last line."""
         ended, printed = self.command(*arguments)
         assert ended == code, (ended, printed)
-        return self.shown(printed.strip().splitlines()[-1].removeprefix("nnunet-fm: "))
+        return re.sub(r" \[[a-z0-9-]+\]$", "", self.shown(printed.strip().splitlines()[-1].removeprefix("nnunet-fm: ")))
 
     def raises(self, kind: type[BaseException] | tuple[type[BaseException], ...], run: Callable[[], object]) -> str:
         """Run a function, which has to raise an error with a message; the message."""

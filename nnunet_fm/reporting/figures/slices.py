@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.reporting.overlay import (
     VIEWS,
     View,
@@ -58,7 +59,10 @@ class CasePictures:
         """A label map (Z, Y, X) on the image's grid."""
         labels, _ = read_volume(file)
         if labels.shape != self.grey.shape:
-            raise ValueError(f"{file.name} has size {labels.shape}, the image {self.image.name} {self.grey.shape}")
+            raise InvalidValueError(
+                f"{file.name} has size {labels.shape}, the image {self.image.name} {self.grey.shape}",
+                code="grid-differs",
+            )
         return labels
 
     @property

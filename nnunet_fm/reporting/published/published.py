@@ -10,6 +10,7 @@ from importlib import resources
 
 import pandas as pd
 
+from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.metrics.scores_table import VALUE
 from nnunet_fm.reporting.generalisation import MODEL
 
@@ -114,7 +115,9 @@ def published_cells(study: str) -> pd.DataFrame:
         ValueError: for a study there is not.
     """
     if study not in STUDIES:
-        raise ValueError(f"there is no published study '{study}'; there are {', '.join(STUDIES)}")
+        raise InvalidValueError(
+            f"there is no published study '{study}'; there are {', '.join(STUDIES)}", code="published-unknown"
+        )
     if study == "thesis_a":
         table = published_results().dropna(subset="dice").rename(columns={"dice": VALUE})
         table = table.assign(table="section 4.2", head="", method="", source=table["dataset"], target=table["dataset"])
@@ -142,7 +145,10 @@ def published_summary(table: str) -> pd.DataFrame:
     """
     summaries = _read("thesis_b_summaries")
     if table not in set(summaries["table"]):
-        raise ValueError(f"there is no published table '{table}'; there are {', '.join(summaries['table'].unique())}")
+        raise InvalidValueError(
+            f"there is no published table '{table}'; there are {', '.join(summaries['table'].unique())}",
+            code="published-unknown",
+        )
     found = summaries[summaries["table"] == table].drop(columns="table").reset_index(drop=True)
     filled = found.notna() & (found != "")
     found = found.loc[:, filled.any()]

@@ -9,6 +9,7 @@ from typing import IO
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_fm.errors import FMError
 from nnunet_fm.io.file_locks import lock_file
 from nnunet_fm.io.locks import holder_json, read_holder
 from nnunet_fm.trainers.callbacks import Callback
@@ -16,7 +17,7 @@ from nnunet_fm.trainers.callbacks import Callback
 FILE = ".training.lock"
 
 
-class FolderBusyError(RuntimeError):
+class FolderBusyError(FMError, RuntimeError):
     """Another process trains in this folder; the message names it."""
 
 
@@ -57,7 +58,8 @@ def training_in(folder: Path) -> Iterator[None]:
     except PermissionError:
         raise FolderBusyError(
             f"{folder} belongs to another account, which trained there first: export nnUNet_results to a folder of "
-            "your own, or plan under a name of your own"
+            "your own, or plan under a name of your own",
+            code="fold-foreign",
         ) from None
     with opened as handle:
         _lock(handle, folder)
@@ -76,5 +78,6 @@ def _lock(handle: IO[str], folder: Path, *, reading: bool = False) -> None:
         who = read_holder(folder / FILE) or "another process"
         raise FolderBusyError(
             f"{folder} is being trained by {who}: wait until it ends, or end it and continue with --c. Another fold, "
-            "trainer or plans of another name have a folder of their own"
+            "trainer or plans of another name have a folder of their own",
+            code="fold-busy",
         ) from None

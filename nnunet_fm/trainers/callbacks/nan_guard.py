@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
+from nnunet_fm.errors import FMError
 from nnunet_fm.weights.files import write_checkpoint
 
 BATCH_FILE = "not_finite_batch.pt"
@@ -22,7 +23,7 @@ CURE = (
 )
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(FMError, RuntimeError):
     """Loss or weights are NaN or infinite; the message names the cases and what to do."""
 
 
@@ -65,7 +66,8 @@ def stop(folder: Path, batch: Mapping[str, Any], loss: float, iteration: int) ->
     raise NotFiniteError(
         f"the loss is {loss} in iteration {iteration}, of patches of {', '.join(cases) or 'unknown cases'}{spoiled}. "
         f"The batch is saved in {folder / BATCH_FILE}; checkpoints are those from before. Look at these cases, then "
-        f"{CURE}"
+        f"{CURE}",
+        code="loss-not-finite",
     )
 
 
@@ -75,5 +77,6 @@ def check_weights(weights: Mapping[str, Tensor], filename: str, iteration: int) 
         if tensor.is_floating_point() and not tensor.sum().isfinite():
             raise NotFiniteError(
                 f"the weights '{name}' are NaN or infinite after iteration {iteration}: {filename} is not written, a "
-                f"file of this name is the one from before. To mend it, {CURE}"
+                f"file of this name is the one from before. To mend it, {CURE}",
+                code="training-diverged",
             )

@@ -10,6 +10,7 @@ from typing import Any
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_fm.errors import FailedError
 from nnunet_fm.trainers.callbacks import Callback, EpochResult
 
 SWITCH = "nnUNet_tensorboard_enabled"
@@ -23,11 +24,14 @@ def tensorboard_enabled() -> bool:
     """
     value = os.environ.get(SWITCH, "0")
     if value not in ("0", "False", "false", "1", "True", "true"):
-        raise RuntimeError(f"{SWITCH}={value}: legal are 0 (off) and 1 (on)")
+        raise FailedError(f"{SWITCH}={value}: legal are 0 (off) and 1 (on)", code="variable-value")
     if value in ("0", "False", "false"):
         return False
     if find_spec("tensorboard") is None:
-        raise RuntimeError(f"{SWITCH}={value} needs TensorBoard: pip install 'nnunet-fm[tensorboard]', or set it to 0")
+        raise FailedError(
+            f"{SWITCH}={value} needs TensorBoard: pip install 'nnunet-fm[tensorboard]', or set it to 0",
+            code="tensorboard-missing",
+        )
     return True
 
 
