@@ -84,17 +84,11 @@ def check(official: Official, path: Path) -> LoadReport:
 
 
 def _account(official: Official, state_dict: Mapping[str, Tensor], path: Path) -> LoadReport:
-    from nnunet_fm.weights.load import check_official
+    from nnunet_fm.weights.load import FileRules, match_official
 
     checkpoint = official.checkpoint
-    return check_official(
-        _network(official.card),
-        state_dict,
-        prefix=checkpoint.prefix,
-        drop=checkpoint.drop,
-        new=checkpoint.new,
-        file=path,
-    )
+    rules = FileRules(checkpoint.prefix, checkpoint.drop, checkpoint.new)
+    return match_official(_network(official.card), state_dict, rules, file=path).report
 
 
 def recognise(path: Path, among: Sequence[Official]) -> list[Official]:

@@ -90,7 +90,7 @@ def official_parts(
 
 def load_part(network: nn.Module, part: Part, file: Path) -> LoadReport:
     """Load a part's official file into a network; errors as `nnunet_fm.weights.load.load_checkpoint`."""
-    from nnunet_fm.weights.load import load_checkpoint
+    from nnunet_fm.weights.load import FileRules, load_checkpoint
 
     if part.name == HEAD:
         cast("Head", network.get_submodule(HEAD)).starts_mask_decoder = part.decoder
@@ -98,11 +98,8 @@ def load_part(network: nn.Module, part: Part, file: Path) -> LoadReport:
     return load_checkpoint(
         network,
         file,
+        FileRules(official.prefix, part.drop, part.new, part.name),
         containers=official.container,
-        prefix=official.prefix,
-        drop=part.drop,
-        new=part.new,
-        part=part.name,
         files=official.files,
         page=official.page,
     )

@@ -18,19 +18,19 @@ from nnunet_fm.weights.report import LoadReport, PartReport
 from nnunet_fm.weights.slim import Base, bases_of, full_state_dict, remember
 
 WRAPPED_LAYER = ".base_layer."
-"""What peft puts into the names of a layer that it wraps."""
+"""Part of the names of layers that peft has wrapped."""
 
 ADAPTER_PARTS = (".lora_A.", ".lora_B.")
-"""What names of peft's own parameters hold."""
+"""Parts of the names of peft's own parameters."""
 
 STEM = (r"^stem\.",)
-"""The layer of 2D networks that is there for some numbers of input channels only."""
+"""Layer of 2D networks that only exists for some numbers of input channels."""
 
 Named = dict[str, tuple[str | None, Tensor]]
-"""Name in the network -> (name in the file, tensor); no name in the file for a tensor that the network made."""
+"""Name in the network -> (name in the file, tensor); None instead of a name for a tensor that a conversion made."""
 
 SHOWN = 12
-"""Names of a kind that an error message lists; the exception holds all of them."""
+"""Most names of a kind in an error message; the exception has all of them."""
 
 
 class WeightsMismatchError(FMError, ValueError):
@@ -60,22 +60,52 @@ class WeightsMismatchError(FMError, ValueError):
         super().__init__(f"{file} does not fit the network ({section.part}): {found}{hint}")
 
 
+@dataclass(frozen=True)
+class FileRules:
+    """How the names of an official file relate to those of a network.
+
+    Attributes:
+        prefix: only names that start with it belong to the network, and lose it; a file without any is taken as is.
+        drop: regular expressions, searched in the official names, of tensors left out on purpose.
+        new: regular expressions, searched in the network's names, of tensors that the file may lack.
+        part: submodule that the file is loaded into, if the network has no method ``from_official``.
+    """
+
+    prefix: str = ""
+    drop: Sequence[str] = ()
+    new: Sequence[str] = ()
+    part: str = "backbone"
+
+
 @dataclass
-class _Match:
-    """Name, tensor of a network and what to copy into it, for each that is copied, and the account of all others."""
+class Match:
+    """Tensors of a network paired with those of a file, and the account of all others."""
 
     section: PartReport
     copies: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
+    """Name, tensor of the network, and tensor to copy into it."""
     unchanged: dict[str, str] = field(default_factory=dict)
-    """Name in the network -> name in the file, of tensors that are copied as they are."""
+    """Name in the network -> name in the file, of tensors that are copied without a change."""
     unexpected: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     shapes: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)
 
+    @property
+    def report(self) -> LoadReport:
+        """The account as a load report."""
+        return LoadReport((self.section,))
+
+    def copy(self) -> LoadReport:
+        """Copy the tensors of the file into the network, in place."""
+        with torch.no_grad():
+            for _, mine, theirs in self.copies:
+                mine.copy_(theirs)
+        return self.report
+
 
 @dataclass(frozen=True)
-class _Rules:
-    """Which names of a target may be missing, and which of its tensors may be adapted."""
+class _Target:
+    """Which tensors of a network may be missing in the file, and which may be adapted."""
 
     path: str
     heads: tuple[str, ...]
@@ -89,7 +119,7 @@ class _Rules:
     def is_projection(self, name: str) -> bool:
         return f"{self.path}{name}" in self.projections
 
-    def may_be_missing(self, name: str) -> str | None:
+    def be_missing(self, name: str) -> str | None:
         """Why the file may lack a tensor of the network; None if it may not."""
         if self.in_head(name):
             return "head, stays at its initial values"
@@ -103,185 +133,144 @@ class _Rules:
 def load_checkpoint(
     network: nn.Module,
     path: Path,
+    rules: FileRules = FileRules(),
     *,
     containers: Sequence[str] = (),
-    prefix: str = "",
-    drop: Sequence[str] = (),
-    new: Sequence[str] = (),
-    part: str = "backbone",
     files: Sequence[str] = (),
     page: str = "",
 ) -> LoadReport:
-    """Read an official file and load it, and note on the network what it holds of the file (see `slim`).
+    """Load an official file into a network, and note on the network which of its tensors are the file's (see `slim`).
 
-    Arguments and errors as in `read_state_dict` and `load_official`; ``files`` are all names of the file in the
-    weights folder, and ``page`` is where a person gets it.
+    Args:
+        network: changed in place.
+        path: the file.
+        rules: how its names relate to those of the network.
+        containers: keys that may wrap the state dict, see `read_state_dict`.
+        files: all names of the file in the weights folder.
+        page: where a person downloads it.
+
+    Raises:
+        WeightsFileError, WeightsMismatchError: see `read_state_dict` and `match_official`.
     """
     state_dict = read_state_dict(path, containers)
     digest = sha256(path)
-    match = _matched(network, state_dict, prefix=prefix, drop=drop, new=new, part=part, file=path, digest=digest)
-    _copy(match)
+    match = match_official(network, state_dict, rules, file=path, digest=digest)
+    match.copy()
     names = tuple(dict.fromkeys((path.name, *files)))
     remember(network, Base(names, digest, tuple(containers), page, match.unchanged))
-    return LoadReport((match.section,))
-
-
-def load_official(
-    network: nn.Module,
-    state_dict: Mapping[str, Tensor],
-    *,
-    prefix: str = "",
-    drop: Sequence[str] = (),
-    new: Sequence[str] = (),
-    part: str = "backbone",
-    file: Path | None = None,
-) -> LoadReport:
-    """Copy an official state dict into a network, tensor by tensor, in place.
-
-    The target is the network itself if it has a method ``from_official``, else its submodule called ``part``, else
-    the whole network. ``from_official(state_dict) -> state_dict`` turns official names and positions into the
-    target's own; what it passes on must be the same objects. Weights named in ``network.keys_to_in_proj`` are fitted
-    to the number of input channels (`adapt_channels`), and parameters under ``network.key_to_head`` may be missing
-    or made for another number of classes. Layers that peft has wrapped are found under their official names, and its
-    low-rank updates are new.
-
-    Args:
-        prefix: only names that start with it belong to the network, and lose it; a file without any is taken as is.
-        drop: regular expressions, searched in the official names, of tensors left out on purpose.
-        new: regular expressions, searched in the network's names, of tensors that the file may lack.
-        file: where the state dict comes from, for report and errors.
-
-    Raises:
-        WeightsMismatchError: for names or shapes that are not accounted for; the network is unchanged then.
-        WeightsFileError: for a file that the network recognises as another model's.
-        NotFiniteWeightsError: for a tensor with values that are no numbers.
-    """
-    match = _matched(network, state_dict, prefix=prefix, drop=drop, new=new, part=part, file=file)
-    _copy(match)
-    return LoadReport((match.section,))
-
-
-def check_official(
-    network: nn.Module,
-    state_dict: Mapping[str, Tensor],
-    *,
-    prefix: str = "",
-    drop: Sequence[str] = (),
-    new: Sequence[str] = (),
-    part: str = "backbone",
-    file: Path | None = None,
-) -> LoadReport:
-    """The account that `load_official` would give, with its errors, and nothing copied.
-
-    The network may be on the meta device.
-    """
-    match = _matched(network, state_dict, prefix=prefix, drop=drop, new=new, part=part, file=file)
-    return LoadReport((match.section,))
+    return match.report
 
 
 def load_trained(
     network: nn.Module, weights: Mapping[str, Tensor], *, file: Path, same_classes: bool | None = None
 ) -> LoadReport:
-    """Copy what a training of the same model has learned into a network, in place.
+    """Copy the weights of another training of the same model into a network, in place.
 
-    The output layers start anew unless the classes are the same, the input layer is fitted to the number of channels,
-    and what depends on the patch size is fitted by ``network.refit``. Head, adapter and size of the model must agree.
+    Output layers start anew unless the classes are the same. The input layer is fitted to the number of channels, and
+    weights that depend on the patch size by ``network.refit``. Head, adapter and size of the model must agree.
 
     Args:
-        weights: of the checkpoint, full or slim.
+        network: changed in place.
+        weights: state dict of the checkpoint, full or slim.
         file: the checkpoint, for report and errors.
-        same_classes: whether classes are the same; None where nobody knows: their number decides.
+        same_classes: whether the classes are the same; if None (unknown), their number decides.
 
     Raises:
-        WeightsMismatchError, WeightsFileError: as `load_official`, and for the official file of a slim checkpoint.
-        BaseFileError: if that file is not at hand.
+        WeightsMismatchError, WeightsFileError: see `match_official`; also for the official file of a slim checkpoint.
+        BaseFileError: if that file is not in the weights folder.
     """
     weights = unwrapped(weights)
     heads = tuple(rf"^{re.escape(key)}\." for key in getattr(network, "key_to_head", ()))
     drop = heads if same_classes is False else ()
     if getattr(network, "stem", None) is None:
         drop += STEM
-    match = _matched(
-        network, full_state_dict(weights), prefix="", drop=drop, new=STEM, part="network", file=file,
-        convert=getattr(network, "refit", dict), adapters=False,
-    )  # fmt: skip
-    _copy(match)
+    rules, convert = FileRules(drop=drop, new=STEM, part="network"), getattr(network, "refit", dict)
+    match = match_official(network, full_state_dict(weights), rules, file=file, convert=convert, adapters=False)
+    match.copy()
     for base in bases_of(weights):
         remember(network, base)
-    return LoadReport((match.section,))
+    return match.report
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
-    """Fit a projection ``(out, N, ...)`` to M input channels: each new one gets the sum of the old ones over M.
+    """Fit a projection ``(out, N, ...)`` to M input channels: each new weight is the sum of the old ones, over M.
 
-    From one channel to M this repeats the weight over M, from N to one it sums, so that an image repeated over all
-    channels gives the same activation as before. In general the old channels' order is lost: it carries no meaning
-    from photographs or CT to a user's channels.
+    An image repeated over all channels gives the same activation as before. The order of the old channels is lost; it
+    has no meaning for a user's channels.
     """
     return (weight.sum(dim=1, keepdim=True) / channels).expand(-1, channels, *weight.shape[2:])
 
 
-def _copy(match: _Match) -> None:
-    with torch.no_grad():
-        for _, mine, theirs in match.copies:
-            mine.copy_(theirs)
-
-
-def _matched(
+def match_official(
     network: nn.Module,
     state_dict: Mapping[str, Tensor],
+    rules: FileRules = FileRules(),
     *,
-    prefix: str,
-    drop: Sequence[str],
-    new: Sequence[str],
-    part: str,
-    file: Path | None,
+    file: Path | None = None,
     digest: str | None = None,
     convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
     adapters: bool = True,
-) -> _Match:
-    """Pair every tensor of a file with one of the network, or account for it; raises as `load_official`.
+) -> Match:
+    """Pair every tensor of an official state dict with one of a network, or account for it; nothing is copied.
 
-    ``convert`` takes the place of the target's ``from_official``; ``adapters`` may be new to the file.
+    The target is the network itself if it has a method ``from_official``, else its submodule ``rules.part``, else the
+    whole network. ``from_official(state_dict) -> state_dict`` converts official names and positions to the target's; a
+    tensor that it does not change must stay the same object. Weights in ``network.keys_to_in_proj`` are fitted to the
+    number of input channels (`adapt_channels`). Parameters under ``network.key_to_head`` may be missing, or have
+    another number of classes. Layers wrapped by peft are found under their official names.
+
+    Args:
+        network: may be on the meta device.
+        state_dict: of the file.
+        rules: how its names relate to those of the network.
+        file: where the state dict comes from, for report and errors.
+        digest: SHA-256 of the file, for the report.
+        convert: used instead of the target's ``from_official``.
+        adapters: whether parameters of adapters may be missing in the file.
+
+    Raises:
+        WeightsMismatchError: for names or shapes that are not accounted for.
+        WeightsFileError: for a file that the network recognises as another model's.
+        NotFiniteWeightsError: for a tensor with NaN or infinite values.
     """
-    target, path = _target(network, part)
-    match = _Match(PartReport(part, file.name if file else None, digest))
-    official = _selected(state_dict, prefix, drop, match.section)
+    target, path = _find_target(network, rules.part)
+    match = Match(PartReport(rules.part, file.name if file else None, digest))
+    official = _selected(state_dict, rules, match.section)
     convert = convert or getattr(target, "from_official", None)
     converted = official if convert is None else _converted(convert, official, match, file)
-    rules = _Rules(
+    may = _Target(
         path=path,
         heads=tuple(f"{h}." for h in getattr(network, "key_to_head", ())),
         projections=frozenset(f"{p}.weight" for p in getattr(network, "keys_to_in_proj", ())),
-        new=tuple(new),
+        new=tuple(rules.new),
         adapters=adapters,
     )
     own = {_plain(name): (name, tensor) for name, tensor in target.state_dict().items()}
     for plain in sorted(own.keys() | converted.keys()):
         name, mine = own.get(plain, (plain, None))
         source, theirs = converted.get(plain, (None, None))
-        _account(match, rules, name, mine, theirs, source)
+        _account(match, may, name, mine, theirs, source)
     if match.unexpected or match.missing or match.shapes:
         raise WeightsMismatchError(match.section, match.unexpected, match.missing, match.shapes)
     check_finite({name: theirs for name, _, theirs in match.copies}, file or "the state dict")
     return match
 
 
-def _target(network: nn.Module, part: str) -> tuple[nn.Module, str]:
-    """The module to load into, and what its names start with in the network."""
+def _find_target(network: nn.Module, part: str) -> tuple[nn.Module, str]:
+    """The module to load into, and the prefix of its names in the network."""
     inner = getattr(network, part, None)
     if isinstance(inner, nn.Module) and not hasattr(network, "from_official"):
         return inner, f"{part}."
     return network, ""
 
 
-def _selected(state_dict: Mapping[str, Tensor], prefix: str, drop: Sequence[str], section: PartReport) -> Named:
+def _selected(state_dict: Mapping[str, Tensor], rules: FileRules, section: PartReport) -> Named:
     """Tensors that belong to the network: name without prefix -> (name in the file, tensor)."""
-    spellings = (prefix, prefix.removeprefix("module."))  # the file's wrapper may be off already
+    spellings = (rules.prefix, rules.prefix.removeprefix("module."))  # a wrapper's prefix may be removed already
     prefix = next((p for p in spellings if any(name.startswith(p) for name in state_dict)), "")
     official: Named = {}
     for name, tensor in state_dict.items():
-        pattern = next((p for p in drop if re.search(p, name)), None)
+        pattern = next((p for p in rules.drop if re.search(p, name)), None)
         if not name.startswith(prefix):
             section.dropped[name] = f"not under '{prefix}'"
         elif pattern is not None:
@@ -292,21 +281,27 @@ def _selected(state_dict: Mapping[str, Tensor], prefix: str, drop: Sequence[str]
 
 
 def _account(
-    match: _Match, rules: _Rules, name: str, mine: Tensor | None, theirs: Tensor | None, source: str | None
+    match: Match, may: _Target, name: str, mine: Tensor | None, theirs: Tensor | None, source: str | None
 ) -> None:
-    """Enter one name, of the network (``mine``), the file (``theirs``) or both.
+    """Account for one name.
 
-    ``source`` is the name of ``theirs`` in the file, None for a tensor that the target made.
+    Args:
+        match: account to extend.
+        may: rules of the target.
+        name: name in the target.
+        mine: tensor of the target, None if only the file has the name.
+        theirs: tensor of the file, None if only the target has the name.
+        source: name of ``theirs`` in the file, None for a tensor that the target's conversion made.
     """
     section, plain = match.section, _plain(name)
     if mine is None:
-        if rules.in_head(plain):
+        if may.in_head(plain):
             section.adapted.pop(plain, None)
             section.dropped[plain] = "head without a counterpart"
         else:
             match.unexpected.append(plain)
     elif theirs is None:
-        reason = rules.may_be_missing(name)
+        reason = may.be_missing(name)
         if reason is None:
             match.missing.append(name)
         else:
@@ -315,12 +310,12 @@ def _account(
         match.copies.append((source or name, mine, theirs))
         if source is not None:
             section.matched.append(name)
-            match.unchanged[f"{rules.path}{name}"] = source
-    elif rules.in_head(plain):
+            match.unchanged[f"{may.path}{name}"] = source
+    elif may.in_head(plain):
         section.adapted.pop(plain, None)
         section.dropped[plain] = f"head of another size, {list(theirs.shape)} for {list(mine.shape)}"
         section.missing[name] = "head, stays at its initial values"
-    elif rules.is_projection(plain) and _same_but_channels(mine, theirs):
+    elif may.is_projection(plain) and _same_but_channels(mine, theirs):
         match.copies.append((source or name, mine, adapt_channels(theirs, mine.shape[1])))
         old, new = theirs.shape[1], mine.shape[1]
         section.adapted[plain] = f"input channels {old} -> {new}: sum over the old ones, divided by {new}"
@@ -329,7 +324,7 @@ def _account(
 
 
 def _plain(name: str) -> str:
-    """A name of the network without what peft has put into it."""
+    """A name of the network as it was before peft wrapped the layer."""
     return name.replace(WRAPPED_LAYER, ".")
 
 
@@ -340,12 +335,12 @@ def _same_but_channels(mine: Tensor, theirs: Tensor) -> bool:
 def _converted(
     convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
     official: Named,
-    match: _Match,
+    match: Match,
     file: Path | None,
 ) -> Named:
-    """The target's own conversion of names and positions, with what it changed entered as adapted.
+    """Convert names and positions with the target's own method, and note changed tensors as adapted.
 
-    A tensor that the conversion passes on unchanged is the same object, which tells where it comes from.
+    A tensor that stays the same object is unchanged, and traced to its name in the file by its identity.
     """
     given = {name: tensor for name, (_, tensor) in official.items()}
     try:
@@ -374,7 +369,7 @@ def _converted(
 
 
 def _origin(name: str, official: Mapping[str, Tensor]) -> str:
-    """The official name of a converted tensor: its own, or, of file and network, what the deeper one puts before it."""
+    """Map a converted name back to the file: strip or add the prefix that only one side has."""
     inner = name
     while inner not in official and "." in inner:
         inner = inner.partition(".")[2]

@@ -14,7 +14,7 @@ from nnunet_fm.adapters import apply_adapter
 from nnunet_fm.adapters.base import in_encoder
 from nnunet_fm.models.registry import cards
 from nnunet_fm.networks.base import FoundationNetwork
-from nnunet_fm.weights.load import load_official
+from tests.helpers.official_weights import load_official
 from tests.helpers.small_networks import CLASSES, SIZE, small
 
 VOLUMETRIC = ("freeze", "full", "lora")

@@ -23,7 +23,7 @@ from nnunet_fm.adapters import ADAPTERS, apply_adapter
 from nnunet_fm.adapters.ladder import Ladder
 from nnunet_fm.adapters.rein import Rein
 from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
-from nnunet_fm.weights.load import load_official
+from tests.helpers.official_weights import load_official
 from tests.helpers.small_networks import count, shapes
 
 pytestmark = pytest.mark.usefixtures("float32")

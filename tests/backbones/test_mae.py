@@ -15,8 +15,9 @@ from nnunet_fm.backbones import create_backbone, image_multiple
 from nnunet_fm.backbones.mae import MAE
 from nnunet_fm.models.registry import get_card
 from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
-from nnunet_fm.weights.load import WeightsMismatchError, check_official
+from nnunet_fm.weights.load import WeightsMismatchError
 from tests.helpers.official_files import manifest
+from tests.helpers.official_weights import check_official
 from tests.helpers.small_networks import count, shapes
 
 SIZES = {"mae_b": ("base", 16, 14), "mae_l": ("large", 16, 14), "mae_h": ("huge", 14, 16)}

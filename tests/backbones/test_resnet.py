@@ -19,7 +19,7 @@ from nnunet_fm.backbones.resnet import ResNet
 from nnunet_fm.models.official import check, get_official
 from nnunet_fm.models.registry import get_card
 from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
-from nnunet_fm.weights.load import check_official
+from tests.helpers.official_weights import check_official
 from tests.helpers.small_networks import count, shapes
 
 LAYERS = (18, 34, 50, 101, 152)

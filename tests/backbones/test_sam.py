@@ -23,7 +23,8 @@ from nnunet_fm.heads.sam_base import sam_neck
 from nnunet_fm.models.official import find_official
 from nnunet_fm.models.registry import get_card
 from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
-from nnunet_fm.weights.load import load_checkpoint, load_official
+from nnunet_fm.weights.load import FileRules, load_checkpoint
+from tests.helpers.official_weights import load_official
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"
 NAMES = {"sam_b": "sam_vit_b", "sam_l": "sam_vit_l", "sam_h": "sam_vit_h", "medsam_b": "medsam_vit_b"}
@@ -126,7 +127,10 @@ def test_files_load_with_an_account_of_every_tensor(tmp_path: Path, neck: bool, 
         backbone.neck = sam_neck(32)
     checkpoint = find_official("medsam_vit_b")
     (section,) = load_checkpoint(
-        backbone, tmp_path / "a.pth", containers=checkpoint.container, prefix=checkpoint.prefix, drop=checkpoint.drop
+        backbone,
+        tmp_path / "a.pth",
+        FileRules(prefix=checkpoint.prefix, drop=checkpoint.drop),
+        containers=checkpoint.container,
     ).sections
     decoder = {key for key in official if not key.startswith("image_encoder.")}
     of_neck = {key for key in official if ".neck." in key}

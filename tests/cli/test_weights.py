@@ -18,7 +18,7 @@ from nnunet_fm.models.build import build_network
 from nnunet_fm.models.card import Checkpoint
 from nnunet_fm.weights import cache, download
 from nnunet_fm.weights.cache import PIN_FILE, pinned
-from nnunet_fm.weights.load import load_checkpoint
+from nnunet_fm.weights.load import FileRules, load_checkpoint
 from nnunet_fm.weights.slim import bases_of, slim_state_dict
 from tests.helpers.commands import Command, make_command
 from tests.helpers.weights_server import Server, digest, entry, running_server, save, serve, small_models
@@ -387,7 +387,7 @@ def trained(folder: Path, tmp_path: Path) -> Path:
     for fold in (0, 1):
         torch.manual_seed(fold)
         network = build_network(entry("tiny"), 1, 3, adapter="freeze")
-        load_checkpoint(network, base, drop=[r"^seg_outputs\."])
+        load_checkpoint(network, base, FileRules(drop=[r"^seg_outputs\."]))
         (model / f"fold_{fold}").mkdir(parents=True)
         content = {"network_weights": slim_state_dict(network), "trainer_name": "fm_trainer_freeze", "epoch": fold}
         torch.save(content, model / f"fold_{fold}" / "checkpoint_final.pth")

@@ -20,8 +20,9 @@ from nnunet_fm.heads.hsam_decoder import RefiningDecoder, cross_first_transforme
 from nnunet_fm.heads.sam_base import SAMHead, sam_neck
 from nnunet_fm.heads.sam_decoder import BatchedMaskDecoder, Decoded, Embedded, TwoWay, dot
 from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
-from nnunet_fm.weights.load import WeightsFileError, check_official
+from nnunet_fm.weights.load import WeightsFileError
 from tests.helpers.head_tester import HeadTester
+from tests.helpers.official_weights import check_official
 from tests.helpers.small_networks import count, shapes
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"

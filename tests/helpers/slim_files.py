@@ -11,7 +11,7 @@ from torch import Tensor
 from nnunet_fm.models.build import build_network
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.weights import cache
-from nnunet_fm.weights.load import load_checkpoint
+from nnunet_fm.weights.load import FileRules, load_checkpoint
 
 ENTRY_OF_PLAN = {
     "network_class_name": "nnunet_fm.networks.stunet.STUNet",
@@ -36,7 +36,9 @@ def write_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def pretrained(base: Path, adapter: str = "freeze", channels: int = 1) -> FoundationNetwork:
     network = build(adapter, channels)
-    load_checkpoint(network, base, containers=["state_dict"], drop=DROP, files=[FILE, "other.model"], page="a page")
+    load_checkpoint(
+        network, base, FileRules(drop=DROP), containers=["state_dict"], files=[FILE, "other.model"], page="a page"
+    )
     return network
 
 

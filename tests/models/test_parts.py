@@ -14,10 +14,10 @@ from nnunet_fm.models.parts import Part, official_parts
 from nnunet_fm.models.registry import cards, get_card
 from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
-from nnunet_fm.weights.load import check_official
 from nnunet_fm.weights.report import PartReport
 from tests.helpers.datasets import nnunet_folders, write_dataset, write_fingerprint
 from tests.helpers.official_files import manifest
+from tests.helpers.official_weights import check_official
 
 NUMBER = 750
 SHAPE = (12, 40, 36)

@@ -31,9 +31,10 @@ from nnunet_fm.networks.pctnet import (
 )
 from nnunet_fm.plans.memory import training_memory
 from nnunet_fm.weights.files import WeightsFileError
-from nnunet_fm.weights.load import WeightsMismatchError, check_official, load_checkpoint, load_official
+from nnunet_fm.weights.load import FileRules, WeightsMismatchError, load_checkpoint
 from nnunet_fm.weights.report import PartReport
 from tests.helpers.official_files import manifest
+from tests.helpers.official_weights import check_official, load_official
 from tests.helpers.small_networks import count, shapes
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -458,7 +459,9 @@ def randomised(network: PCTNet) -> PCTNet:
 
 def section(network: PCTNet, file: Path, *, drop: bool = True) -> PartReport:
     entry = get_card("misfm").checkpoints[0]
-    report = load_checkpoint(network, file, containers=entry.container, drop=entry.drop if drop else (), new=entry.new)
+    report = load_checkpoint(
+        network, file, FileRules(drop=entry.drop if drop else (), new=entry.new), containers=entry.container
+    )
     (found,) = report.sections
     return found
 

@@ -25,8 +25,9 @@ from nnunet_fm.networks.spad_convolution import (
 from nnunet_fm.networks.spad_vit import SpadViT, resample_positions, rotary_table, rotate
 from nnunet_fm.networks.spadnet import SPADNet
 from nnunet_fm.trainers.optimizer import parameter_groups
-from nnunet_fm.weights.load import WeightsMismatchError, load_official
+from nnunet_fm.weights.load import WeightsMismatchError
 from tests.helpers.official_files import manifest
+from tests.helpers.official_weights import load_official
 from tests.helpers.small_networks import count, shapes
 
 pytestmark = pytest.mark.usefixtures("float32")

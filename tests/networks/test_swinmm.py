@@ -26,7 +26,7 @@ from nnunet_fm.networks import swinmm
 from nnunet_fm.networks.swinmm import MutualLoss, SwinMM, draw_views, exchange, mean_probability, resampled
 from nnunet_fm.plans.memory import training_memory
 from nnunet_fm.weights.files import WeightsFileError
-from nnunet_fm.weights.load import load_checkpoint
+from nnunet_fm.weights.load import FileRules, load_checkpoint
 from nnunet_fm.weights.report import PartReport
 from tests.helpers.official_files import manifest, write_official
 from tests.helpers.small_networks import count, shapes
@@ -412,7 +412,7 @@ def test_layer_decay_slows_the_early_layers_and_spares_positions_and_norms(netwo
 def section(network: SwinMM, file: Path, checkpoint: int) -> PartReport:
     entry = get_card("swinmm").checkpoints[checkpoint]
     report = load_checkpoint(
-        network, file, containers=entry.container, prefix=entry.prefix, drop=entry.drop, new=entry.new
+        network, file, FileRules(prefix=entry.prefix, drop=entry.drop, new=entry.new), containers=entry.container
     )
     (found,) = report.sections
     return found

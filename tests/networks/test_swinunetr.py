@@ -24,9 +24,9 @@ from nnunet_fm.networks.swinunetr import DAE, UNUSED, PatchMerging, SwinUNETR
 from nnunet_fm.networks.window_attention import WindowAttention
 from nnunet_fm.plans.memory import training_memory
 from nnunet_fm.weights.files import WeightsFileError
-from nnunet_fm.weights.load import load_official
 from nnunet_fm.weights.report import PartReport
 from tests.helpers.official_files import manifest
+from tests.helpers.official_weights import load_official
 from tests.helpers.small_networks import count, shapes
 
 pytestmark = pytest.mark.usefixtures("float32")

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nnunet_fm.weights.files import NotFiniteWeightsError, WeightsFileError, read_state_dict, read_trained
-from nnunet_fm.weights.load import load_official
+from tests.helpers.official_weights import load_official
 from tests.helpers.weight_files import same, seeded, small_file, v1_content
 
 

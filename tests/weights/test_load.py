@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_fm.weights.files import WeightsFileError
-from nnunet_fm.weights.load import WeightsMismatchError, adapt_channels, check_official, load_official
+from nnunet_fm.weights.load import WeightsMismatchError, adapt_channels
+from tests.helpers.official_weights import check_official, load_official
 from tests.helpers.weight_files import Small, same, small_file
 
 

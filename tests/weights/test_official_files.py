@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_fm.models.official import check, get_official, officials, recognise
-from nnunet_fm.weights.load import WeightsMismatchError, load_checkpoint, load_official
+from nnunet_fm.weights.load import FileRules, WeightsMismatchError, load_checkpoint
+from tests.helpers.official_weights import load_official
 from tests.helpers.weight_files import MANIFESTS, Small, official, same, small_file, v1_content
 
 STRIDES = [[1, 1, 1]] + [[2, 2, 2]] * 5
@@ -72,14 +73,16 @@ def test_containers_prefixes_and_company_of_the_official_files(tmp_path: Path, m
     content = {f"{prefix}{n}": t for n, t in small_file().items()}
     torch.save({container: content, **BESIDE[model]}, tmp_path / "a.pth")
     network = Small()
-    (section,) = load_checkpoint(network, tmp_path / "a.pth", prefix=prefix).sections
+    (section,) = load_checkpoint(network, tmp_path / "a.pth", FileRules(prefix=prefix)).sections
     assert len(section.matched) == 3 and same(network.state_dict(), small_file())
 
 
 def test_stunet_with_four_channels_and_five_classes(tmp_path: Path, stunet_file: dict[str, Tensor]) -> None:
     torch.save(v1_content({f"module.{n}": t for n, t in stunet_file.items()}), tmp_path / "small_ep4k.model")
     network = stunet(channels=4)
-    report = load_checkpoint(network, tmp_path / "small_ep4k.model", containers=["state_dict"], drop=STUNET_DROP)
+    report = load_checkpoint(
+        network, tmp_path / "small_ep4k.model", FileRules(drop=STUNET_DROP), containers=["state_dict"]
+    )
     (section,) = report.sections
     projections = ["conv_blocks_context.0.0.conv1.weight", "conv_blocks_context.0.0.conv3.weight"]
     assert sorted(section.adapted) == projections
@@ -93,7 +96,7 @@ def test_stunet_with_four_channels_and_five_classes(tmp_path: Path, stunet_file:
 
 def test_stunet_v2_file(tmp_path: Path, stunet_file: dict[str, Tensor]) -> None:
     torch.save({"network_weights": stunet_file, "optimizer_state": None}, tmp_path / "small.pth")
-    (section,) = load_checkpoint(stunet(classes=105), tmp_path / "small.pth", drop=STUNET_DROP).sections
+    (section,) = load_checkpoint(stunet(classes=105), tmp_path / "small.pth", FileRules(drop=STUNET_DROP)).sections
     assert len(section.matched) == 120
 
 
@@ -108,7 +111,7 @@ def test_stunet_file_of_another_size_or_with_a_lost_key(tmp_path: Path, stunet_f
     with pytest.raises(
         WeightsMismatchError, match=r"small_ep4k.* 1 missing in the file: upsample_layers\.2\.conv\.bias"
     ):
-        load_checkpoint(stunet(), tmp_path / "small_ep4k.model", drop=STUNET_DROP)
+        load_checkpoint(stunet(), tmp_path / "small_ep4k.model", FileRules(drop=STUNET_DROP))
 
 
 def test_stunet_on_stock_plans_of_this_nnunet(tmp_path: Path) -> None:
@@ -144,7 +147,7 @@ def test_stunet_on_stock_plans_of_this_nnunet(tmp_path: Path) -> None:
     network = fm_trainer_stunet_s.build_network_architecture(manager, manager.get_configuration("3d_fullres"), 4, 5)
     assert network.strides[:3] == strides[1:]
     torch.save({"state_dict": official("stunet_small", classes=105)}, tmp_path / "small_ep4k.model")
-    (section,) = load_checkpoint(network, tmp_path / "small_ep4k.model", drop=STUNET_DROP).sections
+    (section,) = load_checkpoint(network, tmp_path / "small_ep4k.model", FileRules(drop=STUNET_DROP)).sections
     assert (len(section.matched), len(section.adapted)) == (118, 2)
 
 
@@ -207,7 +210,7 @@ def test_dinov2_into_the_backbone_of_a_segmenter(tmp_path: Path, channels: int) 
     torch.save(file, tmp_path / "dinov2_vits14_pretrain.pth")
     network = segmenter(channels)
     before = {n: t.clone() for n, t in network.state_dict().items()}
-    (section,) = load_checkpoint(network, tmp_path / "dinov2_vits14_pretrain.pth", drop=DINOV2_DROP).sections
+    (section,) = load_checkpoint(network, tmp_path / "dinov2_vits14_pretrain.pth", FileRules(drop=DINOV2_DROP)).sections
     assert len(section.matched) == 175 - 2
     assert section.adapted == {"vit.pos_embed": "converted from [1, 1370, 384] to [1, 257, 384]"}
     assert list(section.dropped) == ["mask_token"]

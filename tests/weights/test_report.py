@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from nnunet_fm.weights.load import load_checkpoint, load_official
+from nnunet_fm.weights.load import load_checkpoint
+from tests.helpers.official_weights import load_official
 from tests.helpers.weight_files import Small, small_file
 
 
