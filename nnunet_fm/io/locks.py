@@ -28,25 +28,25 @@ from filelock import FileLock
 from nnunet_fm.io.atomic_write import write_text
 
 BEAT = 20.0
-"""Seconds between two touches of a held lock's file."""
+"""Seconds between two updates of the modification time of a held lock."""
 WATCH = 1.5
-"""Beats that a lock of another place is watched before it counts as left behind."""
+"""Beats for which a lock of another place is watched before it counts as left behind."""
 SILENCE = 300.0
-"""Seconds without a touch after which a lock of another place may be left behind."""
+"""Seconds without an update after which a lock of another place may be left behind."""
 SAME_START = 0.05
-"""Seconds by which two statements of a process's start may differ, for rounding."""
+"""Seconds by which two values of a process's start may differ because of rounding."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock.
+    """Holder of a lock.
 
     Attributes:
-        host: name of the machine, for people.
-        place: of the processes, see `this_place`; empty in files of older versions.
+        host: name of the machine, for messages.
+        place: place of the processes, see `this_place`; empty in files of older versions.
         processes: number and start (s, see `start_of`) of each process; the lock is held as long as one of them lives.
-        what: for people.
-        age: seconds since the holder touched the file.
+        what: what the holder does, for messages.
+        age: seconds since the last update of the file.
     """
 
     host: str
@@ -71,19 +71,19 @@ class Holder:
 
     @property
     def is_young(self) -> bool:
-        """Whether the file was touched just now; a time to come says as little as one long past."""
+        """Whether the file was updated recently; a time in the future is as old as one in the past."""
         return abs(self.age) < SILENCE
 
     @property
     def abandoned(self) -> int | None:
-        """Number of a process that lives here, while the one that took the lock is gone; None otherwise."""
+        """Number of a living process of the lock if the one that took it is gone; else None."""
         if not self.is_here or not self.processes or is_running(*self.processes[0]):
             return None
         return next((pid for pid, started in self.processes[1:] if is_running(pid, started)), None)
 
     @property
     def pid(self) -> int:
-        """The first of the processes that live, or of all."""
+        """Number of the first living process, else of the first one."""
         living = [pid for pid, started in self.processes if self.is_here and is_running(pid, started)]
         return (living or [pid for pid, _ in self.processes] or [0])[0]
 
@@ -92,13 +92,13 @@ class Holder:
 
 
 def is_running(pid: int, started: float) -> bool:
-    """Whether the process of this number is the one that started then, and has not ended."""
+    """Whether the process with this number and start (s) is still running."""
     found = start_of(pid)
     return found is not None and abs(found - started) < SAME_START
 
 
 def start_of(pid: int) -> float | None:
-    """When a process that lives started, in s: since the machine's start where that is known (Linux), else since 1970.
+    """Start of a living process in s: since the machine's start on Linux, else since 1970.
 
     None for a process that has ended, even if its parent has not read its exit code, or where nothing is known.
     """
@@ -120,7 +120,7 @@ def start_of(pid: int) -> float | None:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether there is a process of this number of which the system tells nothing, as it belongs to another account."""
+    """Whether a process of this number belongs to another account, so that the system hides its start."""
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -132,7 +132,7 @@ def _is_hidden(pid: int) -> bool:
 
 @cache
 def this_place() -> str:
-    """What tells a machine since its start, and a container on it, from others: there, a number means one process."""
+    """Identifier of this boot of the machine and of the container: within it, a number means one process."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -156,7 +156,7 @@ def holder_json(what: str = "", processes: Sequence[tuple[int, float]] = ()) -> 
 
 
 def read_holder(path: Path) -> Holder | None:
-    """Who a lock file names, alive or not; None where there is no such file, or one that was cut off."""
+    """Read the holder from a lock file, alive or not; None if the file does not exist or was cut off."""
     try:
         age = time.time() - path.stat().st_mtime
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -167,13 +167,13 @@ def read_holder(path: Path) -> Holder | None:
 
 
 def _is_touched(path: Path, holder: Holder) -> bool:
-    """Whether a holder elsewhere, who looks silent, touches the file: this clock, or that of the disk, may be set."""
+    """Whether a holder in another place still updates its file, which looks old if a clock was set."""
 
     def time_of_change() -> int:
         try:
-            with path.open("rb") as file:  # opened, because network file systems remember times of others for a while
+            with path.open("rb") as file:  # opened, because network file systems cache the times of other hosts' files
                 return os.fstat(file.fileno()).st_mtime_ns
-        except OSError:  # the holder has let go
+        except OSError:  # the holder has released it
             return 0
 
     if holder.is_here:
@@ -197,14 +197,14 @@ class Lock:
     def __init__(self, path: Path, what: str) -> None:
         self.path, self.what = path, what
         self.left_behind: Holder | None = None
-        """Whose lock was taken because its processes are gone."""
+        """Former holder, whose processes are gone."""
         self._processes: list[tuple[int, float]] = []
         self._released = threading.Event()
 
     def take(self) -> Holder | None:
-        """Take the lock unless somebody holds it; returns who does, None when it is ours."""
+        """Try to take the lock; returns its holder if somebody else has it, else None."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Looking and writing are one step for everybody who asks.
+        # Reading and writing the file are one step for all processes.
         with FileLock(str(self.path) + ".guard"):
             holder = read_holder(self.path)
             if holder is not None and (holder.alive or _is_touched(self.path, holder)):
@@ -216,24 +216,24 @@ class Lock:
         threading.Thread(target=self._beat, daemon=True).start()
         return None
 
-    def wait(self, tell: Callable[[Holder], None], pause: float = 2.0) -> None:
-        """Take the lock as soon as nobody holds it; ``tell`` is called once if that is not at once."""
+    def wait(self, on_wait: Callable[[Holder], None], pause: float = 2.0) -> None:
+        """Take the lock as soon as nobody holds it; ``on_wait`` is called once with the holder before waiting."""
         told = False
         while (holder := self.take()) is not None:
             if not told:
-                tell(holder)
+                on_wait(holder)
                 told = True
             time.sleep(pause)
 
     def add(self, pid: int) -> None:
-        """Name a further process: the lock outlives this one as long as that one runs."""
+        """Add a process: the lock is held as long as it runs, even after this process has ended."""
         started = start_of(pid)
         if started is not None:  # else it has ended already
             self._processes.append((pid, started))
             self._write()
 
     def release(self) -> None:
-        """Let go."""
+        """Release the lock."""
         self._released.set()
         self.path.unlink(missing_ok=True)
 
@@ -244,7 +244,7 @@ class Lock:
         while not self._released.wait(BEAT):
             try:
                 os.utime(self.path)
-            except OSError:  # the folder was removed under a running step, which will say so itself
+            except OSError:  # the folder was removed during the step, which fails by itself
                 return
 
     def __enter__(self) -> Lock:

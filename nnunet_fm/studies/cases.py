@@ -1,4 +1,4 @@
-"""Which cases a model is tested on: a dataset's test set, or the validation cases of the fold."""
+"""Choose the cases that a model is tested on: a dataset's test set, or the validation cases of the fold."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from typing import Any
 from nnunet_fm.data.folds import FOLDS, Fold, read_folds
 from nnunet_fm.data.patients import seen_cases
 from nnunet_fm.errors import FMError
+from nnunet_fm.io.dataset_json import canonical
 from nnunet_fm.io.untrusted import read_object
 from nnunet_fm.records.training import TrainingRecord
 
 
 class NoTestCasesError(FMError, ValueError):
-    """There is nothing to test a model on; the message says why."""
+    """No cases to test a model on; the message says why."""
 
     code = "test-cases-missing"
 
 
 @dataclass(frozen=True)
 class CaseSet:
-    """Cases, and where their images and references lie in the dataset's folder in ``nnUNet_raw``."""
+    """Cases, with the subfolders of their images and references in the dataset's raw folder."""
 
     images: str
     labels: str
     cases: list[str]
 
     def as_json(self) -> dict[str, Any]:
-        """For a file."""
+        """JSON value for a file."""
         return asdict(self)
 
 
 def choose_cases(raw: Path, preprocessed: Path, fold: str, which: str, *, own: bool) -> CaseSet:
-    """The cases to test on.
+    """Choose the cases to test on.
 
     Args:
         raw, preprocessed: the dataset's folders.
-        fold: of the model.
+        fold: fold of the model.
         which: ``test`` is imagesTs with labelsTs, ``validation`` the validation cases of the fold, ``auto`` the first
             where it exists.
-        own: whether the model was trained on this dataset; where not, fold ``all`` has all training cases to test on.
+        own: whether the model was trained on this dataset; else fold ``all`` is tested on all training cases.
 
     Raises:
         NoTestCasesError: if there are none.
     """
-    content = read_object(raw / "dataset.json")
-    ending = content["file_ending"]
+    ending = dataset_json(raw)["file_ending"]
     labelled = label_names(raw / "labelsTs", ending)
     if which == "test" or (which == "auto" and labelled):
         cases = sorted(labelled & image_names(raw / "imagesTs", ending))
@@ -72,14 +72,14 @@ def choose_cases(raw: Path, preprocessed: Path, fold: str, which: str, *, own: b
 
 
 def without_seen(tested: CaseSet, raw: Path, fold: Path, dataset: str) -> tuple[CaseSet, list[str]]:
-    """The cases to test on without those that the model was trained on, and these.
+    """Split test cases into those that the model was not trained on, and those that it was.
 
     Args:
-        tested: as `choose_cases` gives it.
-        raw: the tested dataset's folder, beside which those of other datasets lie.
-        fold: folder of the model's fold, with the record of its training; a model of stock nnU-Net, or of an older
-            version, was not trained on the cases that it was validated on, whose predictions are there.
-        dataset: name of the one that the model was trained on.
+        tested: test cases from `choose_cases`.
+        raw: raw folder of the tested dataset, beside those of other datasets.
+        fold: folder of the model's fold, with the record of its training. Without a record (stock nnU-Net, older
+            versions), the cases with a validation prediction in this folder are those that were not trained on.
+        dataset: name of the dataset that the model was trained on.
     """
     record = TrainingRecord.read(fold)
     if record is not None and record.trained_cases is not None:
@@ -97,7 +97,7 @@ def without_seen(tested: CaseSet, raw: Path, fold: Path, dataset: str) -> tuple[
 
 
 def read_splits(preprocessed: Path, raw: Path, cases: list[str]) -> list[Fold]:
-    """The dataset's folds: its own where it has a file of them, else those that nnU-Net makes.
+    """Read the dataset's folds from its file, or make those of nnU-Net.
 
     Raises:
         NoTestCasesError: if there are fewer cases than folds.
@@ -107,12 +107,17 @@ def read_splits(preprocessed: Path, raw: Path, cases: list[str]) -> list[Fold]:
     raise NoTestCasesError(f"{raw.name} has {len(cases)} labelled cases, too few for nnU-Net's {FOLDS} folds")
 
 
+def dataset_json(folder: Path) -> dict[str, Any]:
+    """Content of a folder's ``dataset.json``, with channels and labels as numbers."""
+    return canonical(read_object(folder / "dataset.json"))
+
+
 def label_names(folder: Path, ending: str) -> set[str]:
-    """Cases of a folder of label maps; none if it does not exist. Hidden files do not count."""
+    """Names of the cases in a folder of label maps, without hidden files; empty if the folder does not exist."""
     files = folder.glob(f"[!.]*{escape(ending)}") if folder.is_dir() else ()
     return {file.name[: -len(ending)] for file in files}
 
 
 def image_names(folder: Path, ending: str) -> set[str]:
-    """Cases of a folder of images, whose names end in the number of the channel."""
+    """Names of the cases in a folder of images, whose file names end in the number of the channel."""
     return {name[:-5] for name in label_names(folder, ending) if name[-5:] == "_0000"}

@@ -1,8 +1,7 @@
-"""Everything a report shows, gathered from a study's folder; of models trained by hand see `trained`."""
+"""Collect everything a report shows from a study's folder; `collect_trained` does so for models trained by hand."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,21 +14,21 @@ from nnunet_fm.errors import MissingFileError
 from nnunet_fm.io.untrusted import read_yaml
 from nnunet_fm.metrics.scores_table import read_scores
 from nnunet_fm.reporting.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, TIME_COLUMNS, Results, Run
-from nnunet_fm.studies.cases import CaseSet, label_names, without_seen
+from nnunet_fm.studies.cases import CaseSet, dataset_json, label_names, without_seen
 from nnunet_fm.studies.collect_trained import collect_results, read_records, trained_on
-from nnunet_fm.studies.job_markers import read_json
+from nnunet_fm.studies.job_markers import read_json_or_none
 from nnunet_fm.studies.testing import LEFT_OUT, TESTED
 
 TIMES = "prediction_times.json"
 
 
 def collect(folder: Path) -> Results:
-    """The results of a study, as far as it has come: runs without scores are in ``runs`` and nowhere else.
+    """Collect the results of a study as far as it has run: runs without scores appear in ``runs`` only.
 
-    Runs that are no longer in the study stay on the disk and are left out.
+    Runs on the disk that are no longer in the study are left out.
 
     Args:
-        folder: where `nnunet-fm study` wrote, the folder with ``study.yaml`` and ``runs``.
+        folder: output folder of `nnunet-fm study`, with ``study.yaml`` and ``runs``.
 
     Raises:
         FileNotFoundError: if it is no study's folder.
@@ -38,19 +37,19 @@ def collect(folder: Path) -> Results:
     if not (folder / "study.yaml").is_file() or not (folder / "runs").is_dir():
         raise MissingFileError(f"{folder} is no study's folder: it has no study.yaml, or no runs", code="study-folder")
     study: dict[str, Any] = read_yaml(folder / "study.yaml")
-    jobs = read_json(folder / "jobs.json") or {}
+    jobs = read_json_or_none(folder / "jobs.json") or {}
     runs = _runs(folder, jobs.get("runs"))
     raw = Path(jobs.get("raw") or os.environ.get("nnUNet_raw") or "nnUNet_raw")
     scores, times, files, notes = [], [], [], []
     shares: dict[str, Mapping[str, float]] = {}
     subjects: dict[str, Mapping[str, str]] = {}
     for run in runs:
-        # Targets that the study no longer has stay on the disk, too.
+        # Only targets of the present study; former ones stay on the disk.
         for target in _targets(folder / "runs" / run.run, jobs.get("runs", {}).get(run.run)):
             about = {"run": run.run, "target": target.name}
-            frame, tested = read_scores(target / "scores.csv"), read_json(target / TESTED) or {}
+            frame, tested = read_scores(target / "scores.csv"), read_json_or_none(target / TESTED) or {}
             left_out = tested.get(LEFT_OUT, [])
-            if "images" in tested:  # scores of an older version hold all cases
+            if "images" in tested:  # scores of older versions include cases of the training
                 scored = CaseSet(tested["images"], tested["labels"], sorted(frame["case"].unique()))
                 model = Path(run.model_folder, f"fold_{run.fold}")
                 left_out = [*left_out, *without_seen(scored, raw / target.name, model, run.dataset)[1]]
@@ -62,7 +61,7 @@ def collect(folder: Path) -> Results:
             if target.name not in subjects:
                 subjects[target.name] = read_subjects(raw / target.name)
             if target.name not in shares:
-                known = read_json(folder / "size_shares" / f"{target.name}.json")
+                known = read_json_or_none(folder / "size_shares" / f"{target.name}.json")
                 shares |= {target.name: known} if known else {}
     return Results(
         title=study.get("title") or study["name"],
@@ -80,7 +79,7 @@ def collect(folder: Path) -> Results:
 
 
 def _runs(folder: Path, current: Mapping[str, Any] | None) -> list[Run]:
-    """The study's runs in its order; all on the disk where it does not say which are its own."""
+    """The study's runs in its order; all runs on the disk if the study does not list its own."""
     names = current if current is not None else sorted(p.parent.name for p in (folder / "runs").glob("*/run.json"))
     files = [file for name in names if (file := folder / "runs" / name / "run.json").is_file()]
     return [Run.model_validate_json(file.read_text(encoding="utf-8")) for file in files]
@@ -92,7 +91,7 @@ def _targets(folder: Path, current: Iterable[str] | None) -> list[Path]:
 
 
 def _times(file: Path) -> list[dict[str, Any]]:
-    content = read_json(file) or {"cases": {}}
+    content = read_json_or_none(file) or {"cases": {}}
     return [
         {"case": case, "step": step, "seconds": seconds, "processor": content["processor"]}
         for case, steps in content["cases"].items()
@@ -101,11 +100,11 @@ def _times(file: Path) -> list[dict[str, Any]]:
 
 
 def _files(target: Path, raw: Path, cases: Iterable[str]) -> list[dict[str, str]]:
-    """Image (the first channel), reference and prediction of each case, where all three are there."""
+    """Image (first channel), reference and prediction of each case of which all three exist."""
     if not (raw / "dataset.json").is_file():
         return []
-    ending = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
-    tested = read_json(target / "tested.json")
+    ending = dataset_json(raw)["file_ending"]
+    tested = read_json_or_none(target / "tested.json")
     if tested is None:
         part = "Ts" if set(cases) <= label_names(raw / "labelsTs", ending) else "Tr"
         tested = {"images": f"images{part}", "labels": f"labels{part}"}

@@ -1,4 +1,4 @@
-"""Everything a report shows of models that were trained by hand: their validation cases, scored as a study's are."""
+"""Collect everything a report shows of models trained by hand, whose validation cases are scored as in a study."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import pandas as pd
 
 from nnunet_fm.data.subjects import Subjects, read_subjects
 from nnunet_fm.errors import MissingFileError
-from nnunet_fm.io.dataset_json import canonical
 from nnunet_fm.io.untrusted import read_object
 from nnunet_fm.models.names import PLANS_PREFIX, Spec, UnknownNameError
 from nnunet_fm.models.registry import get_card, grammar
 from nnunet_fm.planfile.schema import STOCK_KEY, PlanKey, StockKey
 from nnunet_fm.records.training import TrainingRecord
 from nnunet_fm.reporting.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, Results, Run
-from nnunet_fm.studies.cases import label_names
+from nnunet_fm.studies.cases import dataset_json, label_names
 from nnunet_fm.studies.datasets import find_dataset
 from nnunet_fm.studies.job_names import digest, join, plain, with_cases
 from nnunet_fm.studies.plans import PLANS
@@ -38,18 +37,18 @@ def collect_results(
     folds: Sequence[str | int] | None = None,
     processes: int = 1,
 ) -> Results:
-    """The results of models trained by hand: the validation cases of every trained fold in ``nnUNet_results``.
+    """Score the validation cases of every trained fold in ``nnUNet_results``.
 
-    Fold ``all``, whose validation cases were trained on, is left out unless named.
+    Fold ``all`` is left out unless named, because it was trained on its validation cases.
 
     Args:
         datasets: IDs or names.
-        title: of the report; without it, the datasets' names.
-        trainers, plans, configurations, folds: only these; without them, all that are there.
-        processes: cases scored at a time.
+        title: title of the report; by default the datasets' names.
+        trainers, plans, configurations, folds: names to choose; by default all.
+        processes: number of cases scored at the same time.
 
     Raises:
-        FileNotFoundError: if nothing is found; the message names the folders that were looked through.
+        FileNotFoundError: if nothing is found; the message names the searched folders.
         ValueError: if a name is ambiguous, or a file is damaged.
     """
     wanted = (trainers, plans, configurations, [str(fold) for fold in folds] if folds is not None else None)
@@ -69,7 +68,7 @@ def _scored(runs: list[Run], fold_folders: Sequence[Path], processes: int) -> Re
     classes: dict[str, Mapping[str, Any]] = {}
     scores, files, notes = [], [], []
     for run, fold in zip(runs, fold_folders, strict=True):
-        content = canonical(read_object(fold.parent / "dataset.json"))
+        content = dataset_json(fold.parent)
         references = _folder("nnUNet_preprocessed") / run.dataset / "gt_segmentations"
         labels, ending = content["labels"], content["file_ending"]
         if run.dataset not in shares:
@@ -105,7 +104,7 @@ def _fold_folders(
     datasets: Sequence[str | int],
     wanted: tuple[Sequence[str] | None, Sequence[str] | None, Sequence[str] | None, Sequence[str] | None],
 ) -> list[Path]:
-    """Folders of trained folds; raises a FileNotFoundError if there are none."""
+    """Find the folders of trained folds; raises a FileNotFoundError if there are none."""
     folders = [_trained(str(dataset)) for dataset in datasets]
     found = [fold for folder in folders for fold in _folds(folder, *wanted)]
     if not found:
@@ -118,20 +117,20 @@ def _fold_folders(
 
 
 def _validation_cases(run: Run, fold: Path, ending: str) -> tuple[list[str], list[str]]:
-    """Validated cases of a fold: those to score, and those that it was trained on."""
+    """Split the validated cases of a fold into cases to score and cases of its training."""
     there = sorted(label_names(fold / "validation", ending))
     seen = set() if run.fold == "all" else _seen(fold)
     return [case for case in there if case not in seen], [case for case in there if case in seen]
 
 
 def _folders_of(dataset: str) -> list[Path]:
-    """Where a dataset's table of patients may lie; nobody needs raw data any more once models are trained."""
+    """Folders with a dataset's table of patients; raw data may be gone after the training."""
     found = [os.environ.get(name) for name in ("nnUNet_raw", "nnUNet_preprocessed")]
     return [Path(folder, dataset) for folder in found if folder]
 
 
 def _anatomies(classes: Mapping[str, Mapping[str, Any]], subjects: Subjects) -> dict[str, str]:
-    """Dataset -> the first one of the same patients and classes, such as another sequence; mostly itself."""
+    """Map each dataset to the first one of the same patients and classes, such as another MR sequence, or to itself."""
     first: dict[str, str] = {}
     for dataset, labels in classes.items():
         people = set(subjects[dataset].values())
@@ -141,18 +140,18 @@ def _anatomies(classes: Mapping[str, Mapping[str, Any]], subjects: Subjects) -> 
 
 
 def trained_on(label: str, where: str, cases: Sequence[str]) -> str:
-    """The sentence on cases that a model was trained on."""
+    """Write a sentence on cases that a model was trained on."""
     return f"Cases of {where} that {label} was trained on: {', '.join(cases)}"
 
 
 def _seen(fold: Path) -> set[str]:
-    """Cases of its own dataset that a fold was trained on, as its record names them."""
+    """Cases of its own dataset that a fold was trained on, from its record."""
     record = TrainingRecord.read(fold)
     return set() if record is None else set(record.seen[record.dataset])
 
 
 def read_records(runs: Iterable[Run]) -> dict[str, TrainingRecord]:
-    """What the trainings of runs recorded, where they did, by run."""
+    """Training records by run, of the runs that have one."""
     found = {run.run: TrainingRecord.read(Path(run.model_folder) / f"fold_{run.fold}") for run in runs}
     return {run: record for run, record in found.items() if record is not None}
 
@@ -166,7 +165,7 @@ def _folder(name: str) -> Path:
 
 
 def _trained(given: str) -> Path:
-    """A dataset's folder in ``nnUNet_results``, whether or not its raw data are still there."""
+    """A dataset's folder in ``nnUNet_results``; its raw data need not exist."""
     results = _folder("nnUNet_results")
     dataset = find_dataset(given, results)
     if dataset.folder is None:
@@ -181,7 +180,7 @@ def _folds(
     configurations: Sequence[str] | None,
     folds: Sequence[str] | None,
 ) -> Iterator[Path]:
-    """Folders of validated folds of a dataset's models that are wanted."""
+    """Folders of a dataset's validated folds with the given names."""
     for model in sorted(path for path in dataset.glob("*__*__*") if path.is_dir()):
         names = model.name.split("__")
         if len(names) != 3 or any(
@@ -197,7 +196,7 @@ def _folds(
 
 
 def _run(fold: Path) -> Run:
-    """What a trained fold is, from its folder's name and its plan."""
+    """Describe a trained fold from its folder's name and its plan."""
     model = fold.parent
     trainer, plans_name, configuration = model.name.split("__")
     plans = read_object(model / "plans.json")
@@ -243,7 +242,7 @@ def _run(fold: Path) -> Run:
 
 
 def _label(trainer: str, plans: str, spec: Spec, about: Mapping[str, Any]) -> str:
-    """What people would call a model."""
+    """Label of a model in tables and figures."""
     if about.get("model") is None:
         size = plans.removeprefix("nnUNetResEncUNet").removesuffix("Plans")
         known = {"stock": "nnU-Net", "resenc": f"nnU-Net ResEnc {size}" if len(size) <= 2 else "nnU-Net ResEnc"}
@@ -261,7 +260,7 @@ def _label(trainer: str, plans: str, spec: Spec, about: Mapping[str, Any]) -> st
 
 
 def _labelled(runs: Sequence[Run]) -> list[Run]:
-    """The runs, with the names of trainer, plans and configuration where models would be called the same."""
+    """Label models that would share a label by trainer, plans and configuration."""
     models = {(run.dataset, run.label, run.trainer, run.plans, run.configuration) for run in runs}
     shared = Counter((dataset, label) for dataset, label, *_ in models)
     ambiguous = {label for (_, label), count in shared.items() if count > 1}

@@ -9,18 +9,18 @@ from typing import Any
 
 from nnunet_fm.data.folds import read_folds
 from nnunet_fm.io.dataset_names import dataset_number
-from nnunet_fm.studies.cases import image_names, label_names
+from nnunet_fm.studies.cases import dataset_json, image_names, label_names
 from nnunet_fm.studies.job_context import JobContext
-from nnunet_fm.studies.job_markers import read_json, write_json
+from nnunet_fm.studies.job_markers import read_json_or_none, write_json
 from nnunet_fm.studies.process import StepError
 
 
 def plan(context: JobContext) -> None:
-    """Write a plan, and what it needs: the dataset's fingerprint, nnU-Net's own plan under a control's, the split."""
+    """Write a plan and its prerequisites: the dataset's fingerprint, the stock plan of a control, the split."""
     what, dataset = context.what, context.what["dataset"]
     preprocessed = context.preprocessed(dataset)
     number = dataset_number(dataset)
-    context.variables["nnUNet_n_proc_DA"] = "1"  # nnU-Net's planner sets its threads by this number, and 0 are refused
+    context.variables["nnUNet_n_proc_DA"] = "1"  # nnU-Net's planner takes its threads from this variable, and refuses 0
     if not (preprocessed / "dataset_fingerprint.json").is_file():
         context.run("nnUNetv2_extract_fingerprint", "-d", number, "-np", context.threads)
     if "base" in what and not (preprocessed / f"{what['base']}.json").is_file():
@@ -33,7 +33,7 @@ def plan(context: JobContext) -> None:
 
 
 def adapt(context: JobContext) -> None:
-    """Write the plan by which a trained model is adapted to another dataset."""
+    """Plan the adaptation of a trained model to another dataset."""
     what, dataset = context.what, context.what["dataset"]
     model = ("--source", what["source"], "--source-fold", what["fold"], "-chk", what["checkpoint"])
     faithful = ["--faithful"] if what["faithful"] else []
@@ -43,7 +43,7 @@ def adapt(context: JobContext) -> None:
 
 
 def preprocess(context: JobContext) -> None:
-    """Preprocess a dataset once for each kind of data that the plans name, which mostly is one."""
+    """Preprocess a dataset once for each data identifier of the plans, usually one."""
     what, dataset = context.what, context.what["dataset"]
     configuration = what["configuration"]
     kinds: dict[str, tuple[str, bool]] = {}
@@ -53,7 +53,7 @@ def preprocess(context: JobContext) -> None:
     number = dataset_number(dataset)
     for identifier, (name, ours) in kinds.items():
         words = ("-d", number, "-plans_name", name, "-c", configuration, "-np", context.threads, "--no_pbar")
-        if ours:  # it knows itself what is up to date
+        if ours:  # our preprocessor checks itself whether the data are current
             context.run("nnUNetv2_preprocess", *words)
             continue
         folder, unfinished = _stock_data(context, identifier)
@@ -72,7 +72,7 @@ def _words(what: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _configuration(plan: Path, name: str) -> dict[str, Any]:
-    content = read_json(plan)
+    content = read_json_or_none(plan)
     if content is None:
         raise StepError(f"{plan} is missing or damaged", code="plans-missing")
     known: dict[str, dict[str, Any]] = content["configurations"]
@@ -84,15 +84,15 @@ def _configuration(plan: Path, name: str) -> dict[str, Any]:
 
 
 def _stock_data(context: JobContext, identifier: str) -> tuple[Path | None, Path]:
-    """The folder to fill, None if it is complete, and a file that is there as long as it is not.
+    """Folder to fill (None if it is complete), and the path of a file that exists while it is incomplete.
 
-    nnU-Net deletes the folder before it fills it, under a training that reads it; so what is complete is left alone.
+    A complete folder is kept: nnU-Net would delete it first, even while a training reads it.
     """
     dataset = context.what["dataset"]
     folder = context.preprocessed(dataset) / identifier
     unfinished = folder.with_name(f"{identifier}.unfinished")
     raw = context.raw(dataset)
-    ending = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
+    ending = dataset_json(raw)["file_ending"]
     cases = image_names(raw / "imagesTr", ending)
     there = {file.stem for file in folder.glob("[!.]*.pkl")} if folder.is_dir() else set()
     if cases and cases <= there and not unfinished.exists():
@@ -102,9 +102,9 @@ def _stock_data(context: JobContext, identifier: str) -> tuple[Path | None, Path
 
 
 def _keep_split(raw: Path, preprocessed: Path) -> None:
-    """Write the split before several trainings of a dataset do so at once."""
+    """Write the split, before several trainings of the dataset write it at the same time."""
     file = preprocessed / "splits_final.json"
-    ending = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
+    ending = dataset_json(raw)["file_ending"]
     cases = sorted(label_names(raw / "labelsTr", ending))
     if not file.is_file() and (folds := read_folds(cases, raw)):
         write_json(file, folds)

@@ -1,4 +1,4 @@
-"""Datasets by number or name, where they are, and how to make those that are missing."""
+"""Find datasets by number or name; name the command that makes a missing one."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Dataset:
     """A dataset of a study.
 
     Attributes:
-        name: of nnU-Net's folder, ``Dataset501_AortaSeg24``; as the study has it where there is no such folder.
-        folder: in ``nnUNet_raw``, None if it is missing.
+        name: name of nnU-Net's folder, ``Dataset501_AortaSeg24``; without a folder, the name in the study.
+        folder: folder in ``nnUNet_raw``, None if it is missing.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Dataset:
 
     @property
     def number(self) -> int:
-        """nnU-Net's number; 0 if the dataset is missing and only its name is known."""
+        """nnU-Net's number; 0 if the study names a missing dataset without it."""
         match = NUMBERED.fullmatch(self.name)
         return int(match[1]) if match else int(self.name) if self.name.isdigit() else 0
 
     def is_called(self, word: str) -> bool:
-        """Whether a number or name, with or without the number, is this dataset's."""
+        """Whether a word is the dataset's number, full name, or name without the number."""
         return word in (self.name, self.short) or (word.isdigit() and int(word) == self.number)
 
     @property
@@ -63,7 +63,7 @@ class Dataset:
 
 
 def find_dataset(given: str, raw: Path) -> Dataset:
-    """The dataset of a number, a full name, or a name without the number.
+    """Find a dataset by its number, full name, or name without the number.
 
     Raises:
         StudyError: if several fit.
@@ -82,24 +82,23 @@ def find_dataset(given: str, raw: Path) -> Dataset:
     if not fitting:
         return Dataset(given, None)
     found = Dataset(fitting[0].name, fitting[0])
-    if len(names := find_datasets().get(found.number, {})) > 1:  # its steps call nnU-Net's commands by number
+    if len(names := find_datasets().get(found.number, {})) > 1:  # steps call nnU-Net's commands with the number
         raise StudyError(f"{several(found.number, names)}: rename one of them in all folders", code="dataset-ambiguous")
     return found
 
 
 def how_to_convert(dataset: Dataset, *, thesis: bool) -> str:
-    """The command that makes a missing dataset, as far as its name says which it is.
+    """Name the command that makes a missing dataset.
 
     Args:
-        dataset: whose name, without the number, may be that of a converter's dataset, in any case.
-        thesis: with the thesis's split and preparation where the converter knows them.
+        dataset: a dataset; its name without the number, in any case, may be that of a converter's dataset.
+        thesis: use the thesis's split and preparation if the converter has them.
     """
     from nnunet_fm.dataset_conversion.demo import NAME
 
     number = dataset.number or "ID"
     if dataset.short == NAME:
-        code = "import os; from pathlib import Path; from nnunet_fm.dataset_conversion.demo import unpack; "
-        return f"""python -c "{code}unpack(Path(os.environ['nnUNet_raw']), {dataset.number or 904})" """.strip()
+        return f"nnunet-fm demo --unpack {dataset.number or 904}"
     for words, name in _converted():
         if name.lower() == dataset.short.lower():
             from nnunet_fm.dataset_conversion import get_converter
@@ -112,7 +111,7 @@ def how_to_convert(dataset: Dataset, *, thesis: bool) -> str:
 
 
 def _converted() -> Iterator[tuple[Sequence[str], str]]:
-    """Words of the conversion command, and the name of the dataset that it makes, of all converters and domains."""
+    """Words of the conversion command and name of its dataset, for all converters and domains."""
     from nnunet_fm.dataset_conversion import CONVERTERS, get_converter
     from nnunet_fm.dataset_conversion.base import ConversionOptions
 

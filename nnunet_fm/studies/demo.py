@@ -1,4 +1,4 @@
-"""The demo: one training on bundled real data, through the commands that a user would type, and a page about it."""
+"""The demo: a training on bundled MRI with the commands that a user would type, and a page about it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ CONFIGURATION = "3d_fullres"
 
 
 class Demo:
-    """One run of the demo: its folders, the commands it printed and the seconds each step took.
+    """One run of the demo: its folders, its commands and the seconds of each step.
 
     Args:
         output: folder to write to.
-        as_json: whether standard output is left to a JSON object.
-        quiet: whether nothing is printed.
+        as_json: keep standard output free for a JSON object.
+        quiet: print nothing.
     """
 
     def __init__(self, output: Path, *, as_json: bool, quiet: bool = False) -> None:
@@ -49,7 +49,7 @@ class Demo:
         self.processes = min(2, usable_cores())
         self.settings = {
             **{name: str(folder) for name, folder in self.folders.items()},
-            # Unset, nnU-Net starts up to twelve loader workers and eight processes, whatever the machine.
+            # By default nnU-Net starts up to twelve loader workers and eight processes on any machine.
             "nnUNet_n_proc_DA": "0",
             "nnUNet_def_n_proc": str(self.processes),
         }
@@ -89,7 +89,7 @@ class Demo:
         return self.report(predictions)
 
     def unpack(self) -> None:
-        """Write the bundled dataset into nnUNet_raw and say how to repeat what follows."""
+        """Write the bundled dataset into nnUNet_raw and print the variables that repeat the commands."""
         for folder in self.folders.values():
             folder.mkdir(parents=True)
         self.dataset = unpack(self.folders["nnUNet_raw"], DATASET)
@@ -98,7 +98,7 @@ class Demo:
             self._show(f"export {name}={shlex.quote(value)}")
 
     def nnunet(self, step: str, program: str, *arguments: object, watch: Callable[[], str] | None = None) -> None:
-        """Run a command of this environment as a user would; its output goes to a log, its time is taken.
+        """Run and time a command of this environment; its output goes to a log.
 
         Raises:
             RuntimeError: if the command fails; the message has the end of its output and the log's place.
@@ -109,7 +109,7 @@ class Demo:
         log.parent.mkdir(exist_ok=True)
         started = time.monotonic()
         with log.open("wb") as stream:
-            # The programs of this interpreter's environment, which need not be activated.
+            # A program of this interpreter's environment, which need not be activated.
             words[0] = str(Path(sys.executable).with_name(program))
             process = subprocess.Popen(
                 words,
@@ -142,7 +142,7 @@ class Demo:
                 status.update(f"{step}: {watch() if watch else f'{seconds:.0f} s'}")
 
     def watch_training(self, minutes: float) -> Callable[[], str]:
-        """A function that says how far the training is: elapsed, left, epoch and Dice from its log."""
+        """Return a function that reports the training's state: seconds elapsed and left, epoch, Dice."""
         from nnunet_fm.reporting.training_log import newest_log, parse_log
 
         started = time.monotonic()
@@ -162,8 +162,8 @@ class Demo:
         return state
 
     def report(self, predictions: Path) -> dict[str, Any]:
-        """Score the predictions, write the page, print the table; returns what --json prints."""
-        # PyTorch, pandas and Matplotlib are not in memory while the commands run.
+        """Score the predictions, write the page, print the table; returns the object for --json."""
+        # Imported late, so that PyTorch, pandas and Matplotlib take no memory while the commands run.
         from nnunet_fm.metrics.folder import evaluate_folder
         from nnunet_fm.metrics.labels import foreground
         from nnunet_fm.metrics.scores_table import DICE
@@ -250,7 +250,7 @@ class Demo:
 
 
 def _worst_median_best(scores: pd.DataFrame) -> dict[str, str]:
-    """Cases of lowest, middle and highest mean Dice, so that the pictures do not flatter."""
+    """Cases of lowest, median and highest mean Dice."""
     ranked = scores.groupby("case")["value"].mean().sort_values().index
     return {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
 

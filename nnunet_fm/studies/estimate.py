@@ -1,4 +1,4 @@
-"""Hours and bytes that a study will take: by measured numbers where there are some, else by published ones."""
+"""Estimate hours and bytes of a study from measured speeds, or else from published ones."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from nnunet_fm.models.variants import iterations_on, on_dataset
 from nnunet_fm.planfile.schema import ADAPTATION_EPOCHS
 from nnunet_fm.records.training import FILE, TrainingRecord
 from nnunet_fm.studies.expand import Expansion, Training
-from nnunet_fm.studies.images import USUAL_CASES, USUAL_SHAPE, Images, look_at
+from nnunet_fm.studies.images import USUAL_CASES, USUAL_SHAPE, Images, image_numbers
 from nnunet_fm.studies.jobs import Job
 
 CPU_SLOWER = 60.0
-"""Seconds of one core for a second of the GPU that published speeds are of; 50 to 100 by the sizes of networks."""
+"""Slowdown of one CPU core against the GPU of published speeds; 50 to 100, depending on the network's size."""
 SAMPLES_2D, PARAMETERS_2D = 60.0, 106e6
-"""Slices of 224 × 224 that a GPU trains on in a second, with so many parameters."""
+"""Slices of 224 × 224 per second of training on a GPU, for a network with this number of parameters."""
 WAITING, FASTEST = 0.5, 6.0
-"""Patches per second: a published speed below the first was that of loading data, and nothing is taken to be faster."""
+"""Patches per second. A published speed below the first measured data loading; the second caps all estimates."""
 STOCK_SECONDS = {"2d": 0.15, "3d_fullres": 0.36}
-"""Of one iteration of stock nnU-Net on a GPU."""
+"""Seconds of one iteration of stock nnU-Net on a GPU."""
 RESENC_SLOWER = {"m": 1.0, "l": 2.0, "xl": 4.0}
 PLAN_MINUTES, REPORT_MINUTES = 1.0, 2.0
 PREPROCESS_SECONDS, PREDICT_SECONDS, EVALUATE_SECONDS = 20.0, {"2d": 10.0, "3d_fullres": 30.0}, 4.0
-"""Of one case of usual size."""
+"""Seconds for one case of usual size."""
 OVERHEAD = 1.15
-"""Validation and loading beside the iterations of a training."""
+"""Factor for validation and loading beside the iterations of a training."""
 COMPRESSED = 0.6
 STOCK_PARAMETERS = {"m": 102e6, "l": 140e6, "xl": 206e6, None: 31e6}
 HEAD_PARAMETERS = 20e6
-"""Trained parameters where the backbone is frozen, which is not kept in checkpoints."""
+"""Trained parameters with a frozen backbone, which checkpoints leave out."""
 
 
 @dataclass
 class Estimate:
-    """What a study will take.
+    """Estimated cost of a study.
 
     Attributes:
-        hours: of each job on the cores or the GPU that it gets.
-        disk: place -> bytes.
-        assumptions: sentences.
+        hours: hours of each job, on its cores or its GPU.
+        disk: bytes by place.
+        assumptions: sentences on what was assumed.
     """
 
     hours: dict[str, float] = field(default_factory=dict)
@@ -56,19 +56,19 @@ class Estimator:
     """Estimates for the jobs of a study.
 
     Args:
-        expansion: of the study.
+        expansion: expansion of the study.
         preprocessed: the folder ``nnUNet_preprocessed``.
-        gpu: whether trainings have one.
-        threads: cores of a training without.
+        gpu: whether trainings have a GPU.
+        threads: number of cores of a training without one.
     """
 
     def __init__(self, expansion: Expansion, preprocessed: Path, *, gpu: bool, threads: int) -> None:
         self.expansion, self.gpu, self.threads = expansion, gpu, max(1, threads)
-        self.images = {name: look_at(dataset, preprocessed) for name, dataset in expansion.datasets.items()}
+        self.images = {name: image_numbers(dataset, preprocessed) for name, dataset in expansion.datasets.items()}
         self.measured: set[str] = set()
 
     def estimate(self, jobs: Mapping[str, Job]) -> Estimate:
-        """Hours of all jobs, and the disk that all of them need together."""
+        """Estimate the hours of each job, and the disk space of all together."""
         found = Estimate(hours={job.id: self._hours(job) for job in jobs.values()})
         found.disk = {
             "nnUNet_preprocessed": sum(self._data(job) for job in jobs.values() if job.rule == "preprocess"),
@@ -79,7 +79,7 @@ class Estimator:
         return found
 
     def iterations(self, training: Training) -> int:
-        """Optimiser steps of a training, as its plan counts them."""
+        """Number of optimiser steps of a training, counted as in its plan."""
         if training.iterations is not None:
             return training.iterations
         run, study = training.run, self.expansion.study
@@ -99,7 +99,7 @@ class Estimator:
         return iterations_on(card, variant, run.dataset)
 
     def seconds_per_iteration(self, training: Training) -> float:
-        """Of a training on the GPU or the cores that it gets."""
+        """Seconds per iteration of a training, on its GPU or its cores."""
         run = training.run
         measured = self._speeds.get((run.model or run.control or "", run.configuration, self.gpu))
         if measured is not None:
@@ -125,17 +125,17 @@ class Estimator:
         return self.expansion.datasets[dataset].short
 
     def _share(self, training: Training, patch: tuple[int, ...] | list[int]) -> float:
-        """Share of the patch that the images fill: patches are not larger than they need to be. 1 for slices."""
+        """Share of the patch size that remains after the patch is cut down to the images; 1 for slices."""
         images = self.images[training.run.dataset]
         if len(patch) == 2 or not images.known:
             return 1.0
-        # Edges are multiples of 16 or so.
+        # Sizes are multiples of about 16.
         edges = [min(edge, -(-size // 16) * 16) for edge, size in zip(patch, images.shape, strict=True)]
         return float(np.prod(edges) / np.prod(patch))
 
     @cached_property
     def _speeds(self) -> dict[tuple[str, str, bool], float]:
-        """(model or control, configuration, on a GPU) -> measured seconds per iteration, of the study's datasets."""
+        """Measured seconds per iteration on the study's datasets, by (model or control, configuration, on a GPU)."""
         found: dict[tuple[str, str, bool], list[float]] = {}
         folders = {Path(t.run.model_folder).parent for t in self.expansion.trainings.values()}
         controls = {t.run.trainer: t.run.control for t in self.expansion.trainings.values() if t.card is None}
@@ -187,7 +187,7 @@ class Estimator:
         return COMPRESSED * images.cases * images.voxels * (4 * images.channels + 1)
 
     def _checkpoints(self, training: Training) -> float:
-        """The last and the best checkpoint: weights, and what the optimiser keeps of those that are trained."""
+        """Bytes of the last and the best checkpoint: weights and the optimiser's state of trained parameters."""
         run, card = training.run, training.card
         if card is None:
             size = next((name for name in RESENC_SLOWER if f"resenc_{name}_" in run.plans.lower()), None)
@@ -218,7 +218,7 @@ class Estimator:
 
 
 def samples_per_second(card: ModelCard) -> float:
-    """Of a training on a GPU: published for the model or one of its family, else by the number of parameters."""
+    """Training samples per second on a GPU: published for the model or its family, else by the number of parameters."""
     parameters = float(min(card.parameters.values()))
     if card.dim == 2:
         return SAMPLES_2D * PARAMETERS_2D / max(parameters, PARAMETERS_2D / 4)
@@ -236,5 +236,5 @@ def samples_per_second(card: ModelCard) -> float:
 
 
 def _size(images: Images) -> float:
-    """Size of an image against a usual one."""
+    """Number of voxels of an image as a multiple of a usual one."""
     return images.voxels / float(np.prod(USUAL_SHAPE))

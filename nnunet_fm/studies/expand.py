@@ -1,4 +1,4 @@
-"""From a study to its runs: every training, what it follows, and what it is tested on."""
+"""Expand a study into its runs: every training with its plan and the datasets that it is tested on."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from nnunet_fm.studies.schema import DEFAULT_SEED, Study, StudyError
 
 @dataclass(frozen=True)
 class Training:
-    """A run, with what it follows and is tested on.
+    """A run with its plan and its test datasets.
 
     Attributes:
-        targets: names of the datasets; its own is the first.
-        card: of the model; None of stock controls.
-        iterations: of the budget; None where the plan counts them.
+        targets: names of the test datasets; the training's own is the first.
+        card: card of the model; None for stock controls.
+        iterations: iterations of the budget; None if the plan counts them.
         skipped: names of datasets that the model is neither trained nor tested on.
-        start: of an adaptation, the run that it starts from.
+        start: the run that an adaptation starts from.
     """
 
     run: Run
@@ -44,8 +44,8 @@ class Expansion:
     """All runs of a study.
 
     Attributes:
-        datasets: by the name that nnU-Net knows, or that the study has where the dataset is missing.
-        trainings: by the run's id; an adaptation comes after the run that it starts from.
+        datasets: datasets by nnU-Net's name, or by the study's name for a missing one.
+        trainings: trainings by the run's id; an adaptation follows the run that it starts from.
     """
 
     study: Study
@@ -61,7 +61,7 @@ class Expansion:
         """Add a training.
 
         Raises:
-            StudyError: if it is there already, under whatever label.
+            StudyError: if it exists already, under any label.
         """
         there = self.trainings.setdefault(training.run.run, training)
         if there is not training:
@@ -73,14 +73,14 @@ class Expansion:
 
 
 def expand(study: Study, raw: Path, results: Path) -> Expansion:
-    """All runs of a study; its datasets need not be there.
+    """List all runs of a study; its datasets may be missing.
 
     Args:
-        study: as read.
+        study: the study.
         raw, results: nnU-Net's folders.
 
     Raises:
-        StudyError: where parts of the study do not fit one another or the datasets.
+        StudyError: if parts of the study do not fit one another or the datasets.
     """
     return _Expander(study, raw, results).expand()
 
@@ -89,7 +89,7 @@ class _Expander:
     def __init__(self, study: Study, raw: Path, results: Path) -> None:
         self.study, self.results = study, results
         groups = {anatomy: [find_dataset(d, raw) for d in given] for anatomy, given in study.groups.items()}
-        # Without anatomies, each dataset is one, by whatever name the study calls it.
+        # Without anatomies, each dataset is one, under the name that the study uses.
         self.groups = groups if study.anatomies else {group[0].name: group for group in groups.values()}
         names = [dataset.name for group in groups.values() for dataset in group]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -115,7 +115,7 @@ class _Expander:
         return expansion
 
     def _named(self, given: Sequence[str], key: str) -> frozenset[str]:
-        """Datasets of the study that a list names, in any of the ways in which datasets are named."""
+        """Datasets of the study that a list names by number, full name or name without the number."""
         found = set()
         for word in given:
             fitting = [d.name for d in self.datasets.values() if d.is_called(word)]
@@ -137,7 +137,7 @@ class _Expander:
                 raise StudyError(str(error), code=code_of(error, "labels-differ")) from None
 
     def _models(self, anatomy: str, source: Dataset) -> Iterator[Training]:
-        """Models under study and their twins, trained on a dataset."""
+        """Trainings of the models under study and of their twins on a dataset."""
         study = self.study
         for row in self.rows:
             skipped = self.skipped[row.label]
@@ -156,7 +156,7 @@ class _Expander:
                         yield Training(run, plan, targets, row.card, study.budget.iterations, skipped)
 
     def _stock(self, anatomy: str, source: Dataset) -> Iterator[Training]:
-        """nnU-Net, and with a residual encoder, in the configurations that the models use on this dataset."""
+        """Trainings of stock nnU-Net, plain and with residual encoder, in the configurations of the models."""
         study = self.study
         chosen = study.controls.configurations
         several = len(chosen or {row.card.configuration for row in self.rows}) > 1
@@ -180,7 +180,7 @@ class _Expander:
                             yield Training(run, plan, targets, iterations=limit or STOCK_ITERATIONS)
 
     def _adapted(self, training: Training) -> Iterator[Training]:
-        """The model of a training, adapted to every other domain that it does not skip."""
+        """Adaptations of a training's model to every other domain that it does not skip."""
         start = training.run
         about = start.model_dump(include={"model", "head", "adapter"}) | {"source": start.dataset}
         for adapt in self.study.adapt:
@@ -196,7 +196,7 @@ class _Expander:
                 yield Training(run, plan, (target.name,), training.card, adapt.iterations, start=start.run)
 
     def _targets(self, anatomy: str, source: Dataset, skipped: frozenset[str]) -> tuple[str, ...]:
-        """What a model is tested on: its own dataset and, where asked for, the other domains."""
+        """Datasets that a model is tested on: its own and, with ``generalise``, the other domains."""
         others = [d.name for d in self.groups[anatomy] if d.name != source.name and d.name not in skipped]
         return (source.name, *others) if self.study.generalise else (source.name,)
 

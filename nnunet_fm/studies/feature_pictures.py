@@ -1,4 +1,4 @@
-"""Pictures of features for a report: a slice of a case, and what a 2D foundation model sees in it."""
+"""Pictures of feature maps for a report: a slice of a case, and a 2D model's feature maps of it as colours."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from nnunet_fm.reporting.results import Results
 from nnunet_fm.reporting.sections.elements import Picture
 
 MOST_FEATURES = 4
-"""Models whose features are shown; each network has to be loaded."""
+"""Number of models whose feature maps are shown; each network has to be loaded."""
 
 
 def feature_pictures(results: Results) -> tuple[dict[str, tuple[Picture, Picture]], list[str]]:
-    """Draw what the first 2D foundation models see in a slice.
+    """Draw the feature maps of the first 2D foundation models.
 
     Args:
         results: runs and files.
 
     Returns:
-        Label of a model -> a slice and its features; and reasons why some are missing.
+        A slice and its feature maps by label of the model, and reasons why some are missing.
     """
     files = results.files.merge(results.runs[results.runs["control"].isna()], on="run")
     files = files[files["configuration"].str.startswith("2d")] if len(files) else files
@@ -36,7 +36,7 @@ def feature_pictures(results: Results) -> tuple[dict[str, tuple[Picture, Picture
         row = rows.iloc[0]
         try:
             pair = feature_pca(Path(row["model_folder"]), row["fold"], "checkpoint_final.pth", _channels(row["image"]))
-        except Exception as error:  # a network that cannot be loaded, for whatever reason, must not cost the report
+        except Exception as error:  # a network that cannot be loaded must not prevent the report
             problems.append(f"Features of {label}: {' '.join(str(error).split())}")
             continue
         if pair is not None:
@@ -49,7 +49,7 @@ def feature_pictures(results: Results) -> tuple[dict[str, tuple[Picture, Picture
 
 
 def _channels(first: str) -> list[Path]:
-    """All channel files of the case whose first channel's file is given."""
+    """Files of all channels of a case, from the file of the first channel."""
     path = Path(first)
     stem, mark, ending = path.name.rpartition("_0000")
     if not mark:

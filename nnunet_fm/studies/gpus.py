@@ -1,4 +1,4 @@
-"""One GPU for each job on a machine with several; a scheduler's choice is left alone."""
+"""Give each job one of several GPUs; a scheduler's choice is kept."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from nnunet_fm.io.locks import Holder, Lock
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 SCHEDULERS = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST", "PBS_JOBID", "LSB_JOBID")
-"""Variables by which a job knows that a scheduler has given it its GPUs."""
+"""Variables that a scheduler sets in jobs to which it has assigned GPUs."""
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that a process would see, as `VISIBLE` takes them; none without an NVIDIA driver."""
+    """Names of the visible GPUs in the form of `VISIBLE`; empty without an NVIDIA driver."""
     if os.environ.get(VISIBLE) is not None:
         return [name for name in os.environ[VISIBLE].split(",") if name.strip() and name.strip() != "-1"]
     if shutil.which("nvidia-smi") is None:
@@ -31,14 +31,14 @@ def visible_gpus() -> list[str]:
 
 @contextmanager
 def one_of_several(
-    tell: Callable[[Holder], None], *, wanted: bool = True, pause: float = 2.0
+    on_wait: Callable[[Holder], None], *, wanted: bool = True, pause: float = 2.0
 ) -> Iterator[dict[str, str]]:
-    """Hold one of the visible GPUs; yields the variable that shows it alone, or none where there is no choice.
+    """Hold one of the visible GPUs; yields the variable that makes it the only one, or nothing without a choice.
 
     Args:
-        tell: called once with who has a GPU, if none is free.
+        on_wait: called once with the holder of a GPU if none is free.
         wanted: whether a GPU is needed at all.
-        pause: seconds between two looks.
+        pause: seconds between two attempts.
     """
     names = visible_gpus() if wanted else []
     if len(names) < 2 or any(os.environ.get(variable) for variable in SCHEDULERS):
@@ -55,6 +55,6 @@ def one_of_several(
                     yield {VISIBLE: name}
                 return
         if not told and holder is not None:
-            tell(holder)
+            on_wait(holder)
             told = True
         time.sleep(pause)

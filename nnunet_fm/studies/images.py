@@ -1,4 +1,4 @@
-"""Number and size of a dataset's images, from the fingerprint or the files' headers, or taken to be usual."""
+"""Number and size of a dataset's images, from fingerprint or headers, with usual values as default."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import numpy as np
 from nnunet_fm.data.folds import read_folds
 from nnunet_fm.studies.cases import image_names, label_names
 from nnunet_fm.studies.datasets import Dataset
-from nnunet_fm.studies.job_markers import read_json
+from nnunet_fm.studies.job_markers import read_json_or_none
 
 LOOKED_AT = 5
-"""Images whose headers are read; the others are taken to be like them."""
+"""Number of images whose headers are read; the others are assumed to be alike."""
 USUAL_CASES, USUAL_TESTS = 50, 20
 USUAL_SHAPE, USUAL_SPACING = (100, 256, 256), (2.0, 1.0, 1.0)
-"""Voxels and mm (z, y, x) where no image can be read."""
+"""Size (voxels) and spacing (mm), both (z, y, x), if no image can be read."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """A dataset in numbers.
+    """Numbers of a dataset.
 
     Attributes:
         cases, tests: number of training and of labelled test cases.
         folds: number of training cases of each fold.
-        channels: of an image.
-        shape, spacing: of a usual image, voxels and mm (z, y, x).
-        known: whether images were looked at.
+        channels: number of channels of an image.
+        shape, spacing: size (voxels) and spacing (mm) of a usual image, (z, y, x).
+        known: whether images were read.
     """
 
     cases: int
@@ -41,25 +41,26 @@ class Images:
 
     @property
     def voxels(self) -> int:
-        """Of one image."""
+        """Number of voxels of one image."""
         return int(np.prod(self.shape))
 
     def training_cases(self, fold: str) -> int:
-        """Number of training cases of a fold; four fifths of all where nothing is known of it."""
+        """Number of training cases of a fold; four fifths of all cases if the fold is unknown."""
         if fold == "all":
             return self.cases
         return self.folds[int(fold)] if int(fold) < len(self.folds) else max(1, self.cases * 4 // 5)
 
     @property
     def slices(self) -> int:
-        """Of one image, across the axis with the largest spacing, which is mostly the shortest one."""
+        """Slices of one image, across the axis with the largest spacing, usually the shortest one."""
         return self.shape[int(np.argmax(self.spacing))] if max(self.spacing) > min(self.spacing) else min(self.shape)
 
 
-def look_at(dataset: Dataset, preprocessed: Path) -> Images:
-    """The numbers of a dataset, whether it is there or not.
+def image_numbers(dataset: Dataset, preprocessed: Path) -> Images:
+    """Read the numbers of a dataset; usual ones if it is missing.
 
     Args:
+        dataset: the dataset.
         preprocessed: the folder ``nnUNet_preprocessed``.
     """
     content = dataset.json
@@ -82,12 +83,12 @@ def look_at(dataset: Dataset, preprocessed: Path) -> Images:
 
 
 def _fingerprint(file: Path) -> list[tuple[list[int], list[float]]]:
-    content = read_json(file) or {}
+    content = read_json_or_none(file) or {}
     return list(zip(content.get("shapes_after_crop", []), content.get("spacings", []), strict=False))
 
 
 def _headers(files: list[Path]) -> list[tuple[list[int], list[float]]]:
-    """Shape and spacing of the files that can be read and have three axes."""
+    """Size and spacing of all readable 3D images."""
     from nnunet_fm.preprocessing.orientation import read_header
 
     there = [str(file) for file in files if file.is_file() and file.stat().st_size > 0]

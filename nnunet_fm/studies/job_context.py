@@ -1,4 +1,4 @@
-"""What a step works with: its arguments, nnU-Net's folders, its share of the machine, and its lock."""
+"""Context of a job: arguments, nnU-Net's folders, cores and device, lock."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ PATHS = (
 
 @dataclass
 class JobContext:
-    """Of one job.
+    """Context of one job.
 
     Attributes:
-        folder: of the study.
+        folder: folder of the study.
         what: arguments of the job.
-        lock: held while the job's commands run.
-        threads: cores that the job may use.
-        device: as stock commands name it.
-        variables: of the environment of all commands, besides those for the cores.
+        lock: lock that is held while the job's commands run.
+        threads: number of cores that the job may use.
+        device: ``cuda``, ``cpu`` or ``mps``.
+        variables: environment variables of all commands, besides those for the cores.
     """
 
     folder: Path
@@ -81,16 +81,16 @@ def nnunet_folder(name: str) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """This process's variables for one that works in another folder: relative paths are made absolute."""
+    """Environment for a process in another folder: relative paths of this one's variables become absolute."""
     paths = {name: os.environ[name] for name in PATHS if os.environ.get(name)}
     return {**limits.environment(), **{name: str(Path(path).expanduser().absolute()) for name, path in paths.items()}}
 
 
 def lock_path(folder: Path, rule: str, job: str, what: Mapping[str, Any]) -> Path:
-    """The lock of a job: of what it writes, wherever a study is started from.
+    """Path of a job's lock, beside the files that the job writes, so that it holds for all studies.
 
-    Plans of a dataset are written one after the other, because the first makes the fingerprint. So are preprocessed
-    data, because nnU-Net copies the label maps each time.
+    Plans of a dataset share a lock, because the first job makes the fingerprint. Preprocessing jobs share one, because
+    nnU-Net copies the label maps each time.
     """
     if rule in ("plan", "adapt", "preprocess"):
         kind = "preprocess" if rule == "preprocess" else "plan"

@@ -58,13 +58,13 @@ class JobMarkers:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one step, and its folder; raises as `replacing`."""
+    """Write a JSON file in one step and make its folder; raises as `replacing`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Content of a JSON file, None where there is none or it was cut off."""
+def read_json_or_none(path: Path) -> dict[str, Any] | None:
+    """Content of a JSON file; None if it does not exist or was cut off."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Names of runs, plans and jobs: readable, legal as file names, and the same whenever they mean the same."""
+"""Names of runs, plans and jobs: readable, legal as file names, equal for equal content."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 
 
 def digest(what: Any, length: int) -> str:
-    """Short name of a JSON value, the same in every process."""
+    """Short hash of a JSON value, equal in all processes."""
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:length]
 
 
 def plain(text: str) -> str:
-    """ASCII letters, digits, dots, dashes and underscores of a text: what every shell and file system takes."""
+    """Reduce a text to ASCII letters, digits, dots, dashes and underscores, legal in every shell and file system."""
     return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_")
 
 
 def join(*words: str | None, sep: str = "_") -> str:
-    """The words that are there."""
+    """Join all words that are not empty."""
     return sep.join(word for word in words if word)
 
 
 def job_id(rule: str, name: str, what: Any) -> str:
-    """Id of a job: its rule, what people recognise it by, and a digest of what it does."""
+    """Id of a job: its rule, a readable name, and a hash of its arguments."""
     return f"{rule}-{plain(name)[:120]}-{digest(what, 8)}"
 
 
 def with_cases(label: str, cases: int | None) -> str:
-    """Label of a few-shot run."""
+    """Add the number of training cases to the label of a few-shot run."""
     return label if cases is None else f"{label}, {cases} case{'s' * (cases > 1)}"

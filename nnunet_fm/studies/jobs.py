@@ -1,4 +1,4 @@
-"""The jobs of a study: what has to be done for its runs, and in which order."""
+"""Jobs of a study and their order."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ RULES = ("plan", "preprocess", "train", "adapt", "predict", "evaluate", "report"
 
 @dataclass(frozen=True)
 class Job:
-    """One thing to do.
+    """One job.
 
     Attributes:
-        id: unique, the same whenever the same is to be done, and a legal file name.
+        id: unique legal file name, equal for equal work.
         rule: one of `RULES`.
-        title: for people.
+        title: title for messages.
         needs: ids of jobs that must be done before.
         what: arguments of the step (`nnunet_fm.studies.steps`).
-        run: the run's id, where the job is of one.
+        run: id of the run that the job belongs to, if it is one.
     """
 
     id: str
@@ -36,7 +36,7 @@ class Job:
 
 
 def make_jobs(expansion: Expansion) -> dict[str, Job]:
-    """All jobs by id, in an order in which they could be done."""
+    """All jobs by id; each follows the jobs that it needs."""
     jobs: dict[str, Job] = {}
     plans: dict[str, str] = {}
     shared: dict[tuple[str, ...], list[Training]] = {}
@@ -61,7 +61,7 @@ def make_jobs(expansion: Expansion) -> dict[str, Job]:
 
 
 def _sorted(jobs: Mapping[str, Job]) -> dict[str, Job]:
-    """Each job after those that it needs."""
+    """Sort jobs so that each follows the jobs that it needs."""
     done: dict[str, Job] = {}
 
     def put(job: Job) -> None:
@@ -88,7 +88,7 @@ def _plan(training: Training) -> Job:
 
 
 def _preprocess(key: tuple[str, ...], plans: Sequence[StudyPlan], needs: Sequence[str]) -> Job:
-    """One job for all plans of a dataset that share their data."""
+    """Make one job for all plans of a dataset that share preprocessed data."""
     dataset, kind = key[:2]
     names = list(dict.fromkeys(plan.name for plan in plans))
     what = {"dataset": dataset, "configuration": plans[0].configuration, "plans": names}
@@ -98,7 +98,7 @@ def _preprocess(key: tuple[str, ...], plans: Sequence[StudyPlan], needs: Sequenc
 
 
 def _train_and_test(expansion: Expansion, training: Training, prepared: str) -> list[Job]:
-    """Training, predictions and evaluations of a run."""
+    """Make the training, prediction and evaluation jobs of a run."""
     run, study = training.run, expansion.study
     model = run.model_dump(include={"dataset", "configuration", "fold", "trainer", "plans"})
     about = f"{run.label}, {run.dataset}, fold {run.fold}"

@@ -1,6 +1,6 @@
-"""The plans of a study: which file each training follows, how it is written, and which share preprocessed data.
+"""Plans of a study: the file of each training, the arguments that write it, and the preprocessed data that plans share.
 
-A plan's name carries a digest of everything that was asked for, so that equal trainings of several studies are one.
+A plan's name has a hash of all its options, so that equal trainings of several studies are one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nnunet_fm.studies.rows import Row
 from nnunet_fm.studies.schema import Adapt, Study
 
 PLANS = "StudyPlans"
-"""Beginning of the names: not that of other plans of ours, which the short form of training looks through."""
+"""Prefix of the names; unlike `FMPlans`, the short form of training does not search it."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class StudyPlan:
     """A plan file of one dataset.
 
     Attributes:
-        dataset: nnU-Net's name.
-        name: of the file, without ending.
-        data: equal for plans of a dataset that are expected to share preprocessed data.
+        dataset: nnU-Net's name of the dataset.
+        name: name of the file, without ending.
+        data: key of the preprocessed data; plans of a dataset with equal keys share them.
         what: arguments of the step that writes the file.
     """
 
@@ -42,7 +42,7 @@ class StudyPlan:
 
 
 def model_plan(study: Study, row: Row, source: Dataset, seed: int, cases: int | None) -> StudyPlan:
-    """The plan of a model under study; that of its twin from random weights is the same."""
+    """Plan of a model under study and of its twin from random weights."""
     entry, budget = row.entry, study.budget
     variant = entry.variant or study.variant
     settings = {**study.set, **entry.set, **_epochs(study), "recipe.seed": seed}
@@ -74,7 +74,7 @@ def model_plan(study: Study, row: Row, source: Dataset, seed: int, cases: int | 
 def stock_plan(
     study: Study, source: Dataset, size: str | None, configuration: str, seed: int | None, cases: int | None
 ) -> StudyPlan:
-    """nnU-Net's own plan or, with a seed, a copy of it that carries seed, budget and training cases."""
+    """nnU-Net's own plan or, with a seed, a copy of it with seed, budget and training cases."""
     target = study.gpu_memory_target
     control = f"resenc_{size.lower()}" if size else "stock"
     base = base_plans(control, target)
@@ -102,7 +102,7 @@ def stock_plan(
 
 
 def adapted_plan(study: Study, run: Run, plan: StudyPlan, adapt: Adapt, target: Dataset) -> StudyPlan:
-    """The plan by which the model of a run, which followed ``plan``, is adapted to another dataset."""
+    """Plan that adapts the model of a run, trained with ``plan``, to another dataset."""
     options = _given(
         {
             "--labelled": adapt.labelled,
@@ -124,14 +124,14 @@ def adapted_plan(study: Study, run: Run, plan: StudyPlan, adapt: Adapt, target: 
         "options": options,
         "set": {**adapt.set},
     }
-    # Wherever nnUNet_results lies, the name is the same.
+    # The name must not depend on the path of nnUNet_results.
     name = join(PLANS, adapt.method, digest({**what, "source": [run.dataset, Path(run.model_folder).name]}, 8))
     data = ("adapted", run.dataset, *plan.data)
     return StudyPlan(target.name, name, run.configuration, data, {**what, "name": name})
 
 
 def _epochs(study: Study) -> dict[str, Any]:
-    """Lengths of nnU-Net's epochs as ``--set`` takes them."""
+    """Lengths of nnU-Net's epochs as options of ``--set``."""
     names = ("iterations_per_epoch", "validation_iterations")
     return {f"recipe.{name}": value for name in names if (value := getattr(study.budget, name)) is not None}
 

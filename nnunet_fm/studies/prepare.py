@@ -1,4 +1,4 @@
-"""What Snakemake needs before it can start: a study's runs and jobs with their share of the machine, in its folder."""
+"""Prepare a study for Snakemake: its jobs with cores, memory, time and device, written into its folder."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from nnunet_fm.weights.cache import find
 JOBS, STUDY = "jobs.json", "study.yaml"
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 OURS = ("nnUNet_", "NNUNET_FM_")
-"""Beginnings of the names of variables that jobs on other machines get, too."""
+"""Prefixes of variables that are passed to jobs on other machines."""
 
 GPU_CORES, CPU_CORES = 8, 4
-"""Cores of a training, with a GPU and without."""
+"""Default cores of a training, with and without GPU."""
 MEMORY_GB = {"plan": 4, "adapt": 4, "preprocess": 16, "predict": 16, "evaluate": 8, "report": 8}
 SHORTEST_MINUTES, SHORTEST_TRAINING = 60, 240
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where jobs run.
+    """Machine that jobs run on.
 
     Attributes:
-        cores: of all jobs together; None where a scheduler decides.
-        gpus: of all jobs together, 0 for training on processors.
-        device: of trainings and predictions, as stock commands name it.
+        cores: number of cores for all jobs together; None if a scheduler decides.
+        gpus: number of GPUs for all jobs together; 0 for training on processors.
+        device: device of trainings and predictions: ``cuda``, ``cpu`` or ``mps``.
     """
 
     cores: int | None
@@ -51,7 +51,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A study that could start."""
+    """A study that is ready to start."""
 
     study: Study
     expansion: Expansion
@@ -61,13 +61,13 @@ class Prepared:
 
     @property
     def missing(self) -> dict[str, str]:
-        """Dataset that is not there -> how to make it."""
+        """Command that makes each missing dataset, by name."""
         thesis = self.study.variant == "thesis"
         return {dataset.name: how_to_convert(dataset, thesis=thesis) for dataset in self.expansion.missing}
 
     @property
     def missing_weights(self) -> list[str]:
-        """Names of official files that models start from and that are not in the weights folder."""
+        """Names of needed official files that are not in the weights folder."""
         wanted = {}
         for model in self.study.models:
             card = get_card(model.model)
@@ -77,10 +77,10 @@ class Prepared:
         return [name for name, files in wanted.items() if find(files) is None]
 
     def write(self, folder: Path, jobs_of: Path) -> None:
-        """Write what Snakemake and its steps read.
+        """Write the list of jobs for Snakemake and its steps.
 
         Args:
-            folder: in which Snakemake works.
+            folder: working folder of Snakemake.
             jobs_of: the study's folder, to which steps write.
         """
         content = {
@@ -93,7 +93,7 @@ class Prepared:
         write_json(folder / JOBS, content)
 
     def write_study(self) -> None:
-        """Write the study as it is understood, and its runs, into its folder."""
+        """Write the checked study and its runs into its folder."""
         folder = self.study.folder
         for run, training in self.expansion.trainings.items():
             write_json(folder / "runs" / run / "run.json", training.run.model_dump())
@@ -123,7 +123,7 @@ class Prepared:
 
 
 def threads(study: Study, machine: Machine, rule: str) -> int:
-    """Cores of a job of a rule."""
+    """Number of cores of a job of a rule."""
     wanted = study.resources.cores or (GPU_CORES if machine.gpus else CPU_CORES)
     if rule in ("plan", "adapt", "evaluate") or (rule == "predict" and machine.gpus):
         wanted = min(wanted, 2)
@@ -133,11 +133,12 @@ def threads(study: Study, machine: Machine, rule: str) -> int:
 
 
 def find_machine(study: Study, cores: int | None, *, elsewhere: bool) -> Machine:
-    """What the jobs of a study may use.
+    """Find the cores, GPUs and device for the jobs of a study.
 
     Args:
-        cores: that the user gives; None are all that this process may use.
-        elsewhere: jobs go to a cluster, whose GPUs cannot be seen from here.
+        study: the study.
+        cores: number of cores from the user; None for all that this process may use.
+        elsewhere: whether jobs go to a cluster, whose GPUs are not visible here.
     """
     there = len(visible_gpus())
     device = study.resources.device
@@ -149,7 +150,7 @@ def find_machine(study: Study, cores: int | None, *, elsewhere: bool) -> Machine
 
 
 def prepare(study: Study, cores: int | None, *, elsewhere: bool) -> Prepared:
-    """Expand a study and estimate what it takes; nothing is written.
+    """Expand a study and estimate its cost; nothing is written.
 
     Raises:
         StudyError: if its parts do not fit each other or the data.
@@ -165,10 +166,10 @@ def prepare(study: Study, cores: int | None, *, elsewhere: bool) -> Prepared:
 
 
 def snakemake_arguments(prepared: Prepared, profile: str | None, further: Sequence[str]) -> list[str]:
-    """Arguments of Snakemake for a study, besides the folder."""
+    """Arguments of Snakemake for a study, without the folder."""
     machine = prepared.machine
     arguments = ["--snakefile", str(Path(__file__).with_name("Snakefile")), "--nocolor", "--keep-going"]
-    # JobMarkers are named after what was done, so that nothing but a missing one is a reason to do it.
+    # A marker's name depends on the arguments of its job, so that only a missing marker is a reason to run it.
     arguments += ["--rerun-incomplete", "--rerun-triggers", "params"]
     if profile is not None:
         arguments += ["--profile", profile]

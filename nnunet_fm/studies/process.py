@@ -1,4 +1,4 @@
-"""Running a command of a step: as a process that its lock names, in a group of its own, with a share of the cores."""
+"""Run a command of a step: in a process group of its own that the step's lock names, with a number of cores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nnunet_fm.errors import FMError
 from nnunet_fm.io.locks import Lock
 
 GRACE = 20.0
-"""Seconds that a command has to end itself when it is asked to, before it is made to."""
+"""Seconds between SIGTERM and SIGKILL for a command that is interrupted."""
 
 
 class StepError(FMError, RuntimeError):
@@ -24,28 +24,28 @@ class StepError(FMError, RuntimeError):
 
 
 class CommandError(StepError):
-    """A command of a step that failed, and has said why."""
+    """A failed command of a step, whose output has the reason."""
 
     code = "command-failed"
 
 
 def run_command(words: Sequence[str], lock: Lock, variables: Mapping[str, str]) -> None:
-    """Run a command and wait for it; its output goes where this process's goes.
+    """Run a command and wait for it; it shares this process's output.
 
     Args:
         words: a console command of an installed package, and its arguments.
-        lock: what the command holds while it runs, even where this process is killed.
-        variables: of the environment, besides those that are set.
+        lock: lock that the command holds while it runs, even if this process is killed.
+        variables: additional environment variables.
 
     Raises:
         CommandError: if the command fails.
     """
     print(f"$ {shlex.join(words)}", flush=True)
     process = subprocess.Popen(
-        _program(words[0], words[1:]),
+        program(words[0], words[1:]),
         env={**environment(), **variables},
         stdin=subprocess.DEVNULL,
-        start_new_session=True,  # a Ctrl-C in the terminal is for this process, which passes it on
+        start_new_session=True,  # Ctrl-C reaches this process only, which ends the command
     )
     lock.add(process.pid)
     try:
@@ -59,10 +59,10 @@ def run_command(words: Sequence[str], lock: Lock, variables: Mapping[str, str]) 
 
 
 def thread_variables(threads: int, *, gpu: bool) -> dict[str, str]:
-    """Variables that make nnU-Net and its libraries use so many cores.
+    """Environment variables that limit nnU-Net and its libraries to a number of cores.
 
-    With a GPU, loader processes prepare batches beside the training; on the processor alone they would take the cores
-    that the network computes with, so that the training loads its batches itself.
+    With a GPU, loader processes prepare batches beside the training. Without one, the training loads batches itself,
+    because loader processes would take the cores from the network.
     """
     loaders = max(1, threads - 1) if gpu else 0
     computing = 1 if gpu else threads
@@ -75,7 +75,7 @@ def thread_variables(threads: int, *, gpu: bool) -> dict[str, str]:
 
 
 def interrupt_on_signals() -> None:
-    """Let SIGTERM end this process as Ctrl-C does, so that what it started ends with it."""
+    """Let SIGTERM raise KeyboardInterrupt like Ctrl-C, so that started commands are ended."""
 
     def interrupt(number: int, frame: object) -> NoReturn:
         raise KeyboardInterrupt(signal.Signals(number).name)
@@ -84,8 +84,8 @@ def interrupt_on_signals() -> None:
         signal.signal(number, interrupt)
 
 
-def _program(name: str, arguments: Sequence[str]) -> list[str]:
-    """A console command of this interpreter's environment, which need not be activated or on the path."""
+def program(name: str, arguments: Sequence[str]) -> list[str]:
+    """Command line of a console command of this interpreter's environment, which need not be activated."""
     found = next(iter(entry_points(group="console_scripts", name=name)), None)
     target = found.value if found else "nnunet_fm.cli.app:main" if name == "nnunet-fm" else None
     if target is None:
@@ -96,7 +96,7 @@ def _program(name: str, arguments: Sequence[str]) -> list[str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a command with all that it started."""
+    """End a command and all processes that it started."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)

@@ -1,4 +1,4 @@
-"""Rows of a comparison, before datasets, folds and seeds: models × heads × adapters, and twins from random weights."""
+"""Rows of a comparison: models × heads × adapters, and twins from random weights."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from nnunet_fm.studies.job_names import join
 from nnunet_fm.studies.schema import Model, Study, StudyError
 
 METHODS = {"selftraining": "self-training", "entropymin": "entropy minimisation"}
-"""Way of adaptation -> how labels call it."""
+"""Names of the methods of adaptation in labels."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row: what is trained, and what it is called.
+    """A model to train and its label.
 
     Attributes:
-        label: of its runs.
-        entry: the study's model with one head and one adapter; None leaves them to the card.
+        label: label of its runs.
+        entry: the study's model with one head and one adapter; None for those of the card.
         control: ``scratch`` for the twin of a model under study.
     """
 
@@ -34,7 +34,7 @@ class Row:
 
     @property
     def trainer(self) -> str:
-        """Name of the trainer that its plans are trained with."""
+        """Name of the trainer."""
         return trainer_name(Spec(scratch=self.entry.scratch or self.control == "scratch"))
 
     @property
@@ -51,10 +51,10 @@ class Row:
 
 
 def rows(study: Study) -> list[Row]:
-    """All rows of a study, controls last; stock controls depend on the datasets and are no rows here.
+    """List all rows of a study, controls last; stock controls depend on the datasets and are left out.
 
     Raises:
-        StudyError: for a part that a model has not, or two rows of one name.
+        StudyError: for a head or adapter that a model does not have, or two rows of one label.
     """
     found = [row for model in study.models for row in _products(model, study)]
     if study.controls.scratch:
@@ -69,7 +69,7 @@ def rows(study: Study) -> list[Row]:
 
 
 def _products(model: Model, study: Study) -> list[Row]:
-    """A model with each of the study's heads and adapters, where it names none itself and may have some."""
+    """Combine a model with the study's heads and adapters, unless it names its own."""
     card = get_card(model.model)
     own_adapter = model.adapter or model.scratch or not card.adapters
     heads: list[str | None] = [model.head] if model.head or not card.heads else [*study.heads] or [None]
@@ -95,7 +95,7 @@ def _products(model: Model, study: Study) -> list[Row]:
 
 
 def _twins(rows: Sequence[Row]) -> list[Row]:
-    """A twin from random weights of every pre-trained model and head; adapters make no difference to it."""
+    """Make a twin from random weights of every pre-trained model and head; it has no adapter."""
     known = {_alike(row) for row in rows if row.entry.scratch}
     twins = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""Running a study: one Snakemake at a time in its folder, taken over where it was killed, and what came of it."""
+"""Run a study with Snakemake, continue one that was killed, and collect the outcome."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ import psutil
 from nnunet_fm.io.atomic_write import scratch_folder
 from nnunet_fm.io.locks import Lock
 from nnunet_fm.studies.job_context import environment
-from nnunet_fm.studies.job_markers import INTERRUPTED_BY, JobMarkers, read_json
+from nnunet_fm.studies.job_markers import INTERRUPTED_BY, JobMarkers, read_json_or_none
 from nnunet_fm.studies.jobs import Job
 from nnunet_fm.studies.prepare import Prepared, snakemake_arguments
+from nnunet_fm.studies.process import program
 from nnunet_fm.studies.schema import StudyError
 
 LOG = Path("logs", "snakemake.log")
 PAUSE = 0.5
-"""Seconds between two looks at what is done."""
+"""Seconds between two searches for finished jobs."""
 PATIENCE = 90.0
 """Seconds that running jobs have to end after an interruption."""
 STEP_MODULE = "nnunet_fm.studies.steps"
 KILLED = ("TIMEOUT", "TIME LIMIT", "CANCELLED", "OUT_OF_ME", "oom", "NODE_FAIL", "PREEMPTED", "DEADLINE", "BOOT_FAIL")
-"""Words of SLURM for a job that it has ended."""
+"""Words in SLURM's messages about jobs that it has ended."""
 
 OnDone = Callable[[Job, bool], None]
-"""Called with a job and whether it went well."""
+"""Called with a job and whether it succeeded."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that failed, why, and the file with all that it printed."""
+    """A failed job, the reason, and the file with its output."""
 
     job: Job
     reason: str
@@ -47,14 +48,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a study stands after a run.
+    """State of a study after a run.
 
     Attributes:
         done: ids of finished jobs.
         failures: jobs that failed.
-        waiting: jobs that could not start because of these.
+        waiting: jobs that could not start because of these failures.
         interrupted: whether the user ended it.
-        report: page of the report, None if there is none yet.
+        report: page of the report, None before it is written.
     """
 
     done: set[str]
@@ -65,14 +66,14 @@ class Outcome:
 
 
 def check_with_snakemake(prepared: Prepared, profile: str | None, further: Sequence[str]) -> None:
-    """Let Snakemake plan the study without running or writing anything.
+    """Let Snakemake check the study, without running or writing anything.
 
     Raises:
-        StudyError: if it refuses; the message is its own.
+        StudyError: with Snakemake's message if it refuses the study.
     """
     folder = prepared.study.folder
     with scratch_folder() as temporary:
-        # Elsewhere, so that nothing of a study that may be running is changed; what is done is seen through a link.
+        # In another folder, so that a running study is not disturbed; a link shows the finished jobs.
         prepared.write(Path(temporary), folder)
         if (folder / "jobs").is_dir():
             Path(temporary, "jobs").symlink_to(folder / "jobs")
@@ -91,16 +92,16 @@ def check_with_snakemake(prepared: Prepared, profile: str | None, further: Seque
 
 
 def run(
-    prepared: Prepared, profile: str | None, further: Sequence[str], on_done: OnDone, tell: Callable[[str], None]
+    prepared: Prepared, profile: str | None, further: Sequence[str], on_done: OnDone, say: Callable[[str], None]
 ) -> Outcome:
-    """Run all jobs that are not done, until none can go on.
+    """Run all unfinished jobs, until none can start.
 
     Args:
         prepared: the study.
-        profile: of Snakemake, to run elsewhere.
-        further: arguments of Snakemake.
+        profile: profile of Snakemake for another machine.
+        further: additional arguments of Snakemake.
         on_done: called for each job that ends.
-        tell: called with sentences for the user.
+        say: called with sentences for the user.
 
     Raises:
         StudyError: if the study is running already, or Snakemake does not start.
@@ -108,20 +109,20 @@ def run(
     folder = prepared.study.folder
     folder.mkdir(parents=True, exist_ok=True)
     lock = Lock(folder / ".study.lock", f"study {prepared.study.name}")
-    _take(lock, folder, tell)
+    _take(lock, folder, say)
     with lock:
         prepared.write_study()
         prepared.write(folder, folder)
         markers = JobMarkers(folder)
         markers.clear_failed()
         if lock.left_behind is not None and _is_locked(folder):
-            tell(f"The last run was killed ({lock.left_behind}); going on from where it was.")
+            say(f"The last run was killed ({lock.left_behind}); going on from where it was.")
             _unlock(prepared, profile, further)
         logs = {job.id: _state(markers.log(job.rule, job.id)) for job in prepared.jobs.values()}
         words = _snakemake("--directory", str(folder)) + snakemake_arguments(prepared, profile, further)
-        code, interrupted = _supervise(words, lock, markers, prepared.jobs, on_done, tell)
+        code, interrupted = _supervise(words, lock, markers, prepared.jobs, on_done, say)
         if code < 0:
-            _unlock(prepared, profile, further)  # it was killed, and could not
+            _unlock(prepared, profile, further)  # it was killed before it could do so
         if code < 0 and not interrupted:
             ended = signal.Signals(-code).name
             raise StudyError(
@@ -140,7 +141,7 @@ def run(
 
 
 def _state(log: Path) -> tuple[int, int]:
-    """Time of change in ns and size of a log, by which it is seen whether anything was added; no clock is asked."""
+    """Modification time in ns and size of a log, to notice additions without comparing clocks."""
     try:
         about = log.stat()
     except OSError:
@@ -148,15 +149,15 @@ def _state(log: Path) -> tuple[int, int]:
     return about.st_mtime_ns, about.st_size
 
 
-def _take(lock: Lock, folder: Path, tell: Callable[[str], None]) -> None:
-    """Take a study's lock; a Snakemake whose owner was killed is ended first.
+def _take(lock: Lock, folder: Path, say: Callable[[str], None]) -> None:
+    """Take a study's lock, after ending a Snakemake whose parent was killed.
 
     Raises:
-        StudyError: if somebody holds it; the message names the process.
+        StudyError: if another process holds the lock; the message names it.
     """
     holder = lock.take()
     if holder is not None and (pid := holder.abandoned) is not None:
-        tell(f"Ending Snakemake (process {pid}), which the last run left behind; its jobs go on and are waited for.")
+        say(f"Ending Snakemake (process {pid}), which the last run left behind; its jobs go on and are waited for.")
         process = psutil.Process(pid)
         process.kill()
         process.wait(10)
@@ -166,7 +167,7 @@ def _take(lock: Lock, folder: Path, tell: Callable[[str], None]) -> None:
 
 
 def _unlock(prepared: Prepared, profile: str | None, further: Sequence[str]) -> None:
-    """Remove the locks of a Snakemake that is known to be gone."""
+    """Remove the locks of a Snakemake that has ended."""
     words = _snakemake("--directory", str(prepared.study.folder), "--unlock")
     words += snakemake_arguments(prepared, profile, further)
     subprocess.run(words, env=environment(), capture_output=True, check=True)
@@ -186,9 +187,9 @@ def _supervise(
     markers: JobMarkers,
     jobs: Mapping[str, Job],
     on_done: OnDone,
-    tell: Callable[[str], None],
+    say: Callable[[str], None],
 ) -> tuple[int, bool]:
-    """Start Snakemake and follow it to its end; returns its exit code and whether the user interrupted it."""
+    """Run Snakemake to its end; returns its exit code and whether the user interrupted it."""
     log = markers.folder / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
     ended = markers.finished(jobs.values())
@@ -202,7 +203,7 @@ def _supervise(
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C in the terminal is for this process, which ends the others in order
+                start_new_session=True,  # Ctrl-C reaches this process only, which ends the others in order
             )
         lock.add(process.pid)
         try:
@@ -214,7 +215,7 @@ def _supervise(
                     continue
         except KeyboardInterrupt:
             interrupted = True
-            tell("Interrupted: running jobs are being ended; the same command goes on from here.")
+            say("Interrupted: running jobs are being ended; the same command goes on from here.")
             _end(process)
         _report_ended(markers, jobs, ended, on_done)
         return process.wait(), interrupted
@@ -228,7 +229,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _report_ended(markers: JobMarkers, jobs: Mapping[str, Job], known: set[str], on_done: OnDone) -> set[str]:
-    """Tell of jobs that have ended since the last look; returns their ids."""
+    """Report jobs that have ended since the last call; returns their ids."""
     done = markers.finished(jobs.values()) - known
     failed = markers.unsuccessful(jobs.values()) - known - done
     for job in jobs.values():
@@ -238,11 +239,11 @@ def _report_ended(markers: JobMarkers, jobs: Mapping[str, Job], known: set[str],
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End Snakemake and the steps that it runs on this machine; further signals do not disturb it."""
+    """End Snakemake and its steps on this machine; further signals are ignored."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     steps = [child for child in _children(process.pid) if STEP_MODULE in child.cmdline()]
-    process.send_signal(signal.SIGINT)  # it starts nothing more, and takes back what a cluster has queued
+    process.send_signal(signal.SIGINT)  # it starts no more jobs and cancels those in a cluster's queue
     for step in steps:
         step.terminate()
     try:
@@ -263,7 +264,7 @@ def _children(pid: int) -> list[psutil.Process]:
 def _outcome(
     prepared: Prepared, markers: JobMarkers, interrupted: bool, logs: Mapping[str, tuple[int, int]]
 ) -> Outcome:
-    """What came of a run, before which the jobs' logs had these states."""
+    """Collect the outcome of a run; ``logs`` are the states of the jobs' logs before it."""
     jobs = prepared.jobs
     done = markers.finished(jobs.values())
     failures: list[Failure] = []
@@ -272,7 +273,7 @@ def _outcome(
     errors = read_errors(markers.folder / LOG)
     for job in (job for job in jobs.values() if job.id not in done):
         log = markers.log(job.rule, job.id)
-        mark, began = read_json(markers.failed(job.rule, job.id)), _state(log) != logs.get(job.id, (0, 0))
+        mark, began = read_json_or_none(markers.failed(job.rule, job.id)), _state(log) != logs.get(job.id, (0, 0))
         if mark is not None:
             failures.append(Failure(job, mark["reason"], log))
         elif interrupted or not set(job.needs) <= done:
@@ -285,7 +286,7 @@ def _outcome(
             failures.append(Failure(job, f"never began{errors[job.id]}", log))
         else:
             unbegun.append(job)
-    if failures:  # else the whole run failed, which is told in Snakemake's words
+    if failures:  # else the whole run failed, which Snakemake's message explains
         failures += [Failure(job, "never began: Snakemake ended before", markers.folder / LOG) for job in unbegun]
     else:
         waiting += unbegun
@@ -295,11 +296,11 @@ def _outcome(
 
 @dataclass(frozen=True)
 class SchedulerError:
-    """What Snakemake says of a job that ended badly.
+    """Snakemake's words about a failed job.
 
     Attributes:
-        message: the scheduler's, empty where it has none, as on this machine.
-        log: the scheduler's, None where it has none.
+        message: message of the scheduler; empty without a scheduler.
+        log: log of the scheduler; None without one.
     """
 
     message: str = ""
@@ -311,7 +312,7 @@ class SchedulerError:
         return f": {told}" if told else ""
 
     def _killer(self) -> str:
-        """SLURM's own line about a job that it has ended."""
+        """SLURM's own line about a job that it has ended; empty without one."""
         try:
             text = self.log.read_text(encoding="utf-8", errors="replace") if self.log else ""
         except OSError:
@@ -321,7 +322,7 @@ class SchedulerError:
 
 
 def read_errors(log: Path) -> dict[str, SchedulerError]:
-    """Jobs by id that ended badly as Snakemake's log has it, with what the scheduler says of them."""
+    """Failed jobs by id from Snakemake's log, with the words of the scheduler."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -342,7 +343,7 @@ def read_errors(log: Path) -> dict[str, SchedulerError]:
 
 
 def _how_it_ended(log: Path, error: SchedulerError | None) -> str:
-    """Why a job that began left no word of its own."""
+    """Reason of a job that started and failed without a message of its own."""
     last = log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
     told = str(error or "") + (f" (its log: {error.log})" if error is not None and error.log is not None else "")
     if INTERRUPTED_BY in last and not told:
@@ -354,28 +355,27 @@ def _how_it_ended(log: Path, error: SchedulerError | None) -> str:
 
 
 def _last_words(text: str) -> str:
-    """The end of what a program printed, in one line."""
+    """Last lines of a program's output, in one line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(lines[-6:])[-600:] or "it said nothing"
 
 
 def write_partial_report(prepared: Prepared, outcome: Outcome) -> Path | None:
-    """Report what there is although some jobs failed; returns the page, None where that is nothing."""
+    """Write a report although some jobs failed; returns its page, None without any scores."""
     folder = prepared.study.folder
     if not any(job.rule == "evaluate" and job.id in outcome.done for job in prepared.jobs.values()):
         return None
-    command = "import sys; from nnunet_fm.cli.app import main; sys.exit(main())"
     log = folder / "logs" / "report" / "partial.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as stream:
-        words = [sys.executable, "-c", command, "report", str(folder)]
+        words = program("nnunet-fm", ["report", str(folder)])
         subprocess.run(words, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False)
     page = folder / "report" / "index.html"
     return page if page.is_file() else None
 
 
 def free_space(path: Path) -> int:
-    """Bytes that are free where a folder is, or will be."""
+    """Free bytes on the disk of a folder that may not exist yet."""
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free

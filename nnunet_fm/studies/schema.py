@@ -1,4 +1,4 @@
-"""The schema of a study file, what its keys mean, and reading one with errors that name the nearest legal key."""
+"""Schema of a study file, and its reading with errors that name the nearest legal key."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _ELSEWHERE = {
     "recipe.iterations_per_epoch": "budget.iterations_per_epoch",
     "recipe.validation_iterations": "budget.validation_iterations",
 }
-"""Settings that have a key of their own, because stock controls follow it, too."""
+"""Settings with a key of their own, which stock controls follow, too."""
 
 
 class StudyError(FMError, ValueError):
@@ -64,7 +64,7 @@ class _StudyPart(BaseModel):
 
 
 class Model(_StudyPart):
-    """One row of the comparison: a model, and what it does otherwise than the study.
+    """A model of the comparison, with settings of its own.
 
     ``set`` changes fields of the recipe or arguments of the network, as ``nnunet-fm plan --set`` does. ``skip`` are
     datasets that the model is neither trained nor tested on, such as those that its weights have seen.
@@ -84,7 +84,7 @@ class Model(_StudyPart):
     @model_validator(mode="before")
     @classmethod
     def _name(cls, content: Any) -> Any:
-        """``dinov2_b_linear_full`` stands for a model, a head and an adapter, wherever it is written."""
+        """Split a name such as ``dinov2_b_linear_full`` into model, head and adapter."""
         content = {"model": content} if isinstance(content, str) else content
         if not isinstance(content, Mapping) or not isinstance(content.get("model"), str):
             return content
@@ -103,12 +103,12 @@ class Model(_StudyPart):
 
 
 class TrainingBudget(_StudyPart):
-    """How long every model trains; what is not given is the plan's own.
+    """Length of every training; by default that of the plan.
 
     Args:
-        iterations: optimiser steps, of the stock controls, too.
-        epochs: of 2D models, passes over the slices of the training cases.
-        minutes: stop after this time, whatever is left.
+        iterations: optimiser steps, also of the stock controls.
+        epochs: passes of 2D models over the slices of the training cases.
+        minutes: stop after this time.
         iterations_per_epoch, validation_iterations: length of nnU-Net's epochs.
     """
 
@@ -126,14 +126,14 @@ class TrainingBudget(_StudyPart):
 
 
 class Controls(_StudyPart):
-    """The rows that every comparison needs, on unless switched off.
+    """Control rows of the comparison, on by default.
 
     Args:
-        stock: nnU-Net as it is.
+        stock: unchanged nnU-Net.
         resenc: nnU-Net with a residual encoder of this size.
         scratch: every pre-trained model of the study from random weights, once for all of its adapters.
-        iterations: of the first two, instead of the budget's; without either, nnU-Net's own 1,000 epochs.
-        configurations: of the first two; unset, those that the models use.
+        iterations: iterations of the first two, instead of the budget's; by default nnU-Net's 1,000 epochs.
+        configurations: configurations of the first two; by default those of the models.
     """
 
     stock: bool = True
@@ -144,7 +144,7 @@ class Controls(_StudyPart):
 
 
 class Adapt(_StudyPart):
-    """One way in which every model of another domain is adapted to a dataset; see ``nnunet-fm adapt``."""
+    """Adaptation of every model of another domain to a dataset; see ``nnunet-fm adapt``."""
 
     method: Literal["selftraining", "entropymin"]
     labelled: NonNegativeInt | None = None
@@ -166,14 +166,14 @@ class Adapt(_StudyPart):
 
 
 class Evaluation(_StudyPart):
-    """How predictions are scored; see ``nnunet-fm evaluate``.
+    """Scoring of predictions; see ``nnunet-fm evaluate``.
 
     Args:
-        metrics: all, unless named.
-        tolerance: of the normalised surface Dice, in mm.
-        empty: what a class scores that is in neither map.
+        metrics: metrics to compute; all by default.
+        tolerance: tolerance of the normalised surface Dice in mm.
+        empty: rule for the score of a class that is in neither map.
         include_background: score the background, too.
-        group_by: whose share of the volume decides the size group of a class: the training cases', or the case's own.
+        group_by: cases whose share of the volume decides the size group of a class: training cases, or the case itself.
     """
 
     metrics: Annotated[list[str], Field(min_length=1)] = list(METRICS)
@@ -191,14 +191,14 @@ class Evaluation(_StudyPart):
 
 
 class Resources(_StudyPart):
-    """What one job may use.
+    """Resources of one job.
 
     Args:
-        gpu: of a training and a prediction; unset, 1 where there is one, or where a profile sends jobs elsewhere.
-        cores: of a training; unset, 8 with a GPU and 4 without, but not more than the machine has.
-        memory_gb: of a training.
-        hours: after which a scheduler ends a training; unset, twice the estimate, but 4 at least.
-        device: as stock commands name it; unset, cuda with a GPU, else cpu.
+        gpu: GPUs of a training and a prediction; by default 1 if there is one, or if a profile sends jobs elsewhere.
+        cores: cores of a training; by default 8 with a GPU and 4 without, at most those of the machine.
+        memory_gb: memory of a training in GB.
+        hours: hours after which a scheduler ends a training; by default twice the estimate, at least 4.
+        device: ``cuda``, ``cpu`` or ``mps``; by default cuda with a GPU, else cpu.
     """
 
     gpu: NonNegativeInt | None = None
@@ -212,26 +212,26 @@ class Study(_StudyPart):
     """Models × heads × adapters × datasets × folds × seeds × numbers of training cases.
 
     Args:
-        name: of the study and, unless ``output`` says otherwise, of its folder.
+        name: name of the study and, without ``output``, of its folder.
         title: heading of the report.
-        output: folder, relative to where the command is run.
+        output: output folder, relative to the current one.
         datasets: numbers, names (``Dataset501_AortaSeg24``), or names without the number (``AortaSeg24``).
-        anatomies: the same in groups that share their labels: domains of one another.
-        sources: train on these alone; the others are tested on.
-        models: names as in trainers, or mappings.
-        heads, adapters: of every 2D model and every pre-trained model that names none.
-        folds: of nnU-Net's split.
+        anatomies: datasets in groups that share their labels and are domains of one another.
+        sources: datasets to train on; the others are for tests only.
+        models: names as in trainer names, or mappings.
+        heads, adapters: heads of every 2D model, and adapters of every pre-trained model, that names none.
+        folds: folds of nnU-Net's split.
         seeds: one training for each.
-        train_cases: few-shot: the numbers of training cases, or all.
-        variant, set, weights: as of ``nnunet-fm plan``.
-        gpu_memory_target: GB that patch and batch are fitted into, those of the stock controls, too.
-        checkpoint: which one is tested.
+        train_cases: numbers of training cases (few-shot), or all.
+        variant, set, weights: like the options of ``nnunet-fm plan``.
+        gpu_memory_target: GB that patch and batch must fit into, also for the stock controls.
+        checkpoint: checkpoint to test.
         generalise: test on the other domains of the anatomy, too.
         adapt: adapt the models of every other domain of the anatomy.
         test: ``test`` is imagesTs with labelsTs, ``validation`` the validation cases of the fold, ``auto`` the first
             where it exists.
-        evaluate: how predictions are scored.
-        published: id of published results that the report sets beside these.
+        evaluate: scoring of predictions.
+        published: id of published results for comparison in the report.
     """
 
     name: str = Field(pattern=r"^\w[\w.-]*$")
@@ -307,17 +307,17 @@ class Study(_StudyPart):
 
     @property
     def groups(self) -> dict[str, list[str]]:
-        """Anatomy -> its datasets; each dataset is an anatomy of its own where none are given."""
+        """Datasets by anatomy; without anatomies each dataset is one of its own."""
         return self.anatomies or {dataset: [dataset] for dataset in self.datasets}
 
     @property
     def folder(self) -> Path:
-        """Where the study writes."""
+        """Output folder of the study."""
         return (self.output or Path(self.name)).expanduser().absolute()
 
 
 def parse(name: str) -> Spec:
-    """Meaning of ``model[_head][_adapter][_scratch]``; a ValueError names the nearest."""
+    """Parse ``model[_head][_adapter][_scratch]``; raises a ValueError with the nearest name."""
     prefix = f"{TRAINER_PREFIX}_"
     try:
         spec = grammar().trainer(prefix + name.removeprefix(f"{PLANS_PREFIX}_"))
@@ -332,7 +332,7 @@ def parse(name: str) -> Spec:
 
 
 def check_parts(model: Model) -> None:
-    """Raise ValueError where a model has no such head, adapter or weights, or a setting is illegal."""
+    """Raise ValueError if a model does not have the head, adapter or weights, or a setting is illegal."""
     card = get_card(model.model)
     for what, part, legal in (("head", model.head, card.heads), ("adapter", model.adapter, card.adapters)):
         if part is not None and part not in legal:
@@ -346,7 +346,7 @@ def check_parts(model: Model) -> None:
 
 
 def check_variant(model: Model, variant: Variant) -> None:
-    """Raise ValueError where a model's card has no such variant."""
+    """Raise ValueError if a model's card does not have the variant."""
     card = get_card(model.model)
     if variant not in card.variants:
         raise ValueError(f"'{card.name}' has no variant '{variant}'; legal: {', '.join(card.variants)}")
@@ -367,7 +367,9 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(field or owner, Recipe.model_fields, 1)
             hint = f": did you mean 'recipe.{near[0]}'?" if near else ""
             raise ValueError(f"set: '{key}' is neither recipe.<field> nor network.<argument>{hint}")
-        if field == "mirror":  # also takes names of axes, which a plan turns into indices; its messages name the field
+        if (
+            field == "mirror"
+        ):  # accepts names of axes, too, which a plan turns into indices; its messages name the field
             try:
                 read_mirror(value)
             except ValueError as error:
@@ -401,7 +403,7 @@ def read_study(path: Path) -> Study:
 
 
 def _place(location: tuple[int | str, ...]) -> str:
-    """``models[2].head: ``, empty for the study itself."""
+    """Path of a key as in ``models[2].head: ``; empty for the study itself."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
     return f"{text.removeprefix('.')}: " if text else ""
 

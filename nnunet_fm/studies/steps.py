@@ -1,8 +1,8 @@
 """One job of a study as a process of its own: ``python -m nnunet_fm.studies.steps JOBS ID --threads N``.
 
-A step holds a lock while it works and waits for whoever holds it: a training whose Snakemake was killed goes on alone
-and is not started a second time. What is done already is known by its products and not repeated. What a step writes
-appears complete or not at all, the mark of the finished job last.
+A step holds a lock while it works, or waits for its holder: a training whose Snakemake was killed goes on alone and is
+not started a second time. Finished work is recognised by its files and not repeated. Files appear complete or not at
+all, the marker of the finished job last.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nnunet_fm.studies.job_markers import INTERRUPTED_BY, JobMarkers, write_json
 from nnunet_fm.studies.process import CommandError, interrupt_on_signals
 
 INTERRUPTED = 130
-"""Exit code after a signal, as shells have it."""
+"""Exit code after a signal, as in shells."""
 
 STEPS: Mapping[str, Callable[[JobContext], None]] = {
     "plan": data.plan,
@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None, steps: Mapping[str, Callable[[J
     """Do a job; returns the exit code.
 
     Args:
-        arguments: of the command line.
-        steps: rule -> what does a job of it.
+        arguments: arguments of the command line.
+        steps: function for each rule.
     """
     parser = argparse.ArgumentParser(prog="nnunet_fm.studies.steps")
     parser.add_argument("jobs", type=Path)
@@ -80,23 +80,23 @@ def main(arguments: Sequence[str] | None = None, steps: Mapping[str, Callable[[J
 def _work(
     content: Mapping[str, Any], identifier: str, threads: int, steps: Mapping[str, Callable[[JobContext], None]]
 ) -> float:
-    """Wait for the lock, do the job; returns the seconds without the waiting."""
+    """Wait for the lock and do the job; returns its seconds, without the waiting."""
     job, folder = content["jobs"][identifier], Path(content["folder"])
     rule, what, device = job["rule"], job["what"], job["device"]
     lock = Lock(lock_path(folder, rule, identifier, what), job["title"])
 
-    def tell(holder: Holder) -> None:
+    def on_wait(holder: Holder) -> None:
         print(f"waiting for {holder}", flush=True)
 
-    lock.wait(tell)
-    with lock, gpus.one_of_several(tell, wanted=device == "cuda") as variables:
+    lock.wait(on_wait)
+    with lock, gpus.one_of_several(on_wait, wanted=device == "cuda") as variables:
         start = time.monotonic()
         steps[rule](JobContext(folder, what, lock, threads, device, variables))
         return time.monotonic() - start
 
 
 def _log_to(path: Path) -> None:
-    """Append all that this process and its commands print to a file."""
+    """Append the output of this process and of its commands to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     sys.stdout.flush()
@@ -107,7 +107,7 @@ def _log_to(path: Path) -> None:
 
 
 def _last_line(log: Path) -> str:
-    """The last thing that a failed command said, which mostly is why."""
+    """Last line of a failed command's output, usually the reason."""
     sys.stdout.flush()
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     return next((line[:500] for line in reversed(lines) if line), "it said nothing")

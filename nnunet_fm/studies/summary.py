@@ -1,4 +1,4 @@
-"""What a study will do, and what became of it, as values for JSON."""
+"""Summaries of a study before and after a run, as values for JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nnunet_fm.studies.run import Outcome
 
 
 def plan_summary(prepared: Prepared) -> dict[str, Any]:
-    """Jobs, hours, bytes on disk and what is missing, before a study runs."""
+    """Jobs, hours, bytes on disk and missing files of a study, before it runs."""
     rules = _by_rule(prepared, JobMarkers(prepared.study.folder).finished(prepared.jobs.values()))
     return {
         "name": prepared.study.name,
@@ -29,7 +29,7 @@ def plan_summary(prepared: Prepared) -> dict[str, Any]:
 
 
 def outcome_summary(prepared: Prepared, outcome: Outcome) -> dict[str, Any]:
-    """Jobs that are done, failed and waiting, after a study ran."""
+    """Finished, failed and waiting jobs of a study, after it ran."""
     failed = [
         {"job": f.job.id, "title": f.job.title, "run": f.job.run, "reason": f.reason, "log": str(f.log)}
         for f in outcome.failures
@@ -45,7 +45,7 @@ def outcome_summary(prepared: Prepared, outcome: Outcome) -> dict[str, Any]:
 
 
 def _by_rule(prepared: Prepared, done: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Rule -> number of its jobs, of those that are done, and hours of the others."""
+    """Number of jobs, number of finished ones, and hours of the others, by rule."""
     table = {}
     for rule in RULES:
         jobs = [job for job in prepared.jobs.values() if job.rule == rule]

@@ -5,25 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from nnunet_fm.io.atomic_write import PARTIAL
-from nnunet_fm.io.dataset_json import canonical
-from nnunet_fm.io.untrusted import read_object
-from nnunet_fm.studies.cases import CaseSet, choose_cases, label_names, without_seen
+from nnunet_fm.studies.cases import CaseSet, choose_cases, dataset_json, label_names, without_seen
 from nnunet_fm.studies.job_context import JobContext
-from nnunet_fm.studies.job_markers import read_json, write_json
+from nnunet_fm.studies.job_markers import read_json_or_none, write_json
 from nnunet_fm.studies.process import StepError
 
 TESTED = "tested.json"
-"""In the folder of a target: which cases were predicted, and with which checkpoint."""
+"""File in a target's folder with the predicted cases and the checkpoint."""
 LEFT_OUT = "left_out"
-"""Entry of that file: cases that the model was trained on."""
+"""Key in that file for cases that the model was trained on."""
 PREDICTIONS, SCORES = "predictions", "scores.csv"
 
 
 def predict(context: JobContext) -> None:
-    """Predict the test cases of a dataset with a trained fold, in this one process, so that times are undisturbed.
+    """Predict the test cases of a dataset with a trained fold, in one process, so that times are undisturbed.
 
     Raises:
         StepError: if the command fails or the checkpoint is missing.
@@ -46,8 +43,8 @@ def predict(context: JobContext) -> None:
         )
     left_out = {LEFT_OUT: seen} if seen else {}
     stamp = {**chosen.as_json(), **left_out, "checkpoint": [what["checkpoint"], *_version(checkpoint)]}
-    predictions, ending = folder / PREDICTIONS, _dataset_json(raw)["file_ending"]
-    if read_json(folder / TESTED) == stamp and set(chosen.cases) <= label_names(predictions, ending):
+    predictions, ending = folder / PREDICTIONS, dataset_json(raw)["file_ending"]
+    if read_json_or_none(folder / TESTED) == stamp and set(chosen.cases) <= label_names(predictions, ending):
         from nnunet_fm.io.image_files import fault_of_result
 
         found = (
@@ -83,7 +80,7 @@ def evaluate(context: JobContext) -> None:
 
     what, raw = context.what, context.raw(context.what["target"])
     folder = context.folder / what["folder"]
-    stamp, content = read_json(folder / TESTED), _dataset_json(raw)
+    stamp, content = read_json_or_none(folder / TESTED), dataset_json(raw)
     if stamp is None:
         raise StepError(f"{folder} holds no predictions", code="predictions-missing")
     tested = CaseSet(stamp["images"], stamp["labels"], stamp["cases"])
@@ -101,22 +98,22 @@ def evaluate(context: JobContext) -> None:
 
 
 def report(context: JobContext) -> None:
-    """Write the report of the study as far as it has come."""
+    """Write the report of the study as far as it has run."""
     context.run("nnunet-fm", "report", context.folder)
 
 
 def class_shares(folder: Path, raw: Path, processes: int) -> dict[str, float] | None:
-    """Class -> share of the labelled volume in a dataset's training cases, kept in the study's folder.
+    """Share of each class in the labelled volume of a dataset's training cases, cached in the study's folder.
 
-    None where the dataset has no training cases.
+    None if the dataset has no training cases.
     """
     from nnunet_fm.metrics.size_groups import size_shares
 
     file = folder / "size_shares" / f"{raw.name}.json"
-    known = read_json(file)
+    known = read_json_or_none(file)
     if known is not None:
         return known
-    content = _dataset_json(raw)
+    content = dataset_json(raw)
     try:
         shares = size_shares(raw / "labelsTr", content["labels"], content["file_ending"], processes=processes)
     except FileNotFoundError:
@@ -125,11 +122,7 @@ def class_shares(folder: Path, raw: Path, processes: int) -> dict[str, float] | 
     return shares
 
 
-def _dataset_json(raw: Path) -> dict[str, Any]:
-    return canonical(read_object(raw / "dataset.json"))
-
-
 def _version(file: Path) -> tuple[int, int]:
-    """Size in bytes and time of change in ns."""
+    """Size in bytes and modification time in ns."""
     about = file.stat()
     return about.st_size, about.st_mtime_ns

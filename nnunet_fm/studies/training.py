@@ -1,4 +1,4 @@
-"""The step that trains one fold: from the start, from where it was interrupted, or not at all if it is finished."""
+"""Step that trains one fold, or continues an interrupted training."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from nnunet_fm.studies.process import StepError
 
 FINAL = "checkpoint_final.pth"
 CONTINUED = ("checkpoint_latest.pth", "checkpoint_best.pth")
-"""What nnU-Net continues from, the first that is there."""
+"""Checkpoints that nnU-Net continues from; the first that exists counts."""
 
 
 def train(context: JobContext) -> None:
-    """Train a fold and validate it, as far as that is not done.
+    """Train and validate a fold, unless this is done already.
 
     Raises:
         StepError: if the command fails, or ends without a finished training.
@@ -37,9 +37,9 @@ def is_finished(fold: Path) -> bool:
 
 
 def continuation(fold: Path) -> list[str]:
-    """How the stock command goes on with a fold: ``--val``, ``--c``, or from the start.
+    """Options that continue a fold: ``--val``, ``--c``, or none for a new training.
 
-    Checkpoints that were cut off when their training was killed are put aside first.
+    Damaged checkpoints of killed trainings are renamed first.
     """
     for name in (FINAL, *CONTINUED):
         file = fold / name
