@@ -21,13 +21,14 @@ def weights() -> Iterator[Check]:
     yield Check("weights", OK, f"{cache_folder()} has {len(here)} official files")
     for official, path in here:
         name, state = official.checkpoint.name, hash_state(official, path)
-        source = "published" if official.checkpoint.sha256 else "noted when it was added"
+        source = "published" if official.checkpoint.published else "noted when it was added"
         licences = f"weights: {official.checkpoint.licence}; code: {official.card.code_licence}"
         detail = f"{name}, {size(path.stat().st_size)} ({licences})"
         if state in (NOT_PINNED, NOT_CHECKED):
             yield Check("weights", NOTE, f"{detail}: its hash was never checked", f"nnunet-fm weights verify {name}")
         elif state == CHANGED:
-            cure = f"remove {path} and fetch it again: nnunet-fm weights pull {name}"
+            fetch = f"nnunet-fm weights pull {name}" if official.checkpoint.urls else official.checkpoint.page
+            cure = f"remove {path} and fetch it again: {fetch}"
             yield Check("weights", PROBLEM, f"{detail}: its hash is not the one {source}", cure)
         else:
             yield Check("weights", OK, f"{detail}: hash as {source}")

@@ -172,22 +172,20 @@ def plan(
 
 def _write_model(given: SimpleNamespace) -> tuple[Path, dict[str, Any]]:
     """Plan a model by the options; returns the file and its content."""
-    from nnunet_fm.models.names import PLANNER_PREFIX, VARIANTS
+    from nnunet_fm.models.names import VARIANTS
     from nnunet_fm.planfile.write import plan_file
-    from nnunet_fm.plans.planner import planner_class
+    from nnunet_fm.plans.planner import plan as plan_model
 
     if given.variant not in ("mission", *VARIANTS):
         legal = ", ".join(("mission", *VARIANTS))
         raise OptionError(f"'{given.variant}' is not one of {legal}", param_hint="--variant", code="option-value")
     if given.model is None and (given.head or given.adapter):
         raise OptionError("a head or an adapter needs a model: add -m MODEL", code="option-incomplete")
-    options = _options(given)
-    variant = None if given.variant == "mission" else given.variant
-    parts = (PLANNER_PREFIX, given.model, given.head, given.adapter, variant)
-    planner = planner_class("_".join(part for part in parts if part))
-    memory, processes = given.gpu_memory_target or 8.0, given.processes
-    made = planner(given.dataset, memory, plans_name=given.name, options=options, processes=processes)
-    plans = made.plan_experiment()
+    plans = plan_model(
+        given.dataset, given.model, head=given.head, adapter=given.adapter,
+        variant=None if given.variant == "mission" else given.variant, name=given.name,
+        gpu_memory_gb=given.gpu_memory_target or 8.0, processes=given.processes, **vars(_options(given)),
+    )  # fmt: skip
     return plan_file(plans), plans
 
 

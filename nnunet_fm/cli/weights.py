@@ -189,7 +189,8 @@ def _each(wanted: Sequence[Official], act: Callable[[Official], dict[str, Any]],
             faults.append(FailedError(f"{name}: {reason}", code=code))
         rows.append(row)
         if not (as_json or quiet) and "reason" not in row:
-            print(f"{name}: {row['status']}, {row['path']}")
+            state = f"{row['status']} ({row['hash']})" if "hash" in row else row["status"]
+            print(f"{name}: {state}, {row['path']}")
     if as_json:
         print(json.dumps(rows, indent=2))
     for fault in faults[:-1]:

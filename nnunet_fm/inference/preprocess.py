@@ -84,7 +84,7 @@ def preprocess(model: PlannedModel, case: CaseFiles) -> Preprocessed | CaseFailu
             raise InvalidValueError(
                 f"{len(images)} channels, but the model was trained with {len(channels)}", code="channels-count"
             )
-        for warning in _doubts(model, images):
+        for warning in doubts(model, images):
             print(f"WARNING: {case.name}: {warning}", file=sys.stderr)
         return stock(images, *args, **kwargs)
 
@@ -111,8 +111,8 @@ def preprocess(model: PlannedModel, case: CaseFiles) -> Preprocessed | CaseFailu
     return Preprocessed(data, item["data_properties"], was_read - start, end - was_read)
 
 
-def _doubts(model: PlannedModel, images: np.ndarray) -> list[str]:
-    """Reasons to think that images ``(C, Z, Y, X)`` are of another modality than the training images."""
+def doubts(model: PlannedModel, images: np.ndarray) -> list[str]:
+    """Return reasons to think that an image ``(C, Z, Y, X)`` is of another modality than the training images."""
     trained = model.plans.plans.get("foreground_intensity_properties_per_channel", {})
     channels = enumerate(zip(channel_names(model.dataset_json), images, strict=True))
     found = [unlike_training(name, trained.get(str(number), {}), image) for number, (name, image) in channels]

@@ -262,7 +262,10 @@ class Checkpoint(_CardPart):
     name: str = Field(description="name in the weights cache and in plans")
     files: list[str] = Field(min_length=1, description="file names under which the publisher offers it")
     page: str = Field(description="where a person downloads it")
-    url: str | None = Field(None, description="where a program downloads it: https://… or hf://owner/repository/file")
+    urls: list[str] = Field(
+        default_factory=list,
+        description="where a program downloads it, tried in order: https://… or hf://owner/repository/file, or a zip",
+    )
     licence: str = Field(description="what the publisher states for the file")
     container: list[str] = Field(default_factory=list, description="keys that may wrap the state dict")
     prefix: str = Field("", description="names in the file that belong to the network start with this")
@@ -271,8 +274,24 @@ class Checkpoint(_CardPart):
         default_factory=list, description="regular expressions of the network's names that the file does not hold"
     )
     bytes: PositiveInt | None = Field(None, description="size of the file, where it is known")
-    sha256: str | None = Field(None, description="published hash; a file with another one is refused")
+    sha256: str | None = Field(
+        None, pattern="^[0-9a-f]{6,64}$", description="published hash or its first digits; another file is refused"
+    )
+    md5: str | None = Field(None, pattern="^[0-9a-f]{6,32}$", description="likewise, where the publisher gives an MD5")
     note: str = Field(default="", description="a sentence for the reader of docs/models.md")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_address(cls, content: Any) -> Any:
+        """Read ``url``, the field of older cards, as a list of one address."""
+        if isinstance(content, dict) and content.get("url"):
+            content = {**content, "urls": [content["url"], *content.get("urls", [])]}
+        return {k: v for k, v in content.items() if k != "url"} if isinstance(content, dict) else content
+
+    @property
+    def published(self) -> str | None:
+        """The publisher's hash, or its first digits: ``sha256:…`` or ``md5:…``; None where none is known."""
+        return f"sha256:{self.sha256}" if self.sha256 else f"md5:{self.md5}" if self.md5 else None
 
 
 class Pretraining(_CardPart):

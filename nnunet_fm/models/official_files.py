@@ -10,10 +10,25 @@ from typing import Any
 
 from nnunet_fm.errors import MissingFileError, code_of
 from nnunet_fm.models.official import Official, check, get_official, officials, recognise
-from nnunet_fm.weights.cache import cache_folder, check_hash, compute_sha256, find, known_sha256, pin, pinned, sha256
+from nnunet_fm.weights.cache import (
+    HASH_NAMES,
+    cache_folder,
+    check_hash,
+    compute_hash,
+    find,
+    known_hash,
+    pin,
+    pinned,
+    sha256,
+    split_hash,
+)
 
 NOT_PINNED, NOT_CHECKED, CHANGED = "not pinned", "not checked", "CHANGED"
 """States of a hash: unknown, known but not computed for this file, and another one than expected."""
+AS_PUBLISHED, AS_PINNED = "as published", "publisher's unknown"
+"""States of a good file: its hash is the publisher's, or the one that it had when it was added."""
+FITS = "shapes fit, publisher's hash unknown"
+"""State of a file after a check, where the publisher gives no hash."""
 Bar = Callable[[str], Callable[[float, float | None], None]]
 """Adds a progress bar of a name; what it returns is called with the bytes done and the bytes in all."""
 
@@ -52,7 +67,7 @@ def describe(official: Official) -> dict[str, Any]:
         "bytes": size,
         "size": file_size(size) if size else "?",
         "hash": hash_state(official, path),
-        "source": checkpoint.url or checkpoint.page,
+        "source": next(iter(checkpoint.urls), checkpoint.page),
         "page": checkpoint.page,
         "note": checkpoint.note,
     }
@@ -65,19 +80,21 @@ def file_size(count: int) -> str:
 
 def hash_state(official: Official, path: Path | None) -> str:
     """State of a file's hash as far as it is known without computing it; without a file, whether one is published."""
-    published = official.checkpoint.sha256
+    published = official.checkpoint.published
     if path is None:
         return "published" if published else "none published"
-    wanted, found = published or pinned(path), known_sha256(path)
+    wanted = published or pinned(path)
     if wanted is None:
         return NOT_PINNED
+    algorithm, first = split_hash(wanted)
+    found = known_hash(path, algorithm)
     if found is None:
         return NOT_CHECKED
-    return CHANGED if found != wanted else "as published" if published else "as pinned"
+    return CHANGED if not found.startswith(first) else AS_PUBLISHED if published else AS_PINNED
 
 
 def pull(official: Official, bar: Bar) -> dict[str, Any]:
-    """Download a file into the weights folder, unless it is there.
+    """Download a file into the weights folder, unless it is there; its addresses are tried in order.
 
     Raises:
         DownloadError: if it cannot be downloaded; the message says how to get it by hand.
@@ -90,23 +107,29 @@ def pull(official: Official, bar: Bar) -> dict[str, Any]:
         return {"status": "at hand", "path": str(present)}
     by_hand = f"download {file} from {checkpoint.page} and run `nnunet-fm weights add FILE"
     by_hand += f" --as {checkpoint.name}`"
-    if checkpoint.url is None:
+    if not checkpoint.urls:
         raise DownloadError(
-            f"no program can download this file; {by_hand}, which puts it into {cache_folder()}",
+            f"its publisher gives a page, but no address of the file: {by_hand}, which puts it into {cache_folder()}",
             code="download-by-hand",
         )
-    try:
-        digest = download(
-            checkpoint.url,
-            cache_folder() / file,
-            size=checkpoint.bytes,
-            expected={"from its publisher": checkpoint.sha256},
-            check=lambda path: check(official, path),
-            progress=bar(file),
-        )
-    except DownloadError as error:
-        raise DownloadError(f"{error}. By hand: {by_hand}", code=error.code) from None
-    return {"status": "pulled", "path": str(cache_folder() / file), "sha256": digest}
+    faults: list[DownloadError] = []
+    for url in checkpoint.urls:
+        try:
+            digest = download(
+                url,
+                cache_folder() / file,
+                size=checkpoint.bytes,
+                expected={"from its publisher": checkpoint.published},
+                members=checkpoint.files,
+                check=lambda path: check(official, path),
+                progress=bar(file),
+            )
+        except DownloadError as error:
+            faults.append(error)
+        else:
+            return {"status": "pulled", "path": str(cache_folder() / file), "sha256": digest}
+    tried = "; ".join(str(fault) for fault in faults)
+    raise DownloadError(f"{tried}. By hand: {by_hand}", code=faults[-1].code)
 
 
 def add(file: Path, name: str | None = None, *, link: bool = False) -> AddedFile:
@@ -139,10 +162,11 @@ def add(file: Path, name: str | None = None, *, link: bool = False) -> AddedFile
             raise WeightsFileError(
                 f"{file} is not '{official.checkpoint.name}': {error}", code=code_of(error, "weights-mismatch")
             ) from None
-        published = official.checkpoint.sha256
-        if published is not None and (digest := compute_sha256(checkpoint)) != published:
+        algorithm, first = split_hash(official.checkpoint.published or "")
+        if first and not (digest := compute_hash(checkpoint, algorithm)).startswith(first):
             raise WeightsFileError(
-                f"{file} has SHA-256 {digest}, but '{official.checkpoint.name}' has {published}", code="weights-changed"
+                f"{file} has {HASH_NAMES[algorithm]} {digest}, but '{official.checkpoint.name}' has {first}",
+                code="weights-changed",
             )
         path = install(checkpoint, official.checkpoint.files[0], link=link)
     return AddedFile(official, path, report.sections[0].counts)
@@ -166,12 +190,13 @@ def verify(official: Official, progress: Callable[[str], None] = lambda text: No
             f"{' or '.join(official.checkpoint.files)} is not in {cache_folder()}", code="weights-missing"
         )
     progress(f"checking {path.name}")
-    check_hash(path, {"from its publisher": official.checkpoint.sha256})
+    check_hash(path, {"from its publisher": official.checkpoint.published})
     check(official, path)
     if pinned(path) is None:
         with suppress(OSError):  # a folder shared read-only
             pin(path)
-    return {"status": "good", "path": str(path), "sha256": sha256(path)}
+    state = AS_PUBLISHED if official.checkpoint.published else FITS
+    return {"status": "good", "hash": state, "path": str(path), "sha256": sha256(path)}
 
 
 def _which(checkpoint: Path, offered_as: str, known: Sequence[Official]) -> Official:

@@ -84,6 +84,9 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
     convolutional: bool = False
     """Whether convolutions of volumes take most of the time, so that a CPU gains from the channels-last order."""
 
+    load_report: object | None = None
+    """What became of every tensor of the official files, where `nnunet_fm.create_model` has loaded them."""
+
     _channels_last: bool = False
 
     @classmethod

@@ -45,12 +45,6 @@ class TrainingConfig:
         """True if the network has several outputs and the recipe uses them."""
         return self.recipe.deep_supervision and self.card.network.deep_supervision
 
-    @property
-    def scratch_name(self) -> str:
-        """Trainer name that starts the same network from random weights."""
-        model = None if self.from_our_plan else self.card.name
-        return trainer_name(Spec(model=model, scratch=True))
-
 
 def resolve(plans: Mapping[str, Any], spec: Spec) -> TrainingConfig:
     """TrainingConfig of a trainer name on a plan.

@@ -138,3 +138,38 @@ def __getattr__(name: str) -> type[FMPlanner]:
 
 
 __all__ = ["FMPlanner", "Options", "planner_class"]
+
+
+def plan(
+    dataset: str | int,
+    model: str | None = None,
+    *,
+    head: str | None = None,
+    adapter: str | None = None,
+    variant: str | None = None,
+    name: str | None = None,
+    gpu_memory_gb: float = 8.0,
+    processes: int = 2,
+    **options: Any,
+) -> dict[str, Any]:
+    """Plan a model for a dataset as ``nnunet-fm plan`` does: write the plan file and return its content.
+
+    Args:
+        dataset: number or name of a dataset in nnUNet_raw; a missing fingerprint is taken first.
+        model: name of the model; None chooses one from the data.
+        head: decode head of a 2D model.
+        adapter: adapter.
+        variant: ``official``, ``thesis``, ``nnunet`` or ``quick``; None for this package's own defaults.
+        name: name of the plans, instead of ``FMPlans_<model>``.
+        gpu_memory_gb: GB that patch and batch are fitted into.
+        processes: processes that take the fingerprint.
+        options: fields of `Options`, such as ``iterations=2000`` or ``spacing=[2, 1.5, 1.5]``.
+
+    Raises:
+        PlanError: if the model cannot take the data, or an option is illegal.
+        UnknownNameError: for a model, head or adapter that does not exist.
+    """
+    parts = (PLANNER_PREFIX, model, head, adapter, variant)
+    planner = planner_class("_".join(part for part in parts if part))
+    made = planner(dataset, gpu_memory_gb, plans_name=name, options=Options(**options), processes=processes)
+    return made.plan_experiment()

@@ -111,16 +111,26 @@ class WholeSimpleITKIO(SimpleITKIO):
         for what, values in (("origin", origins), ("direction", directions)):
             if not self._check_all_same(values):
                 print(f"WARNING: {', '.join(map(str, image_fnames))} do not have the same {what}", file=sys.stderr)
-        spacing = first.GetSpacing()[::-1]
-        spacing = {2: (max(spacing) * 999, *spacing), 4: spacing[1:]}.get(dimensions, spacing)
-        properties = {
-            "sitk_stuff": {
-                "spacing": first.GetSpacing(),
-                "origin": first.GetOrigin(),
-                "direction": first.GetDirection(),
-            },
-            "spacing": list(np.abs(spacing)),
-        }
+        properties = properties_of(first, dimensions)
         return np.vstack(
             [view.reshape((1,) * (4 - dimensions) + view.shape) for view in views], dtype=np.float32, casting="unsafe"
         ), properties
+
+
+def properties_of(image: sitk.Image, dimensions: int) -> dict[str, Any]:
+    """Properties that nnU-Net's `SimpleITKIO` keeps of an image: its geometry, and its spacing along z, y, x in mm.
+
+    Args:
+        image: as it was read.
+        dimensions: number of axes of its voxels as an array.
+    """
+    spacing = image.GetSpacing()[::-1]
+    spacing = {2: (max(spacing) * 999, *spacing), 4: spacing[1:]}.get(dimensions, spacing)
+    return {
+        "sitk_stuff": {
+            "spacing": image.GetSpacing(),
+            "origin": image.GetOrigin(),
+            "direction": image.GetDirection(),
+        },
+        "spacing": list(np.abs(spacing)),
+    }

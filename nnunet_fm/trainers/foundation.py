@@ -29,7 +29,7 @@ from nnunet_fm.data.sampling import FMDataLoader
 from nnunet_fm.insides import replaced
 from nnunet_fm.losses.dice_ce import DiceCE, OutputSupervision, fused
 from nnunet_fm.models.build import build_network
-from nnunet_fm.models.names import Spec
+from nnunet_fm.models.names import Spec, trainer_name
 from nnunet_fm.models.parts import Part, load_part
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.planfile.eval_datasets import preprocessed_cases
@@ -156,15 +156,18 @@ class fm_trainer(BudgetTrainer):
         """Find the official file of each part that starts from one, and compare it with the hash in the plan."""
         files: list[tuple[Part, Path]] = []
         missing: dict[str, str] = {}
+        instead = f"use the trainer {trainer_name(replace(self.spec, scratch=True))}"
         for part in self.config.parts:
             official = part.checkpoint
             try:
-                file = locate(official.name, official.files, page=official.page, scratch=self.config.scratch_name)
+                file = locate(
+                    official.name, official.files, page=official.page, pull=bool(official.urls), instead=instead
+                )
             except MissingWeightsError as error:
                 missing[official.name] = str(error)  # one message per file, which several parts may share
                 continue
             planned = self.config.sha256.get(part.name)
-            check_hash(file, {"in the plans": planned, "from its publisher": official.sha256})
+            check_hash(file, {"in the plans": planned, "from its publisher": official.published})
             files.append((part, file))
         if missing:
             raise MissingWeightsError("\n".join(missing.values()))

@@ -18,6 +18,7 @@ CACHE_VARIABLE = "NNUNET_FM_WEIGHTS"
 HASH_FILE = ".sha256.json"
 PIN_FILE = ".pinned.json"
 CHUNK = 1 << 20
+HASH_NAMES = {"sha256": "SHA-256", "md5": "MD5"}
 
 
 class ChangedFileError(FMError, ValueError):
@@ -43,14 +44,15 @@ def find(file_names: Sequence[str]) -> Path | None:
     return next((path for name in file_names if (path := cache_folder() / name).is_file()), None)
 
 
-def locate(checkpoint: str, file_names: Sequence[str], *, page: str, scratch: str) -> Path:
+def locate(checkpoint: str, file_names: Sequence[str], *, page: str, instead: str, pull: bool = True) -> Path:
     """Path of an official weights file.
 
     Args:
         checkpoint: name of the checkpoint, for the message.
         file_names: names under which the publisher offers the file; any of them will do.
         page: where a person downloads it.
-        scratch: name of the trainer that starts from random weights instead.
+        pull: whether ``nnunet-fm weights pull`` can download the file.
+        instead: how to start from random weights, for the message: ``use the trainer fm_trainer_scratch``.
 
     Raises:
         MissingWeightsError: if none of the files is in the cache folder.
@@ -58,37 +60,47 @@ def locate(checkpoint: str, file_names: Sequence[str], *, page: str, scratch: st
     path = find(file_names)
     if path is None:
         others = f" (also known as {', '.join(file_names[1:])})" if len(file_names) > 1 else ""
+        by_program = f"Run `nnunet-fm weights pull {checkpoint}`, or download" if pull else "Download"
         raise MissingWeightsError(
-            f"official weights '{checkpoint}' are not at hand. Run `nnunet-fm weights pull {checkpoint}`, or download "
-            f"{file_names[0]}{others} from {page} and put it into {cache_folder()} (another folder: set "
-            f"{CACHE_VARIABLE}). To train from random weights instead, use the trainer {scratch}"
+            f"official weights '{checkpoint}' are not at hand. {by_program} {file_names[0]}{others} from {page} and "
+            f"put it into {cache_folder()} (another folder: set {CACHE_VARIABLE}). To start from random weights, "
+            f"{instead}"
         )
     return path
 
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file in hexadecimal, remembered in ``.sha256.json`` beside it until size or time change."""
-    digest = known_sha256(path)
+    return file_hash(path, "sha256")
+
+
+def file_hash(path: Path, algorithm: str) -> str:
+    """Hash of a file in hexadecimal by ``sha256`` or ``md5``, remembered as by `sha256`."""
+    digest = known_hash(path, algorithm)
     if digest is None:
-        digest = _sha256_of_version(path, **_stamp(path))
-        remember_sha256(path, digest)
+        digest = _hash_of_version(path, algorithm, **_stamp(path))
+        remember_hash(path, digest, algorithm)
     return digest
 
 
-def remember_sha256(path: Path, digest: str) -> None:
-    """Remember a hash for `sha256`; a folder that is shared read-only is left as it is."""
+def remember_hash(path: Path, digest: str, algorithm: str = "sha256") -> None:
+    """Remember a hash for `file_hash`; a folder that is shared read-only is left as it is."""
     memory = path.with_name(HASH_FILE)
     others = {name: entry for name, entry in _read_json(memory).items() if path.with_name(name).exists()}
     with contextlib.suppress(OSError):
-        _write_json(memory, {**others, path.name: {**_stamp(path), "sha256": digest}})
+        _write_json(memory, {**others, path.name: {**_known(path), **_stamp(path), algorithm: digest}})
 
 
-def known_sha256(path: Path) -> str | None:
-    """SHA-256 of a file if it is remembered; None if it would have to be computed."""
+def known_hash(path: Path, algorithm: str = "sha256") -> str | None:
+    """Hash of a file if it is remembered; None if it would have to be computed."""
+    digest = _known(path).get(algorithm)
+    return digest if isinstance(digest, str) else None
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """What is remembered of this version of a file."""
     entry = _read_json(path.with_name(HASH_FILE)).get(path.name)
-    if isinstance(entry, dict) and {**_stamp(path), "sha256": entry.get("sha256")} == entry:
-        return str(entry["sha256"])
-    return None
+    return entry if isinstance(entry, dict) and {**entry, **_stamp(path)} == entry else {}
 
 
 def pin(path: Path) -> str:
@@ -109,10 +121,11 @@ def pinned(path: Path) -> str | None:
 
 
 def check_hash(path: Path, expected: Mapping[str, str | None], name: str | None = None) -> None:
-    """Compare a file's SHA-256 with those expected, and with the pinned one.
+    """Compare a file's hash with those expected, and with the pinned one.
 
     Args:
-        expected: where a hash comes from, for the message -> hash; None is no expectation.
+        expected: where a hash comes from, for the message -> a SHA-256, ``sha256:…`` or ``md5:…``; the first digits of
+            a hash are enough. None is no expectation.
         name: name under which the file is pinned, if not its own.
 
     Raises:
@@ -121,14 +134,29 @@ def check_hash(path: Path, expected: Mapping[str, str | None], name: str | None 
     record = path.with_name(PIN_FILE)
     wanted = {**expected, f"noted in {record} when it was added": pinned(path.with_name(name or path.name))}
     for source, digest in wanted.items():
-        if digest is not None and digest != sha256(path):
-            raise ChangedFileError(f"{path} has SHA-256 {sha256(path)}, but the hash {source} is {digest}")
+        if digest is not None and not has_hash(path, digest):
+            algorithm, first = split_hash(digest)
+            raise ChangedFileError(
+                f"{path} has {HASH_NAMES[algorithm]} {file_hash(path, algorithm)}, but the hash {source} is {first}"
+            )
+
+
+def has_hash(path: Path, digest: str) -> bool:
+    """Whether a file has a hash, given as for `check_hash`."""
+    algorithm, first = split_hash(digest)
+    return file_hash(path, algorithm).startswith(first)
+
+
+def split_hash(digest: str) -> tuple[str, str]:
+    """Algorithm and first digits of a hash that is given as for `check_hash`."""
+    algorithm, _, first = digest.rpartition(":")
+    return algorithm or "sha256", first
 
 
 @lru_cache(maxsize=64)
-def _sha256_of_version(path: Path, size: int, mtime_ns: int) -> str:
+def _hash_of_version(path: Path, algorithm: str, size: int, mtime_ns: int) -> str:
     """Computed once in a process, for folders in which nothing can be remembered."""
-    return compute_sha256(path)
+    return compute_hash(path, algorithm)
 
 
 def _stamp(path: Path) -> dict[str, int]:
@@ -138,7 +166,12 @@ def _stamp(path: Path) -> dict[str, int]:
 
 def compute_sha256(path: Path) -> str:
     """SHA-256 of a file in hexadecimal; nothing is written anywhere."""
-    digest = hashlib.sha256()
+    return compute_hash(path, "sha256")
+
+
+def compute_hash(path: Path, algorithm: str) -> str:
+    """Hash of a file in hexadecimal by ``sha256`` or ``md5``; nothing is written anywhere."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from email.message import Message
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import quote, urlsplit
 
@@ -22,7 +24,8 @@ from filelock import FileLock, Timeout
 
 from nnunet_fm import __version__
 from nnunet_fm.errors import FMError
-from nnunet_fm.weights.cache import ChangedFileError, check_hash, pin, remember_sha256, sha256
+from nnunet_fm.weights.add import opened
+from nnunet_fm.weights.cache import ChangedFileError, check_hash, pin, remember_hash, sha256
 
 HUB_SCHEME = "hf://"
 HUB_VARIABLE = "HF_ENDPOINT"
@@ -67,6 +70,7 @@ def download(
     *,
     size: int | None = None,
     expected: Mapping[str, str | None] | None = None,
+    members: Collection[str] = (),
     check: Callable[[Path], object] = lambda path: None,
     progress: Progress = lambda done, total: None,
 ) -> str:
@@ -76,7 +80,9 @@ def download(
         url: ``https://…`` or ``hf://owner/repository/file``.
         target: path of the finished file; its folder is created.
         size: bytes that the file must have, if known.
-        expected: hashes that the file must have, as for `check_hash`; a hash pinned earlier is added.
+        expected: hashes that the file must have, as for `check_hash`; a hash pinned earlier and one that the hub gives
+            are added.
+        members: names of the file in an archive, where the address is that of a zip.
         check: called with the complete file, raises for one that is no good.
         progress: told about every piece.
 
@@ -88,25 +94,27 @@ def download(
         ValueError: what ``check`` raises; the file is removed then.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.part")
+    archive = is_archive(url) and bool(members)
+    partial = target.with_name(f"{PurePosixPath(urlsplit(url).path).name if archive else target.name}.part")
     try:
         with FileLock(target.with_name(f".{target.name}.lock"), timeout=0):
-            _fetch(resolve(url), partial, size, progress)
+            told = _fetch(resolve(url), partial, None if archive else size, progress)
+            published = {**(expected or {}), "that the hub gives": told if url.startswith(HUB_SCHEME) else None}
             try:
-                check_hash(partial, expected or {}, name=target.name)
-                check(partial)
-            except ChangedFileError as error:
+                with opened(partial, members) if archive else nullcontext((partial, "")) as (file, _):
+                    check_hash(file, published, name=target.name)
+                    check(file)
+                    digest = sha256(file)
+                    os.replace(file, target)
+            except ValueError as error:
                 _discard(partial)
+                if not isinstance(error, ChangedFileError):
+                    raise
                 raise DownloadError(
                     f"{url} is not the file it should be, and was removed: {error}", code=error.code
                 ) from None
-            except ValueError:
-                _discard(partial)
-                raise
-            digest = sha256(partial)
-            os.replace(partial, target)
-            _tag_file(partial).unlink(missing_ok=True)
-            remember_sha256(target, digest)
+            _discard(partial)
+            remember_hash(target, digest)
             return pin(target)
     except Timeout:
         raise DownloadError(
@@ -114,23 +122,30 @@ def download(
         ) from None
 
 
-def _fetch(url: str, partial: Path, size: int | None, progress: Progress) -> None:
-    """Complete ``partial``, from its end on if the server still has the same file."""
+def is_archive(url: str) -> bool:
+    """Whether an address is that of a zip."""
+    return urlsplit(url).path.lower().endswith(".zip")
+
+
+def _fetch(url: str, partial: Path, size: int | None, progress: Progress) -> str | None:
+    """Complete ``partial``, from its end on if the server still has the same file; return the hub's hash."""
     have, tag = _at_hand(partial)
     if have and have == size:
-        return
+        return None
+    redirects = _Redirects()
     try:
-        with _open(url, have, tag) as answer:
+        with _open(url, have, tag, redirects) as answer:
             total = _total(answer, url, size)
             have = have if answer.status == http.client.PARTIAL_CONTENT else 0
             _check_space(partial, have, total)
             _tag_file(partial).write_text(_validator(answer.headers), encoding="utf-8")
             with partial.open("ab" if have else "wb") as file:
                 done = _copy(answer, file, have, total, progress)
+            told = redirects.linked or _linked(answer.headers)
     except urllib.error.HTTPError as error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
             if error.headers.get("Content-Range", "").endswith(f"/{have}"):
-                return  # nothing is left to fetch
+                return None  # nothing is left to fetch
             _discard(partial)
             return _fetch(url, partial, size, progress)
         raise DownloadError(f"{url} answered {error.code} ({error.reason})", code="server-refused") from None
@@ -145,22 +160,32 @@ def _fetch(url: str, partial: Path, size: int | None, progress: Progress) -> Non
             f"goes on from there",
             code="download-interrupted",
         )
+    return told
 
 
-def _open(url: str, have: int, tag: str) -> Any:
+def _open(url: str, have: int, tag: str, redirects: _Redirects) -> Any:
     headers = {"User-Agent": f"nnunet-fm/{__version__}", "Accept-Encoding": "identity"}
     if have:
         headers |= {"Range": f"bytes={have}-", "If-Range": tag}
-    return urllib.request.build_opener(_Redirects).open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    return urllib.request.build_opener(redirects).open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects as far as `resolve` allows."""
+    """Follows redirects as far as `resolve` allows, and keeps the hash that the hub sends with one."""
+
+    linked: str | None = None
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
     ) -> urllib.request.Request | None:
+        self.linked = _linked(headers) or self.linked
         return super().redirect_request(req, fp, code, msg, headers, resolve(newurl))  # type: ignore[arg-type]
+
+
+def _linked(headers: Message) -> str | None:
+    """SHA-256 of a large file, as the Hugging Face hub sends it."""
+    tag = headers.get("X-Linked-ETag", "").strip('"')
+    return f"sha256:{tag}" if re.fullmatch("[0-9a-f]{64}", tag) else None
 
 
 def _total(answer: Any, url: str, size: int | None) -> int | None:

@@ -237,7 +237,7 @@ def test_the_card_names_the_file_that_torchvision_offers(layers: int, tmp_path: 
     weights = torchvision.models.get_model_weights(f"resnet{layers}")[
         "IMAGENET1K_V1" if layers < 50 else "IMAGENET1K_V2"
     ]
-    assert checkpoint.url == weights.url and checkpoint.files == [weights.url.rpartition("/")[2]]
+    assert checkpoint.urls == [weights.url] and checkpoint.files == [weights.url.rpartition("/")[2]]
     assert card.adapters == ["full", "freeze", "lora"]
     assert card.variants["mission"].recipe.learning_rate == 5e-4
     file = tmp_path / checkpoint.files[0]

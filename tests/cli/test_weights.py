@@ -165,18 +165,18 @@ def test_not_found_and_not_there(
 ) -> None:
     code, _, err = command("pull", "tiny")
     assert code == 1 and "404" in reason(err) and "nnunet-fm weights add" in reason(err)
-    models["tiny_ct"].url = "http://127.0.0.1:9/tiny.model"
+    models["tiny_ct"].urls = ["http://127.0.0.1:9/tiny.model"]
     code, _, err = command("pull", "tiny")
     assert code == 1 and "cannot be read" in reason(err) and "https://example.org/weights" in reason(err)
 
 
 @pytest.mark.parametrize("address", ["http://example.org/a", "ftp://example.org/a", "file:///etc/passwd", "hf://a/b"])
 def test_only_https(command: Command, models: dict[str, Checkpoint], server: Server, address: str) -> None:
-    models["tiny_ct"].url = address
+    models["tiny_ct"].urls = [address]
     code, _, err = command("pull", "tiny")
     assert code == 1 and address in reason(err)
     if not address.startswith("hf"):
-        models["tiny_ct"].url = server.url("tiny.model")
+        models["tiny_ct"].urls = [server.url("tiny.model")]
         server.redirects["tiny.model"] = address
         code, _, err = command("pull", "tiny")
         assert code == 1 and re.search("HTTPS only|not allowed", reason(err))
@@ -194,12 +194,74 @@ def test_hub_files_come_from_the_hubs_endpoint(
     monkeypatch.setenv("HF_ENDPOINT", server.url(""))
     content = serve(server, save(tmp_path / "a"), "store/1")
     server.redirects["owner/repository/resolve/main/deep/tiny.pth"] = "/store/1"
-    models["tiny_ct"].url = "hf://owner/repository/deep/tiny.pth"
+    models["tiny_ct"].urls = ["hf://owner/repository/deep/tiny.pth"]
     server.cut["store/1"] = 4000
     assert command("pull", "tiny")[0] == 1
     assert command("pull", "tiny")[0] == 0
     assert server.requests[-1] == ("store/1", "bytes=4000-")
     assert (folder / "tiny.model").read_bytes() == content
+
+
+def test_the_hubs_hash_is_compared(
+    command: Command, models: dict[str, Checkpoint], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.url(""))
+    content = serve(server, save(tmp_path / "a"), "store/1")
+    server.redirects["owner/repository/resolve/main/tiny.pth"] = "/store/1"
+    models["tiny_ct"].urls = ["hf://owner/repository/tiny.pth"]
+    server.linked["owner/repository/resolve/main/tiny.pth"] = "0" * 64
+    code, _, err = command("pull", "tiny")
+    assert code == 1 and "0" * 64 in reason(err) and "hub" in reason(err)
+    server.linked["owner/repository/resolve/main/tiny.pth"] = hashlib.sha256(content).hexdigest()
+    assert command("pull", "tiny")[0] == 0
+
+
+def test_addresses_are_tried_in_order(
+    command: Command, models: dict[str, Checkpoint], server: Server, folder: Path, tmp_path: Path
+) -> None:
+    models["tiny_ct"].urls = [server.url("gone.model"), server.url("tiny.model")]
+    code, _, err = command("pull", "tiny")
+    assert code == 1 and "gone.model answered 404" in reason(err) and "tiny.model answered 404" in reason(err)
+    content = serve(server, save(tmp_path / "a"))
+    assert command("pull", "tiny")[0] == 0
+    assert (folder / "tiny.model").read_bytes() == content
+
+
+def test_a_file_of_a_zip_goes_on_where_the_line_broke(
+    command: Command, models: dict[str, Checkpoint], server: Server, folder: Path, tmp_path: Path
+) -> None:
+    file = save(tmp_path / "small.model")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(file, "weights/small.model")
+    serve(server, tmp_path / "all.zip", "all.zip")
+    models["tiny_ct"].urls = [server.url("all.zip")]
+    models["tiny_ct"].md5 = hashlib.md5(file.read_bytes()).hexdigest()[:6]
+    server.cut["all.zip"] = 5000
+    assert command("pull", "tiny")[0] == 1
+    assert command("pull", "tiny")[0] == 0
+    assert server.requests[-1] == ("all.zip", "bytes=5000-")
+    assert (folder / "tiny.model").read_bytes() == file.read_bytes()
+    assert not [path.name for path in folder.iterdir() if ".zip" in path.name or "unpacked" in path.name]
+    models["tiny_ct"].md5 = "abcdef"
+    (folder / "tiny.model").unlink()
+    code, _, err = command("pull", "tiny")
+    assert code == 1 and "MD5" in reason(err) and "abcdef" in reason(err)
+    assert not (folder / "tiny.model").exists()
+
+
+def test_the_publishers_first_digits_are_enough(
+    command: Command, models: dict[str, Checkpoint], folder: Path, tmp_path: Path
+) -> None:
+    file = save(tmp_path / "tiny.model")
+    models["tiny_ct"].md5 = "abcdef"
+    code, _, err = command("add", str(file))
+    assert code == 1 and "MD5" in reason(err)
+    models["tiny_ct"].md5 = hashlib.md5(file.read_bytes()).hexdigest()[:6]
+    assert command("add", str(file))[0] == 0
+    assert [row["hash"] for row in json.loads(command("verify", "--json")[1])] == ["as published"]
+    assert json.loads(command("list", "--json")[1])[0]["hash"] == "as published"
+    models["tiny_ct"].md5 = None
+    assert json.loads(command("list", "--json")[1])[0]["hash"] == "publisher's unknown"
 
 
 def test_two_pulls_at_once(command: Command, models: dict[str, Checkpoint], server: Server, folder: Path) -> None:
@@ -356,7 +418,7 @@ def test_verify_notices_a_change(command: Command, models: dict[str, Checkpoint]
     assert code == 1 and before in reason(err) and digest(folder / "tiny.model") in reason(err)
     assert "wide_ct: good" in out
     rows = {r["name"]: r for r in json.loads(command("list", "--json")[1])}
-    assert (rows["tiny_ct"]["hash"], rows["wide_ct"]["hash"]) == ("CHANGED", "as pinned")
+    assert (rows["tiny_ct"]["hash"], rows["wide_ct"]["hash"]) == ("CHANGED", "publisher's unknown")
 
 
 def test_verify_loads_on_trial(command: Command, models: dict[str, Checkpoint], folder: Path) -> None:

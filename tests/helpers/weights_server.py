@@ -49,6 +49,8 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.redirects: dict[str, str] = {}
+        self.linked: dict[str, str] = {}
+        """Path of a redirect -> SHA-256 that is sent with it, as the hub does."""
         self.html: set[str] = set()
         self.cut: dict[str, int] = {}
         """Path -> bytes after which the connection is closed, once."""
@@ -72,6 +74,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if path in self.server.redirects:
             self.send_response(302)
             self.send_header("Location", self.server.redirects[path])
+            if path in self.server.linked:
+                self.send_header("X-Linked-ETag", f'"{self.server.linked[path]}"')
             self.end_headers()
             return
         if path not in self.server.files:
@@ -121,7 +125,7 @@ def small_models(server: Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, C
     shared = {"page": page, "licence": "CC0", "drop": [r"^seg_outputs\."]}
     files = {
         "tiny": [
-            Checkpoint(name="tiny_ct", files=["tiny.model", "small.model"], url=server.url("tiny.model"), **shared),
+            Checkpoint(name="tiny_ct", files=["tiny.model", "small.model"], urls=[server.url("tiny.model")], **shared),
             Checkpoint(name="tiny_mr", files=["tiny_mr.model"], **shared),
         ],
         "tiny_wide": [Checkpoint(name="wide_ct", files=["wide.model"], **shared)],

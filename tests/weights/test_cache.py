@@ -30,12 +30,12 @@ def test_any_of_the_names_is_found(folder: Path) -> None:
     assert find(["a.pth", "b.pth"]) is None
     (folder / "b.pth").touch()
     assert find(["a.pth", "b.pth"]) == folder / "b.pth"
-    assert locate("ab", ["a.pth", "b.pth"], page="", scratch="") == folder / "b.pth"
+    assert locate("ab", ["a.pth", "b.pth"], page="", instead="") == folder / "b.pth"
 
 
 def test_missing_file_says_what_to_do(folder: Path) -> None:
     with pytest.raises(MissingWeightsError) as error:
-        locate("stunet_small", ["a.model", "b.model"], page="https://example.org/x", scratch="fm_trainer_scratch")
+        locate("stunet_small", ["a.model", "b.model"], page="https://example.org/x", instead="use fm_trainer_scratch")
     for part in ("stunet_small", "a.model", "b.model", "https://example.org/x", str(folder), "fm_trainer_scratch"):
         assert part in str(error.value)
 
