@@ -22,14 +22,15 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-MESSAGES = "<!-- messages -->"
-"""Where the list of all messages goes: made when the site is, as messages change with the code."""
+ERRORS = "<!-- errors -->"
+"""Where the list of all errors goes: made when the site is, as messages change with the code."""
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links as the site has them: ``../CONTRIBUTING.md`` from docs/, ``docs/speed.md`` from the root."""
+    """Pages as the site has them: with the messages of errors, and links that fit."""
 
     def fitted(found: re.Match[str]) -> str:
+        """``../CONTRIBUTING.md`` from docs/, ``docs/speed.md`` from the root."""
         target = found[2]
         if page.file.src_path in OUTSIDE:
             target = target.removeprefix("docs/")
@@ -37,8 +38,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             target = target.removeprefix("../")
         return found[1] + target
 
-    if MESSAGES in markdown:
-        markdown = markdown.replace(MESSAGES, _module("messages").as_markdown())
+    if ERRORS in markdown:
+        errors = _module("errors")
+        explained = errors.HEADING.findall(markdown)
+        markdown = errors.with_messages(markdown).replace(ERRORS, errors.as_list(explained))
     return LINK.sub(fitted, markdown)
 
 

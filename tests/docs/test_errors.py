@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import errno
 import importlib
+import importlib.util
 import pickle
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ INNER = re.compile(r"\w+\.code|problems\[0\]\.code|code")
 """What stands for the code of an error that is put into another."""
 
 
+@cache
 def error_classes() -> dict[str, type[FMError]]:
     """All error classes of the package by name."""
     for file in (REPOSITORY / "nnunet_fm").rglob("*.py"):
@@ -39,6 +42,16 @@ def error_classes() -> dict[str, type[FMError]]:
     return found
 
 
+@cache
+def program() -> Any:
+    """``docs/errors.py``, which gathers the errors for the site."""
+    spec = importlib.util.spec_from_file_location("errors_of_the_source", REPOSITORY / "docs" / "errors.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def calls() -> Iterator[tuple[str, str, ast.Call]]:
     """File and line, name of the class, and call, for each place of the source that makes an error or a problem."""
     names = {*error_classes(), "Problem"} - {"FMError"}
@@ -48,29 +61,32 @@ def calls() -> Iterator[tuple[str, str, ast.Call]]:
                 yield f"{file.relative_to(REPOSITORY)}:{node.lineno}", node.func.id, node
 
 
+def named(name: str, call: ast.Call) -> str | None:
+    """The code that a call gives to an error; None where it takes over another error's, or gives none."""
+    given = [k.value for k in call.keywords if k.arg == "code"] + (call.args[3:] if name == "Problem" else [])
+    if not given:
+        assert name == "Problem" or error_classes()[name].code != FMError.code
+        return None
+    (code,) = given
+    if isinstance(code, ast.Call) and ast.unparse(code.func) == "code_of":
+        code = code.args[1]
+    if isinstance(code, ast.Constant):
+        assert isinstance(code.value, str) and CODE.fullmatch(code.value)
+        return code.value
+    assert INNER.fullmatch(ast.unparse(code))
+    return None
+
+
 def test_every_error_has_a_code() -> None:
-    classes = error_classes()
-    found = 0
     for place, name, call in calls():
-        given = [k.value for k in call.keywords if k.arg == "code"]
-        if name == "Problem":
-            given += call.args[3:]
-            if any(k.arg is None for k in call.keywords):  # one that was written to a file
-                continue
-        if not given:
-            assert name != "Problem" and classes[name].code != FMError.code, place
-            continue
-        (code,) = given
-        if isinstance(code, ast.Call) and ast.unparse(code.func) == "code_of":
-            code = code.args[1]
-        if not isinstance(code, ast.Constant):
-            assert INNER.fullmatch(ast.unparse(code)), place
-            continue
-        assert isinstance(code.value, str) and CODE.fullmatch(code.value), place
-        found += 1
-    assert found > 400
-    for kind in classes.values():
-        assert kind is FMError or kind.code == FMError.code or CODE.fullmatch(kind.code), kind
+        try:
+            code = named(name, call)
+        except AssertionError:
+            pytest.fail(f"{place}: {name} has no code")
+        from_a_file = any(keyword.arg is None for keyword in call.keywords)
+        assert name != "Problem" or code or from_a_file or len(call.args) == 4, place
+    for kind in error_classes().values():
+        assert kind.code == FMError.code or CODE.fullmatch(kind.code), kind
 
 
 def test_commands_raise_no_error_without_a_code() -> None:
@@ -109,3 +125,42 @@ def test_one_line_ends_with_the_code() -> None:
     assert code_of(WriteError("x", code="disk-full"), "other-code") == "disk-full"
     assert code_of(ValueError("x"), "other-code") == "other-code"
     assert errors.FMError.code == "error"
+
+
+def page() -> str:
+    return (REPOSITORY / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+
+
+def test_the_list_of_errors_has_every_code() -> None:
+    made = {code for _, name, call in calls() if (code := named(name, call))}
+    made |= {kind.code for kind in error_classes().values()} - {FMError.code}
+    assert len(made) > 200
+    module = program()
+    assert set(module.codes()) == made
+    parts = [*(REPOSITORY / "nnunet_fm").glob("*.py"), *(REPOSITORY / "nnunet_fm").glob("*/__init__.py")]
+    folders = {file.stem if file.name != "__init__.py" else file.parent.name for file in parts}
+    assert folders - {"nnunet_fm", "errors"} <= set(module.PARTS), "a folder of the package has no heading"
+
+
+def test_messages_are_gathered_as_they_read() -> None:
+    module = program()
+    assert "… has trained models (…) and would change." in module.messages("plan-trained")[0]
+    assert any("is being trained by …" in text for text in module.messages("fold-busy"))  # made by a function
+    assert any("'file_ending' must be" in text for text in module.messages("dataset-json"))  # put in at the end
+    assert any(text.startswith("…: the mask is empty") for text in module.messages("mask-empty"))
+    assert any("is not a name" in text for text in module.messages("name-unknown"))  # of the class itself
+    (tree,) = ast.parse("f'{a} has no {b}{c}: ' f'give one of {d}'").body
+    assert module.template(tree.value) == "… has no …: give one of …"  # type: ignore[attr-defined]
+    assert module.escaped("a_b `c_d` *") == r"a\_b `c_d` \*"
+
+
+def test_headings_of_troubleshooting_are_codes_and_get_their_messages() -> None:
+    module = program()
+    headings = module.HEADING.findall(page())
+    assert len(headings) > 20
+    assert set(headings) <= set(module.codes())
+    assert re.findall("^### .*$", page(), re.MULTILINE) == [f"### {code}" for code in headings]
+    built = module.with_messages(page()).replace("<!-- errors -->", module.as_list(headings))
+    for code in module.codes():
+        assert f"`{code}`" in built
+    assert f"### plan-stock\n\n> {module.escaped(module.messages('plan-stock')[0])}" in built
