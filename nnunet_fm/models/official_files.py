@@ -128,8 +128,8 @@ def pull(official: Official, bar: Bar) -> dict[str, Any]:
             faults.append(error)
         else:
             return {"status": "pulled", "path": str(cache_folder() / file), "sha256": digest}
-    tried = "; ".join(str(fault) for fault in faults)
-    raise DownloadError(f"{tried}. By hand: {by_hand}", code=faults[-1].code)
+    tried, last = "; ".join(str(fault) for fault in faults), faults[-1]
+    raise DownloadError(f"{tried}. By hand: {by_hand}", code=last.code)
 
 
 def add(file: Path, name: str | None = None, *, link: bool = False) -> AddedFile:
