@@ -1,10 +1,9 @@
-"""The import hook: makes stock nnU-Net commands find the planners, trainers and preprocessing of this package.
+"""Import hook by which stock nnU-Net commands find the planners, trainers and preprocessors of this package.
 
 The start-up line ``nnunet_fm_hook.pth`` calls `install` in every interpreter, so this module costs next to nothing:
-it imports only ``sys`` and ``os``. It waits for the two nnU-Net modules in `TARGETS` and, once one of them has been
-executed, hands it to `nnunet_fm.hook.wrap`. Processes that import nnU-Net have no more threads than cores that they
-may use; on a crowded machine their threads sleep while they wait. No file of nnU-Net changes, and
-``NNUNET_FM_HOOK=0`` turns all of it off.
+it imports only ``sys`` and ``os``. When a nnU-Net module of `TARGETS` is imported, `nnunet_fm.hook.wrap` wraps its
+functions. Processes that import nnU-Net have no more threads than usable cores; on a crowded machine waiting threads
+sleep. No file of nnU-Net changes, and ``NNUNET_FM_HOOK=0`` turns the hook off.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ TARGETS = {
     "nnunetv2.utilities.find_class_by_name": ("recursive_find_python_class",),
     "nnunetv2.run.run_training": ("run_training_entry", "maybe_load_checkpoint"),
 }
-"""nnU-Net module -> the functions of it that are wrapped."""
+"""Wrapped functions by nnU-Net module."""
 COUNTING = ("nnunetv2.run.run_training", "nnunetv2.inference.predict_from_raw_data")
-"""nnU-Net modules that compute with a thread for each core of the machine."""
+"""nnU-Net modules that start a thread for each core of the machine."""
 
 _outcomes: dict[str, str] = {}
 
 
 def _wrap(module: ModuleType) -> None:
-    """Change what is ours to change in an executed module; nnU-Net must import whatever goes wrong here."""
+    """Wrap the functions of an imported module; an error here must not break the import of nnU-Net."""
     name = module.__name__
     functions = TARGETS.get(name, ())
     try:
@@ -47,7 +46,7 @@ def _wrap(module: ModuleType) -> None:
 
 
 def _before_pytorch() -> None:
-    """When nnU-Net is imported: choose how the threads that PyTorch will start wait."""
+    """Choose how PyTorch's threads will wait, before PyTorch is imported."""
     if "torch" not in sys.modules:
         from nnunet_fm.cpu.limits import choose_waiting
 
@@ -55,7 +54,7 @@ def _before_pytorch() -> None:
 
 
 class _Loader:
-    """Stands in for a module's own loader until the module is executed, then steps aside."""
+    """Loader that wraps a module's own one until the module is executed."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
@@ -75,7 +74,7 @@ class _Loader:
 
 
 class _Finder:
-    """First on ``sys.meta_path``: lets the other finders find the targets and wraps the loader they return."""
+    """Finder at the start of ``sys.meta_path`` that wraps the loaders which other finders return for the targets."""
 
     def __init__(self) -> None:
         self._searching: set[str] = set()
@@ -87,7 +86,7 @@ class _Finder:
             _before_pytorch()
         if (name not in TARGETS and name not in COUNTING) or name in self._searching:
             return None
-        self._searching.add(name)  # other hooks may ask all finders again, this one included
+        self._searching.add(name)  # other hooks may call all finders again, including this one
         try:
             for finder in list(sys.meta_path):
                 find_spec = getattr(finder, "find_spec", None)
@@ -102,7 +101,7 @@ class _Finder:
 
 
 class _FormerPaths:
-    """Last on ``sys.meta_path``: finds modules of this package by paths that they had in older versions."""
+    """Finder at the end of ``sys.meta_path`` for former module paths of this package."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -117,7 +116,7 @@ _finder = _Finder()
 
 
 def install() -> None:
-    """Put the finder on ``sys.meta_path`` and wrap the targets that are already imported; harmless to repeat."""
+    """Put the finder on ``sys.meta_path`` and wrap targets that are already imported; may be called repeatedly."""
     if os.environ.get(SWITCH) == "0":
         return
     if _finder not in sys.meta_path:
@@ -129,7 +128,7 @@ def install() -> None:
 
 
 def status() -> dict[str, str]:
-    """What the hook does in this process, in words: an entry for the hook and one for each wrapped function."""
+    """State of the hook and of each wrapped function in this process, in words."""
     if _finder in sys.meta_path:
         hook = "active"
     elif os.environ.get(SWITCH) == "0":

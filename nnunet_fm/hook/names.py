@@ -1,18 +1,18 @@
-"""Names of classes and functions that are ours, or nearly so."""
+"""Names of classes and functions of this package, and names that resemble them."""
 
 from __future__ import annotations
 
 TRAINERS = "fm_trainer"
-"""Beginning of the names of our trainers."""
+"""Prefix of the names of our trainers."""
 
 _NORMALISERS = ("ScaleIntensity", "AdvancedNormalization")
-"""Normalisers whose names carry no prefix of ours: a source of this project published them so."""
+"""Normalisers without our prefix, named as published."""
 ALIKE = 0.75
-"""How alike a name and one of ours are, of 1, for the first to be a misspelling."""
+"""Similarity (0 to 1) from which a name counts as a misspelling of ours."""
 
 
 def home(name: str) -> str | None:
-    """Module that answers for a class or function name, None for the names that are nnU-Net's business."""
+    """Module of a class or function of this package by its name; None for other names."""
     if name.startswith(TRAINERS):
         return "nnunet_fm.trainers"
     if name.startswith("FMPlanner"):
@@ -27,7 +27,7 @@ def home(name: str) -> str | None:
 
 
 def resembles_ours(name: str) -> bool:
-    """Whether a name is nearly one of our trainers or planners: ``fmtrainer_stunet_b``, ``FM-planer``."""
+    """Whether a name resembles those of our trainers or planners: ``fmtrainer_stunet_b``, ``FM-planer``."""
     letters = "".join(sign for sign in name.lower() if sign.isalpha())
     if not letters.startswith(("f", "trainer", "planner")):
         return False

@@ -1,4 +1,4 @@
-"""Classes of users that have a name of ours: found by a look into their files, without importing them."""
+"""Find users' classes with a name of this package in the text of their files, without importing them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from functools import lru_cache
 from importlib.machinery import all_suffixes
 
 EXTERNAL_TRAINERS = "nnUNet_extTrainer"
-"""nnU-Net's variable: further folders with trainers, which it searches after its own."""
+"""nnU-Net's variable with further folders of trainers, which it searches after its own."""
 
 
 @lru_cache(maxsize=256)
 def mentions(folder: str, name: str) -> bool:
-    """Whether a module in a folder, or in packages inside it, has a name somewhere in its text.
+    """Whether the text of a module in a folder, or in packages inside it, contains a name.
 
-    Modules are the files that nnU-Net would import; a folder that cannot be read has none.
+    Modules are the files that nnU-Net would import; an unreadable folder has none.
     """
     word = re.compile(rb"\b" + re.escape(name.encode()) + rb"\b")
     return any(word.search(content) for content in _contents(folder))
 
 
 def later_folders(folder: str) -> list[str]:
-    """The users' folders with trainers that nnU-Net searches after this one."""
+    """Users' folders with trainers that nnU-Net searches after this one."""
     folders = [path for path in os.environ.get(EXTERNAL_TRAINERS, "").split(os.pathsep) if path.strip()]
     return folders[folders.index(folder) + 1 :] if folder in folders else folders
 

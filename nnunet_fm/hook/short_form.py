@@ -1,4 +1,4 @@
-"""The short form of training: ``nnUNetv2_train 501 fm_trainer 0`` stands for the command that names a plan.
+"""Short form of training: ``nnUNetv2_train 501 fm_trainer 0`` is expanded to the command that names a plan.
 
 nnUNetv2_train 501 fm_trainer 0 --npz
 nnUNetv2_train 501 3d_fullres 0 -tr fm_trainer -p FMPlans_stunet_b --npz
@@ -41,7 +41,7 @@ MAKE = {
     "selftraining": "nnunet-fm adapt --source MODEL_FOLDER --target ID --method selftraining",
     "entropymin": "nnunet-fm adapt --source MODEL_FOLDER --target ID --method entropymin",
 }
-"""Method of a trainer's name -> the command that makes plans for it."""
+"""Command that makes plans, by the method in a trainer's name."""
 
 
 class ShortFormError(FMError, ValueError):
@@ -54,7 +54,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """nnU-Net's own arguments, options that were not given left out; the second part is what it may know besides."""
+    """Parse nnU-Net's own arguments, without options that were not given; returns unknown arguments separately."""
     parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     for positional in ("dataset", "configuration", "fold"):
         parser.add_argument(positional)
@@ -67,7 +67,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the short form reads of a plans file."""
+    """Facts about a plans file that the short form needs."""
 
     name: str
     configurations: tuple[str, ...]
@@ -78,7 +78,7 @@ class Plan:
 
     @classmethod
     def read(cls, path: Path) -> Plan | None:
-        """The plan in a JSON file, None if the file holds something else."""
+        """Read the plan of a JSON file; None if the file holds something else."""
         try:
             content = read_json(path)
         except ForeignFileError as error:
@@ -99,7 +99,7 @@ class Plan:
         )
 
     def fits(self, spec: Spec) -> bool:
-        """Whether a trainer of this meaning can follow the plan: same model, and parts that the model may have."""
+        """Whether a trainer can follow the plan: same model, legal head and adapter."""
         if spec.method is not None or self.method is not None:
             return spec.method == self.method
         if self.model is None or spec.model not in (None, self.model):
@@ -108,11 +108,11 @@ class Plan:
         return trainer_name(wanted) in grammar().trainers
 
     def exactly(self, spec: Spec) -> bool:
-        """Whether the plan itself has the head and the adapter that the trainer's name asks for."""
+        """Whether the plan has the head and the adapter of the trainer's name."""
         return spec.head in (None, self.head) and spec.adapter in (None, self.adapter)
 
     def configuration(self, spec: Spec) -> str:
-        """The configuration to train: the plan's only one, else the one that suits the model's dimension."""
+        """Configuration to train: the plan's only one, else that of the model's dimension."""
         if len(self.configurations) == 1:
             return self.configurations[0]
         model = spec.model or self.model
@@ -144,7 +144,7 @@ def _find_plans(dataset: str) -> list[Plan]:
 
 
 def _choose(plans: list[Plan], spec: Spec, chosen: str | None) -> list[Plan]:
-    """The plan given by ``-p``, else every plan of ours that fits; those with exactly the right parts go first."""
+    """Plan of ``-p``, else all our plans that fit; if some have exactly the right parts, only those."""
     if chosen is not None:
         return [plan for plan in plans if plan.name == chosen]
     prefix = f"{PLANS_PREFIX}_"
@@ -171,9 +171,9 @@ def _none_found(dataset: str, name: str, spec: Spec, chosen: str | None, plans: 
 
 
 def expand(arguments: list[str]) -> list[str]:
-    """The arguments of ``nnUNetv2_train``, with a short form replaced by what it stands for.
+    """Expand a short form in the arguments of ``nnUNetv2_train``.
 
-    Arguments that are no short form, or that nnU-Net will refuse, are returned as they are.
+    Other arguments, and those that nnU-Net will refuse, are returned unchanged.
 
     Raises:
         ShortFormError: if no plan fits, several do, ``-tr`` is given as well, or the trainer's name is not legal.
@@ -215,7 +215,7 @@ def expand(arguments: list[str]) -> list[str]:
 
 
 def run(entry: Callable[[], Any]) -> Any:
-    """Call nnU-Net's training entry point with the short form in ``sys.argv`` expanded, and printed first.
+    """Expand and print the short form in ``sys.argv``, then call nnU-Net's training entry point.
 
     Exits with code 2 and the reason on stderr if it cannot be expanded.
     """

@@ -1,4 +1,4 @@
-"""nnU-Net's training command around a trainer of ours: the short form, several GPUs that are not there, Ctrl-C."""
+"""Wrap nnU-Net's training command: short form, check of the number of GPUs, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EARLY = " (where no checkpoint has been saved yet, type the former command: --c 
 
 
 def run(entry: Callable[[], Any]) -> Any:
-    """Call nnU-Net's training entry point; exits with one line where that says all."""
+    """Call nnU-Net's training entry point; known errors exit with one line."""
     return short_form.run(lambda: _guarded(entry))
 
 
@@ -31,20 +31,20 @@ def _guarded(entry: Callable[[], Any]) -> Any:
 
 
 def again(arguments: list[str]) -> str:
-    """The command that goes on with what these arguments began."""
+    """Command that continues the training of these arguments."""
     kept = list(arguments)
-    if "-pretrained_weights" in kept:  # nnU-Net refuses them where a training is continued
+    if "-pretrained_weights" in kept:  # nnU-Net refuses them for continued trainings
         place = kept.index("-pretrained_weights")
         del kept[place : place + 2]
     return shlex.join([short_form.COMMAND, *kept, *([] if {"--c", "--val"} & set(kept) else ["--c"])])
 
 
 def _check_gpus(arguments: list[str]) -> None:
-    """Exit with code 2 where more GPUs are asked for than there are: each of nnU-Net's processes would end alone."""
+    """Exit with code 2 if there are fewer GPUs than requested; else each of nnU-Net's processes would fail alone."""
     try:
         wanted = int(vars(short_form.parse(arguments)[0]).get("-num_gpus", 1))
     except (argparse.ArgumentError, ValueError):
-        return  # nnU-Net says what is wrong
+        return  # nnU-Net reports the error
     if wanted < 2:
         return
     import torch

@@ -1,4 +1,4 @@
-"""The wrappers around functions of nnU-Net."""
+"""Wrappers around functions of nnU-Net."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _MARK = "_wrapped_by_nnunet_fm"
 
 
 def resolve(name: str, module_name: str) -> Any:
-    """The object of this name in one of our modules.
+    """Import an object from a module of this package by its name.
 
     Raises:
         HostVersionError: for an nnU-Net that is too old for this package.
-        UnknownNameError: where there is none, naming the nearest.
+        UnknownNameError: if there is none; the message names the nearest.
 
-    A command that either ends prints one line and exits 1.
+    Without a handler, either error ends the command with one line and exit code 1.
     """
     from nnunet_fm.host import check_host
 
@@ -49,7 +49,7 @@ def resolve(name: str, module_name: str) -> Any:
 
 @functools.cache
 def _print_our_errors_without_traceback() -> None:
-    """End a command with the message alone where an exception class of ours is not caught: each says what to do.
+    """Print only the message of uncaught exceptions of the given classes, without a traceback.
 
     ``NNUNET_FM_DEBUG=1`` brings the traceback back.
     """
@@ -84,12 +84,12 @@ def _wrap_search(original: Function) -> Function:
             found = original(folder, class_name, current_module, *args, **kwargs)
             if found is None and module_name is None and resembles_ours(class_name):
                 if any(mentions(path, class_name) for path in later_folders(folder)):
-                    return None  # nnU-Net goes on to these folders
+                    return None  # nnU-Net searches these folders next
                 _refuse(class_name)
             if found is not None or module_name is None:
                 return found
         if class_name.startswith(TRAINERS) and any(mentions(path, class_name) for path in later_folders(folder)):
-            return None  # nnU-Net goes on to these folders
+            return None  # nnU-Net searches these folders next
         return resolve(class_name, module_name)
 
     return recursive_find_python_class
@@ -145,7 +145,7 @@ _WRAPPERS = {
 
 
 class _Multiprocessing(ModuleType):
-    """``multiprocessing``, but it counts the cores that this process may use."""
+    """``multiprocessing`` with a ``cpu_count`` of the cores that this process may use."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(multiprocessing, name)
@@ -160,7 +160,7 @@ class _Multiprocessing(ModuleType):
 
 
 def count_usable_cores(module: ModuleType) -> None:
-    """Let a module of nnU-Net that asks ``multiprocessing.cpu_count()`` for its threads get those it may use."""
+    """Let a module of nnU-Net count only the cores that this process may use."""
     if getattr(module, "multiprocessing", None) is multiprocessing:
         module.multiprocessing = _Multiprocessing("multiprocessing")  # type: ignore[attr-defined]
 

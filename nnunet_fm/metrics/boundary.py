@@ -1,7 +1,6 @@
-"""Where the codes of a label map change: the only places where any class can have a surface, as a sparse list.
+"""Sparse list of the places where a label map changes, the only places where a class can have a surface.
 
-One pass over the voxels serves all classes, so that a class whose stray voxels lie all over the volume costs no
-more than a compact one.
+One pass over the voxels serves all classes, so that a class with scattered voxels costs no more than a compact one.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from nnunet_fm.metrics.label_codes import Codes
 
 _SLAB = 1 << 22
-"""Voxels that are looked at together, for the memory."""
+"""Number of voxels that are processed together, to limit the memory."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,9 @@ class Boundary:
     """Places of a label map with neighbours of different codes.
 
     Args:
-        places: flat indices into an array of ``shape``, rising, (N,).
-        codes: of the neighbours at each place, (N, K).
-        shape: of the label map with a margin of one voxel on every side.
+        places: sorted flat indices into an array of ``shape``, (N,).
+        codes: codes of the neighbours at each place, (N, K).
+        shape: shape of the label map with a margin of one voxel on every side.
     """
 
     places: NDArray[np.int64]
@@ -35,21 +34,21 @@ class Boundary:
 
 
 def corners(codes: Codes, outside: int) -> Boundary:
-    """Corners between voxels that are not all of one code; K is 8, in 2D 4, the last axis fastest.
+    """Find corners between voxels of different codes; K is 8 (2D: 4), the last axis fastest.
 
     Args:
         codes: (Z, Y, X) or (Y, X).
-        outside: code of what lies outside of the array.
+        outside: code of the outside of the array.
     """
     return _boundary(codes, list(product((0, 1), repeat=codes.ndim)), outside)
 
 
 def voxels(codes: Codes, outside: int) -> Boundary:
-    """Voxels with a face neighbour of another code; K is 7, in 2D 5: first the voxel itself.
+    """Find voxels with a face neighbour of another code; K is 7 (2D: 5), the voxel itself first.
 
     Args:
         codes: (Z, Y, X) or (Y, X).
-        outside: code of what lies outside of the array.
+        outside: code of the outside of the array.
     """
     centre = np.ones(codes.ndim, int)
     steps = np.concatenate([np.eye(codes.ndim, dtype=int), -np.eye(codes.ndim, dtype=int)])
@@ -57,7 +56,7 @@ def voxels(codes: Codes, outside: int) -> Boundary:
 
 
 def _boundary(codes: Codes, window: Sequence[tuple[int, ...]], outside: int) -> Boundary:
-    """Places where the codes of a window differ; its offsets are not negative."""
+    """Find places where the codes within a window of non-negative offsets differ."""
     shape = tuple(edge + 2 for edge in codes.shape)
     halo = int(np.max(window))
     strides = np.cumprod([1, *shape[:0:-1]])[::-1]
@@ -81,7 +80,7 @@ def _boundary(codes: Codes, window: Sequence[tuple[int, ...]], outside: int) -> 
 
 
 def _slabs(shape: Sequence[int], halo: int) -> Iterator[tuple[int, int]]:
-    """First row and row after the last one; slabs overlap by the halo."""
+    """Start and end row of each slab; slabs overlap by the halo."""
     step = max(1, _SLAB // int(np.prod(shape[1:])))
     for start in range(0, shape[0] - halo, step):
         yield start, min(start + step + halo, shape[0])

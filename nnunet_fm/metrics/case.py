@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,21 +19,21 @@ from nnunet_fm.metrics.size_groups import case_shares
 from nnunet_fm.metrics.surface import hd95, surface_dice
 
 OVERLAP: dict[str, Callable[..., NDArray[np.float64]]] = {DICE: dice, JACCARD: jaccard}
-"""The metrics that slices have, too."""
+"""Metrics that are also computed for slices."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is scored, and how.
+class ScoringOptions:
+    """Classes to score, and options of the metrics.
 
     Args:
         classes: name -> labels.
         ignore: voxels of the reference with this label do not count.
-        metrics: of `nnunet_fm.metrics.scores_table.METRICS`.
-        tolerance: of the surface Dice, in mm.
-        empty: what empty classes score.
+        metrics: metrics of `nnunet_fm.metrics.scores_table.METRICS`.
+        tolerance: tolerance of the surface Dice in mm.
+        empty: rule for the score of empty classes.
         per_slice: score slices, too.
-        slice_axis: axis of the array that slices lie across; None: `default_slice_axis`.
+        slice_axis: axis of the array across the slices; None for `default_slice_axis`.
     """
 
     classes: Mapping[str, tuple[int, ...]]
@@ -53,9 +52,9 @@ class CaseScores:
     Args:
         values: (class, metric) -> value.
         slices: (class, metric) -> value of each slice, (S,).
-        shares: class -> share of the reference's labelled volume, None where nothing is labelled.
-        unknown: labels of either map that mean nothing.
-        moved: the files say that the maps lie in different places.
+        shares: class -> share of the reference's labelled volume; None if nothing is labelled.
+        unknown: labels of either map that no class has.
+        moved: whether the files differ in origin or direction.
     """
 
     values: dict[tuple[str, str], float]
@@ -65,8 +64,8 @@ class CaseScores:
     moved: bool = False
 
 
-def score_files(prediction: Path, reference: Path, settings: Settings) -> CaseScores:
-    """Scores of a predicted file against a reference file.
+def score_files(prediction: Path, reference: Path, settings: ScoringOptions) -> CaseScores:
+    """Score a predicted file against a reference file.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -80,44 +79,37 @@ def score_files(prediction: Path, reference: Path, settings: Settings) -> CaseSc
             f"{prediction} {fault}: a prediction must lie on the grid of its reference, {reference}",
             code="grid-differs",
         )
-    scores = _score(expected.array, found.array, expected.spacing, coding, settings)
+    scores = score_codes(expected.array, found.array, expected.spacing, coding, settings)
     return replace(scores, unknown=unknown | more, moved=not same_place(found, expected))
 
 
-def score_arrays(
-    reference: NDArray[Any], prediction: NDArray[Any], spacing: Sequence[float], settings: Settings
-) -> CaseScores:
-    """Scores of a label map against another.
-
-    Args:
-        reference: integers, (Z, Y, X) or (Y, X).
-        prediction: the same shape.
-        spacing: of the axes in mm.
-        settings: what is scored.
-    """
-    coding = Coding.of(settings.classes, settings.ignore)
-    (expected, unknown), (found, more) = coding.encode(reference), coding.encode(prediction)
-    return replace(_score(expected, found, spacing, coding, settings), unknown=unknown | more)
-
-
 def default_slice_axis(spacing: Sequence[float]) -> int:
-    """The axis of the largest spacing, if it is larger than the others by more than 1 %, else the first."""
+    """Axis of the largest spacing if it exceeds the others by more than 1 %, else the first axis."""
     largest, second = sorted(spacing, reverse=True)[:2]
     return int(np.argmax(spacing)) if largest > 1.01 * second else 0
 
 
 def _read_coded(path: Path, coding: Coding) -> tuple[LabelMap, set[int]]:
-    """A file's label map in codes, and its labels that mean nothing; what the file holds may need far more memory."""
+    """Read a label map as codes, and the labels that no class has; the uncoded map, which is larger, is freed."""
     read = read_label_map(path)
     codes, unknown = coding.encode(read.array)
     return replace(read, array=codes), unknown
 
 
-def _score(
-    reference: Codes, prediction: Codes, spacing: Sequence[float], coding: Coding, settings: Settings
+def score_codes(
+    reference: Codes, prediction: Codes, spacing: Sequence[float], coding: Coding, settings: ScoringOptions
 ) -> CaseScores:
+    """Score a label map against another.
+
+    Args:
+        reference: codes, (Z, Y, X) or (Y, X).
+        prediction: codes of the same shape; the reference's ignored voxels are overwritten.
+        spacing: spacing of the axes in mm.
+        coding: coding of the labels.
+        settings: classes and options.
+    """
     millilitres = float(np.prod(spacing)) / 1000
-    if reference.ndim == 3 and 1 in reference.shape:  # a 2D image as it is often stored: in 3D, it is all surface
+    if reference.ndim == 3 and 1 in reference.shape:  # a 2D image stored in 3D, where every voxel would be surface
         flat = reference.shape.index(1)
         reference, prediction = reference.squeeze(flat), prediction.squeeze(flat)
         spacing = [step for axis, step in enumerate(spacing) if axis != flat]
@@ -140,7 +132,7 @@ def _score(
 
 
 def _slice_scores(
-    reference: Codes, prediction: Codes, spacing: Sequence[float], coding: Coding, settings: Settings
+    reference: Codes, prediction: Codes, spacing: Sequence[float], coding: Coding, settings: ScoringOptions
 ) -> dict[tuple[str, str], NDArray[np.float64]]:
     axis = default_slice_axis(spacing) if settings.slice_axis is None else settings.slice_axis
     if reference.ndim == 2:
@@ -155,9 +147,9 @@ def _slice_scores(
 
 
 def _surface_scores(
-    reference: Codes, prediction: Codes, spacing: Sequence[float], coding: Coding, settings: Settings
+    reference: Codes, prediction: Codes, spacing: Sequence[float], coding: Coding, settings: ScoringOptions
 ) -> dict[tuple[str, str], float]:
-    # Outside of the image is nothing: background, unless the background itself is scored.
+    # The outside of the image is background, or of no class if the background itself is scored.
     outside = coding.size - 1 if any(0 in codes for codes in coding.members.values()) else 0
     values: dict[tuple[str, str], float] = {}
     if HD95 in settings.metrics:

@@ -1,4 +1,4 @@
-"""Evaluation of a folder of predictions: labels and cases found, scores, and what they were computed with."""
+"""Evaluate a folder of predictions: find labels and cases, compute scores."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class EvaluationOptions:
     """Options of an evaluation.
 
     Attributes:
-        dataset_json: with the labels; None to look for one, and for labels in the references where there is none.
-        metrics: of `METRICS`.
-        tolerance: of the surface Dice, in mm.
-        empty: what classes without a voxel score: ``nnunet`` or ``smoothed``.
+        dataset_json: file with the labels; None to search it, or else the labels in the references.
+        metrics: metrics to compute, of `METRICS`.
+        tolerance: tolerance of the surface Dice in mm.
+        empty: rule for the score of classes without a voxel: ``nnunet`` or ``smoothed``.
         include_background: whether to score label 0, too.
         per_slice: whether to score each slice, too.
-        slice_axis: of the array (Z, Y, X), across which slices lie; None for that of the largest spacing.
-        group_by: whose share of the labelled volume decides a size group.
-        size_from: labels of the training cases; None to look for them.
-        chill: whether references without a prediction are left out.
-        processes: cases scored at the same time.
+        slice_axis: axis of the array (Z, Y, X) across the slices; None for that of the largest spacing.
+        group_by: cases whose share of the labelled volume decides a size group.
+        size_from: folder with labels of the training cases; None to search it.
+        chill: whether to leave out references without a prediction.
+        processes: number of cases scored at the same time.
     """
 
     dataset_json: Path | None = None
@@ -58,13 +58,13 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class FolderEvaluation:
-    """Scores of a folder, with the columns of `nnunet_fm.metrics.scores_table`, and what they were computed with."""
+    """Scores of a folder, with the columns of `nnunet_fm.metrics.scores_table`, and the settings behind them."""
 
     scores: pd.DataFrame
     settings: dict[str, Any]
 
     def content(self) -> dict[str, Any]:
-        """Return summary and scores for JSON; numbers that are not defined are None."""
+        """Return summary and scores for JSON; undefined numbers are None."""
         summary: dict[str, dict[str, Any]] = {}
         for row in summarise(self.scores).to_dict("records"):
             numbers = {key: _number(row[key]) for key in ("mean", "sd", "n")}
@@ -102,12 +102,12 @@ def evaluate(
     Args:
         predictions: folder of label maps.
         references: folder of label maps.
-        options: what to score and how.
-        say: called with each doubt about the folders, before anything is scored.
-        progress: called with the name of a step; returns what is called with the numbers of files done and of all.
+        options: options of the evaluation.
+        say: called with each warning about the folders, before anything is scored.
+        progress: called with the name of a step; returns a function of the number of files done and of all.
 
     Raises:
-        FileNotFoundError: if a folder is not there, or a reference has no prediction and `chill` is off.
+        FileNotFoundError: if a folder does not exist, or a reference has no prediction and `chill` is off.
         ValueError: for a damaged file, or maps that differ in size or spacing.
     """
     for folder in (predictions, references):
@@ -149,7 +149,7 @@ def evaluate(
 
 
 def _cases(predictions: Path, references: Path, ending: str, *, chill: bool, say: Say) -> list[str]:
-    """Cases to score; says which are left out."""
+    """Find the cases to score, with a warning about those that are left out."""
     found, expected = (label_map_files(folder, ending) for folder in (predictions, references))
     extra = [f"{case}{ending}" for case in found if case not in expected]
     missing = [f"{case}{ending}" for case in expected if case not in found]

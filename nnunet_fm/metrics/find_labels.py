@@ -1,4 +1,4 @@
-"""What a folder of predictions and one of references tell by the files in and around them, as nnU-Net lays them out."""
+"""Find dataset.json, labels and training cases from the files in and around folders of predictions and references."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from nnunet_fm.records.training import TrainingRecord
 DATASET_JSON = "dataset.json"
 
 _PREDICTED = ("predict_from_raw_data_args.json", "prediction_times.json", "plans.json", "summary.json")
-"""Files that prediction or nnU-Net's evaluation leaves among predictions, and nothing among references."""
+"""Files that prediction and nnU-Net's evaluation write beside predictions, and that no folder of references has."""
 
 _REFERENCES = ("labelsTr", "labelsTs", "labelsVal", "gt_segmentations")
 
 
 def find_dataset_json(predictions: Path, references: Path) -> Path | None:
-    """The ``dataset.json`` among the references, in the folder above, or among the predictions; None without one."""
+    """Find ``dataset.json`` beside the references, in the folder above, or beside the predictions; None without one."""
     places = (references, references.resolve().parent, predictions)
     return next((place / DATASET_JSON for place in places if (place / DATASET_JSON).is_file()), None)
 
 
 def find_training_labels(references: Path, file_ending: str) -> Path | None:
-    """``labelsTr`` of the references' dataset, which the references may be themselves; None without one."""
+    """Find ``labelsTr`` of the references' dataset, which may be the references themselves; None without one."""
     folder = references.resolve().parent / "labelsTr"
     return folder if folder.is_dir() and label_map_files(folder, file_ending) else None
 
@@ -36,7 +36,7 @@ def find_training_labels(references: Path, file_ending: str) -> Path | None:
 def find_labels(
     references: Path, file_ending: str, *, processes: int = 1, progress: Progress | None = None
 ) -> dict[str, int]:
-    """Labels that occur in any reference, as ``dataset.json`` would name them: each class by its number.
+    """Collect the labels of all references, in the form of ``dataset.json``: each class is named by its number.
 
     Raises:
         ValueError: if there are none above 0.
@@ -52,7 +52,7 @@ def find_labels(
 
 
 def trained_on(predictions: Path, cases: Sequence[str]) -> list[str]:
-    """The cases that the model was trained on, where the predictions are those of a fold's own validation."""
+    """Cases that the model was trained on, if the folder is the validation folder of a fold; else none."""
     try:
         record = (
             TrainingRecord.read(predictions.resolve().parent) if predictions.resolve().name == "validation" else None
@@ -64,7 +64,7 @@ def trained_on(predictions: Path, cases: Sequence[str]) -> list[str]:
 
 
 def swapped(predictions: Path, references: Path) -> str | None:
-    """Why the two folders look as if they were given in the other order, if they do."""
+    """Reason why the two folders seem to be given in the wrong order; None if they do not."""
     found = [name for name in _PREDICTED if (references / name).is_file()]
     if found and not any((predictions / name).is_file() for name in _PREDICTED):
         return f"{references} has the file {found[0]} of predictions, and {predictions} has none such"

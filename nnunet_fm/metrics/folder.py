@@ -1,4 +1,4 @@
-"""Scores of a folder of predictions against a folder of references, as one tidy table."""
+"""Score a folder of predictions against a folder of references: one tidy table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 from nnunet_fm.errors import InvalidValueError, MissingFileError
 from nnunet_fm.io.messages import listed
-from nnunet_fm.metrics.case import CaseScores, Settings, score_files
+from nnunet_fm.metrics.case import CaseScores, ScoringOptions, score_files
 from nnunet_fm.metrics.label_map import label_map_files
 from nnunet_fm.metrics.labels import Labels, scored_classes
 from nnunet_fm.metrics.overlap import Empty
@@ -20,7 +20,7 @@ from nnunet_fm.metrics.scores_table import CASE, CLASS, COLUMNS, METRIC, METRICS
 from nnunet_fm.metrics.size_groups import mean_shares, size_group
 
 NAMED = 5
-"""Cases that a message names; it counts the others."""
+"""Number of cases that a message names; it counts the others."""
 
 
 def evaluate_folder(
@@ -46,19 +46,19 @@ def evaluate_folder(
     Args:
         predictions: folder of label maps.
         references: folder of label maps of the same names.
-        labels: of ``dataset.json``: class -> label, or labels of a region, which is scored as their union. Voxels of
-            the reference with the label ``ignore`` do not count.
-        file_ending: of both folders' files.
-        cases: to score; None: all references, each of which needs a prediction.
-        metrics: of `METRICS`.
-        tolerance: of the surface Dice, in mm.
-        empty: what classes without a voxel score: ``nnunet`` or ``smoothed``.
+        labels: ``labels`` of ``dataset.json``: class -> label, or labels of a region, which is scored as their union.
+            Voxels of the reference with the label ``ignore`` do not count.
+        file_ending: file ending in both folders.
+        cases: cases to score; None for all references, each of which needs a prediction.
+        metrics: metrics to compute, of `METRICS`.
+        tolerance: tolerance of the surface Dice in mm.
+        empty: rule for the score of classes without a voxel: ``nnunet`` or ``smoothed``.
         include_background: score the label 0 as the class ``background``, too.
-        per_slice: also score each slice: further rows, whose column ``slice`` is not missing.
-        slice_axis: axis of the array (Z, Y, X) that slices lie across; None: of the largest spacing, else the first.
-        shares: class -> share of the labelled volume in the training cases, of `size_shares`; None: in the references.
-        group_by: whose share decides the size group: that of the training cases, or that of the reference itself.
-        processes: cases scored at the same time.
+        per_slice: also score each slice, in rows with a number in the column ``slice``.
+        slice_axis: axis of the array (Z, Y, X) across the slices; None for that of the largest spacing, else the first.
+        shares: class -> share of the labelled volume in training cases, from `size_shares`; None for the references.
+        group_by: cases whose share decides the size group: the training cases, or the reference itself.
+        processes: number of cases scored at the same time.
         progress: called with the number of cases done and of all.
 
     Raises:
@@ -66,7 +66,7 @@ def evaluate_folder(
         ValueError: for an unknown metric, a damaged file, or maps that differ in size or spacing.
 
     Warns:
-        UserWarning: where maps have labels that ``labels`` does not list, or a case's files lie in different places.
+        UserWarning: for labels that ``labels`` does not list, and for files that differ in origin or direction.
     """
     unknown = set(metrics) - set(METRICS)
     if unknown or not metrics:
@@ -76,7 +76,9 @@ def evaluate_folder(
     classes, ignore = scored_classes(labels, include_background)
     if not classes:
         raise InvalidValueError("there is no class to score: 'labels' has the background alone", code="classes-none")
-    settings = Settings(classes, ignore, [m for m in METRICS if m in metrics], tolerance, empty, per_slice, slice_axis)
+    settings = ScoringOptions(
+        classes, ignore, [m for m in METRICS if m in metrics], tolerance, empty, per_slice, slice_axis
+    )
     pairs = paired_files(predictions, references, file_ending, cases)
     tasks = [(*files, settings) for files in pairs.values()]
     scores = dict(zip(pairs, over_files(score_files, tasks, processes, progress), strict=True))
@@ -90,7 +92,7 @@ def evaluate_folder(
 def paired_files(
     predictions: Path, references: Path, file_ending: str, cases: Sequence[str] | None = None
 ) -> dict[str, tuple[Path, Path]]:
-    """Case -> (prediction, reference), of all references or the cases named.
+    """Find (prediction, reference) by case, for all references or the given cases.
 
     Raises:
         FileNotFoundError: if there are no references, or a case lacks its reference or its prediction.
@@ -122,7 +124,7 @@ def named(names: Sequence[str]) -> str:
 
 
 def _groups(shares: Mapping[str, float], classes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """Class -> size group; the background has none."""
+    """Size group of each class; empty for the background."""
     return {name: "" if values == (0,) else size_group(shares.get(name, 0.0)) for name, values in classes.items()}
 
 

@@ -1,4 +1,4 @@
-"""Label maps of any format that nnU-Net writes -> array, spacing and place in space; damaged files are refused."""
+"""Read label maps in all formats of nnU-Net: array, spacing and affine; refuse damaged files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ NIFTI = (".nii.gz", ".nii")
 PICTURES = (".png", ".bmp")
 TIFF = (".tif", ".tiff")
 TIFF_RATIO = 2**16
-"""Most bytes that one byte of a TIFF file can become, by the best of its many ways to compress."""
+"""Largest compression ratio of a TIFF file."""
 FILE_ENDINGS = (*NIFTI, ".nrrd", ".mha", ".gipl", *PICTURES, *TIFF)
-"""What nnU-Net's readers know; the longer of two that fit comes first."""
+"""File endings of nnU-Net's readers; the longer of two that fit comes first."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class LabelMap:
 
     Args:
         array: integers, (Z, Y, X) or (Y, X).
-        spacing: of its axes in mm; 1 where the file has none.
-        affine: index to world, where the file says it.
+        spacing: spacing of the axes in mm; 1 if the file has none.
+        affine: index to world, if the file has it.
     """
 
     array: NDArray[Any]
@@ -44,8 +44,8 @@ def read_label_map(path: Path) -> LabelMap:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged or cut off, is no image of one channel in 2D or 3D, holds numbers that are
-            no labels, or has no usable spacing.
+        ValueError: if the file is damaged, is no 2D or 3D image of one channel, has numbers that are no labels, or no
+            usable spacing.
     """
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist", code="file-missing")
@@ -55,12 +55,12 @@ def read_label_map(path: Path) -> LabelMap:
         array, spacing, affine = (_tiff if name.endswith(TIFF) else read)(path)
     except DamagedImageError as error:
         raise InvalidValueError(f"{path.parent}/{error}", code=error.code) from None
-    except Exception as error:  # readers of images let through whatever numpy, struct or zlib say of damaged files
+    except Exception as error:  # damaged files raise errors of numpy, struct or zlib
         reason = " ".join(str(error).split())[:200]
         raise InvalidValueError(
             f"{path} cannot be read: damaged, cut off, or no image ({reason})", code="image-damaged"
         ) from None
-    while array.ndim > 3 and 1 in array.shape:  # further dimensions of one entry carry nothing
+    while array.ndim > 3 and 1 in array.shape:  # drop further dimensions of size 1
         axis = array.shape.index(1)
         array, spacing = array.squeeze(axis), (*spacing[:axis], *spacing[axis + 1 :])
     if array.ndim not in (2, 3) or array.size == 0:
@@ -73,7 +73,7 @@ def read_label_map(path: Path) -> LabelMap:
 
 
 def label_map_files(folder: Path, file_ending: str) -> dict[str, Path]:
-    """Case -> file of a folder's label maps, sorted; hidden files are left out."""
+    """Files of a folder's label maps by case, sorted, without hidden files."""
     files = sorted(file for file in folder.glob(f"*{file_ending}") if not file.name.startswith("."))
     return {file.name.removesuffix(file_ending): file for file in files}
 
@@ -139,7 +139,7 @@ def _picture(path: Path) -> _Parts:
 
 
 def _tiff(path: Path) -> _Parts:
-    """TIFF has no spacing; nnU-Net writes that of volumes into a JSON file of the same name."""
+    """Read a TIFF file and the JSON file of the same name, in which nnU-Net stores the spacing of volumes."""
     from tifffile import TiffFile
 
     check_not_truncated(path)
@@ -156,7 +156,7 @@ def _tiff(path: Path) -> _Parts:
 
 
 def _as_integers(array: NDArray[Any], path: Path) -> NDArray[Any]:
-    """The array itself, or integers made of boolean or floating point numbers that are whole."""
+    """Convert booleans and whole floating point numbers to integers; integers stay as they are."""
     if array.dtype == bool:
         return array.view(np.uint8)
     if array.dtype.kind in "iu":
@@ -166,7 +166,7 @@ def _as_integers(array: NDArray[Any], path: Path) -> NDArray[Any]:
             f"{path} holds numbers of the type {array.dtype}: labels are whole numbers", code="labels-type"
         )
     whole = np.empty(array.shape, np.int32)
-    for floats, integers in zip(array, whole, strict=True):  # slice by slice, for the memory
+    for floats, integers in zip(array, whole, strict=True):  # slice by slice to save memory
         with np.errstate(invalid="ignore"):
             integers[...] = floats
         wrong = floats != integers
@@ -178,7 +178,7 @@ def _as_integers(array: NDArray[Any], path: Path) -> NDArray[Any]:
 
 
 def grid_fault(prediction: LabelMap, reference: LabelMap) -> str | None:
-    """Why a prediction does not lie on its reference's grid, if it does not: another size or spacing."""
+    """Difference in size or spacing between a prediction and its reference; None if they agree."""
     if prediction.array.shape != reference.array.shape:
         return f"has size {prediction.array.shape}, its reference {reference.array.shape}"
     if not np.allclose(prediction.spacing, reference.spacing, rtol=1e-3, atol=0):
@@ -187,7 +187,7 @@ def grid_fault(prediction: LabelMap, reference: LabelMap) -> str | None:
 
 
 def same_place(prediction: LabelMap, reference: LabelMap) -> bool:
-    """Whether two maps of one grid have the same origin and directions, to a tenth of a voxel at every corner."""
+    """Whether two maps of one grid agree in origin and directions, within a tenth of a voxel at every corner."""
     if prediction.affine is None or reference.affine is None or prediction.affine.shape != reference.affine.shape:
         return True
     edges = np.array(reference.array.shape[::-1][: len(reference.affine) - 1])

@@ -1,4 +1,4 @@
-"""What is scored: the classes and the ignore label of a ``dataset.json``."""
+"""Classes and ignore label of a ``dataset.json``."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ BACKGROUND = "background"
 
 
 def foreground(labels: Labels) -> tuple[dict[str, tuple[int, ...]], int | None]:
-    """Foreground classes as name -> labels, and the ignore label, of a ``dataset.json``'s ``labels``."""
+    """Split ``labels`` of ``dataset.json`` into foreground classes (name -> labels) and the ignore label."""
     as_tuples = {name: (value,) if isinstance(value, int) else tuple(value) for name, value in labels.items()}
     ignore = as_tuples.pop(IGNORE, (None,))[0]
     return {name: values for name, values in as_tuples.items() if set(values) != {0}}, ignore
 
 
 def scored_classes(labels: Labels, include_background: bool = False) -> tuple[dict[str, tuple[int, ...]], int | None]:
-    """As `foreground`, with the class ``background`` (label 0) in front where it is asked for."""
+    """Return `foreground`, preceded by the class ``background`` (label 0) with ``include_background``."""
     classes, ignore = foreground(labels)
     return ({BACKGROUND: (0,)} if include_background else {}) | classes, ignore
 
 
 def read_dataset_json(path: Path) -> dict[str, Any]:
-    """A ``dataset.json`` whose ``labels`` are usable, `canonical`.
+    """Read a ``dataset.json`` with usable ``labels``, as `canonical` writes it.
 
     Raises:
         ValueError: if it is no JSON object, or its labels are not name -> number or numbers.

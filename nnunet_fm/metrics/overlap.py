@@ -1,4 +1,4 @@
-"""How two label maps overlap: every count from one pass over the voxels, and Dice and Jaccard of counts."""
+"""Overlap of two label maps: all counts in one pass over the voxels, and Dice and Jaccard of counts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from nnunet_fm.metrics.label_codes import Codes
 
 Empty = Literal["nnunet", "smoothed"]
-"""What an empty class scores: ``nnunet``: NaN if empty in both maps, 0 if in one; ``smoothed``: 1 is added to numerator
-and denominator, so that empty in both scores 1."""
+"""Rule for the score of an empty class: ``nnunet``: NaN if empty in both maps, 0 if in one; ``smoothed``: 1 is added to
+numerator and denominator, so that empty in both scores 1."""
 
 Counts = NDArray[np.int64]
 
 
 def joint_counts(reference: Codes, prediction: Codes, size: int, axis: int | None = None) -> Counts:
-    """How many voxels have each pair of codes.
+    """Count the voxels of each pair of codes.
 
     Args:
         reference: codes below ``size``, of any shape.
@@ -43,7 +43,7 @@ def joint_counts(reference: Codes, prediction: Codes, size: int, axis: int | Non
 
 
 def class_counts(counts: Counts, members: Sequence[int]) -> tuple[Counts, Counts, Counts]:
-    """Voxels of a class in both maps, in the reference and in the prediction.
+    """Count the voxels of a class in both maps at once, in the reference, and in the prediction.
 
     Args:
         counts: (..., size, size) of `joint_counts`.

@@ -1,4 +1,4 @@
-"""One function over many files, in this process or in several."""
+"""Apply a function to many files, in this process or in several."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ Progress = Callable[[int, int], None]
 def over_files(
     function: Callable[..., T], tasks: Sequence[tuple[Any, ...]], processes: int = 1, progress: Progress | None = None
 ) -> list[T]:
-    """Results of a function for each tuple of arguments, in their order.
+    """Call a function with each tuple of arguments; results are in the same order.
 
     Args:
-        function: of a module, because several processes are started afresh and import it.
+        function: a function of a module, which new processes can import.
         tasks: arguments of each call.
-        processes: 1 starts none.
+        processes: number of processes; 1 starts none.
         progress: called after each task.
 
     Raises:
         RuntimeError: if a process was killed.
-        Exception: whatever the function raises; what has not been started is not started then.
+        Exception: the first error of the function; remaining tasks are not started.
     """
-    tell = progress or (lambda done, of: None)
+    report = progress or (lambda done, of: None)
     workers = startable(min(processes, len(tasks)))
     if workers <= 1:
         results = []
         for done, arguments in enumerate(tasks, 1):
             results.append(function(*arguments))
-            tell(done, len(tasks))
+            report(done, len(tasks))
         return results
     with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
         futures = [pool.submit(function, *arguments) for arguments in tasks]
         try:
             for done, future in enumerate(as_completed(futures), 1):
                 future.result()
-                tell(done, len(tasks))
+                report(done, len(tasks))
         except BrokenProcessPool:
             raise FailedError(
                 "a process was killed, often for want of memory: use fewer processes", code="process-killed"

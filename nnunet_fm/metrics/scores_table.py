@@ -1,4 +1,4 @@
-"""The one tidy table of scores, of which every result is a group-by: its columns and metrics, writing and reading."""
+"""The tidy table of scores from which all results are grouped: columns, metrics, writing and reading."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nnunet_fm.io.atomic_write import replacing
 CASE, CLASS, SIZE_GROUP, METRIC, VALUE, SLICE = "case", "class", "size_group", "metric", "value", "slice"
 
 COLUMNS = [CASE, CLASS, SIZE_GROUP, METRIC, VALUE]
-"""Columns of the scores of one folder of predictions; scores per slice have `SLICE`, too, missing in rows of cases."""
+"""Columns of the scores of a folder of predictions; with slices also `SLICE`, which is missing in rows of cases."""
 
 DICE, JACCARD, HD95, NSD = "Dice", "Jaccard", "HD95", "NSD"
 VOLUME_REFERENCE, VOLUME_PREDICTION = "volume_reference", "volume_prediction"
@@ -22,7 +22,7 @@ METRICS = (DICE, JACCARD, HD95, NSD, VOLUME_REFERENCE, VOLUME_PREDICTION)
 SIZE_GROUPS = ("<1 %", "1–5 %", "5–15 %", "≥15 %")
 """Groups of classes by their share of the labelled volume: [0, 1), [1, 5), [5, 15) and [15, ∞) %.
 
-The background has none; its rows hold an empty text."""
+The background has no group: its rows have an empty text."""
 
 
 def write_scores(scores: pd.DataFrame, path: Path) -> None:
@@ -32,7 +32,7 @@ def write_scores(scores: pd.DataFrame, path: Path) -> None:
 
 
 def read_scores(path: Path) -> pd.DataFrame:
-    """Read scores that `write_scores` wrote; cases and classes stay text, whatever they look like.
+    """Read scores of `write_scores`; names of cases and classes stay text, even if they look like numbers.
 
     Raises:
         FileNotFoundError: if there is no such file.

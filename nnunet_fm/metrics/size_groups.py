@@ -1,4 +1,4 @@
-"""Groups of classes by size: a class's share of the labelled volume, and the group that it falls into."""
+"""Size groups of classes by their share of the labelled volume."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from nnunet_fm.metrics.overlap import Counts
 from nnunet_fm.metrics.parallel import Progress, over_files
 from nnunet_fm.metrics.scores_table import SIZE_GROUPS
 
-_EDGES = (0.01, 0.05, 0.15)
+_LIMITS = (0.01, 0.05, 0.15)
 
 
 def size_group(share: float) -> str:
-    """The group of `SIZE_GROUPS` of a share from 0 to 1; an edge belongs to the group above it."""
-    return SIZE_GROUPS[bisect_right(_EDGES, share)]
+    """Group of `SIZE_GROUPS` for a share from 0 to 1; a limit belongs to the group above it."""
+    return SIZE_GROUPS[bisect_right(_LIMITS, share)]
 
 
 def case_shares(voxels: Counts, coding: Coding) -> dict[str, float] | None:
-    """Each class's share of the labelled volume of one map; None where nothing is labelled.
+    """Share of each class in the labelled volume of one map; None if nothing is labelled.
 
-    The labelled volume is the union of all classes. The background has no part in it, and no share.
+    The labelled volume is the union of all classes without the background, which has no share.
 
     Args:
-        voxels: of each code, (codes,).
-        coding: what the codes mean.
+        voxels: number of voxels of each code, (codes,).
+        coding: coding of the labels.
     """
     classes = {name: [code for code in codes if code != 0] for name, codes in coding.members.items()}
     labelled = voxels[sorted({code for codes in classes.values() for code in codes})].sum()
@@ -41,7 +41,7 @@ def case_shares(voxels: Counts, coding: Coding) -> dict[str, float] | None:
 
 
 def mean_shares(cases: Iterable[Mapping[str, float] | None]) -> dict[str, float]:
-    """Mean of the cases' shares; a case without any label is left out, one without this class counts as 0."""
+    """Mean share of each class over cases; a case without any label is left out, one without the class counts as 0."""
     labelled = [shares for shares in cases if shares is not None]
     names = dict.fromkeys(name for shares in labelled for name in shares)
     return {name: float(np.mean([shares[name] for shares in labelled])) for name in names}
@@ -55,13 +55,13 @@ def size_shares(
     processes: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Class -> its share of the labelled volume, from 0 to 1, as mean over the label maps of a folder.
+    """Share of each class in the labelled volume (0 to 1), as mean over the label maps of a folder.
 
     Args:
-        labels_folder: of training cases, such as ``labelsTr``.
-        labels: of ``dataset.json``; the share of a region is that of the union of its labels.
-        file_ending: as in ``dataset.json``.
-        processes: that read at the same time.
+        labels_folder: label maps of training cases, such as ``labelsTr``.
+        labels: labels of ``dataset.json``; a region counts as the union of its labels.
+        file_ending: file ending of the label maps.
+        processes: number of processes that read.
         progress: called with the number of files done and of all.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Means of tidy scores over cases and classes. They leave out the scores of slices and what is undefined (NaN)."""
+"""Means of tidy scores over cases and classes, without scores of slices and undefined ones (NaN)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nnunet_fm.metrics.scores_table import CASE, CLASS, DICE, METRIC, SIZE_GROUP
 
 
 def volume_scores(scores: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
-    """The rows of whole cases, of one metric if it is named."""
+    """Rows of whole cases, of all metrics or of one."""
     if SLICE in scores:
         scores = scores[scores[SLICE].isna()]
     return scores if metric is None else scores[scores[METRIC] == metric]
@@ -21,9 +21,9 @@ def mean_per_class(scores: pd.DataFrame, metric: str = DICE) -> pd.Series[float]
 
 
 def mean_foreground(scores: pd.DataFrame, metric: str = DICE) -> float:
-    """Mean over cases, then over classes without the background: every class weighs the same, however often it occurs.
+    """Mean over cases, then over classes without the background; all classes weigh the same.
 
-    As nnU-Net's ``foreground_mean``, which is NaN as soon as one class is empty in all cases.
+    Like nnU-Net's ``foreground_mean``, except that a class without a score in any case does not make it NaN.
     """
     return float(mean_per_class(scores, metric).drop(BACKGROUND, errors="ignore").mean())
 
@@ -38,12 +38,12 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def per_case(scores: pd.DataFrame, metric: str = DICE) -> pd.DataFrame:
-    """Cases down, classes across, both in the order of the table."""
+    """Table of cases (rows) by classes (columns), both in the order of the scores."""
     rows = volume_scores(scores, metric)
     return rows.pivot(index=CASE, columns=CLASS, values=VALUE).loc[rows[CASE].unique(), rows[CLASS].unique()]
 
 
 def class_groups(scores: pd.DataFrame) -> dict[str, str]:
-    """Class -> size group, of classes that are in one group in all cases."""
+    """Size group of each class that has the same group in all cases."""
     groups = volume_scores(scores).groupby(CLASS, sort=False)[SIZE_GROUP]
     return {str(name): str(values.iloc[0]) for name, values in groups if values.nunique() == 1}

@@ -17,12 +17,12 @@ from scipy.spatial import cKDTree
 from nnunet_fm.metrics.boundary import Boundary
 
 _ROUNDING = 1e-6
-"""A distance that exceeds the tolerance by this share of it is the rounding of numbers such as 3 x 0.1."""
+"""Share by which a distance may exceed the tolerance because of rounding, as in 3 x 0.1."""
 
 
 @dataclass(frozen=True)
 class _Surface:
-    """A class's surface: flat indices of its points, rising, (N,), and their areas or ones, (N,)."""
+    """Surface of a class: sorted flat indices of its points, (N,), and their areas or ones, (N,)."""
 
     places: NDArray[np.int64]
     weights: NDArray[np.float64]
@@ -31,18 +31,18 @@ class _Surface:
 def hd95(
     reference: Boundary, prediction: Boundary, members: Sequence[int], ignored: int | None, spacing: Sequence[float]
 ) -> float:
-    """95th percentile of the Hausdorff distance in mm; NaN where a map has no surface.
+    """95th percentile of the Hausdorff distance in mm; NaN if a map has no surface.
 
-    The larger of the two directed 95th percentiles of the distances between edge voxels, which are voxels of the class
-    with a face neighbour of no class member; outside of the array is nothing. As MONAI's
+    The larger of the two directed 95th percentiles of distances between edge voxels, voxels of the class with a face
+    neighbour outside of it. The outside of the array is no class. Equal to MONAI's
     ``compute_hausdorff_distance(percentile=95)``.
 
     Args:
-        reference: of `nnunet_fm.metrics.boundary.voxels`.
-        prediction: of the same.
+        reference: boundary from `nnunet_fm.metrics.boundary.voxels`.
+        prediction: boundary of the other map.
         members: codes of the class.
         ignored: a face against a voxel of this code makes no edge.
-        spacing: of the axes in mm.
+        spacing: spacing of the axes in mm.
     """
     here, there = (_edge_voxels(boundary, members, ignored) for boundary in (reference, prediction))
     if len(here.places) == 0 or len(there.places) == 0:
@@ -61,17 +61,17 @@ def surface_dice(
 ) -> float:
     """Normalised surface Dice: the share of both surfaces that is at most ``tolerance`` from the other one.
 
-    Surfaces run between voxels and have areas in mm² (in 2D lengths in mm), by marching cubes. As DeepMind's
-    ``surface-distance`` (Nikolov et al. 2021, https://doi.org/10.2196/26151) and MONAI's
-    ``compute_surface_dice(use_subvoxels=True)``. NaN where neither map has a surface, 0 where only one has.
+    Surfaces run between voxels and have areas in mm² (in 2D lengths in mm), by marching cubes. Equal to
+    DeepMind's ``surface-distance`` (Nikolov et al. 2021, https://doi.org/10.2196/26151) and MONAI's
+    ``compute_surface_dice(use_subvoxels=True)``. NaN if neither map has a surface, 0 if only one has.
 
     Args:
-        reference: of `nnunet_fm.metrics.boundary.corners`.
-        prediction: of the same.
+        reference: boundary from `nnunet_fm.metrics.boundary.corners`.
+        prediction: boundary of the other map.
         members: codes of the class.
         ignored: surface that touches a voxel of this code does not count.
-        spacing: of the axes in mm.
-        tolerance: in mm.
+        spacing: spacing of the axes in mm.
+        tolerance: distance in mm.
     """
     areas = _areas(tuple(map(float, spacing)))
     here, there = (_surface_elements(boundary, members, ignored, areas) for boundary in (reference, prediction))

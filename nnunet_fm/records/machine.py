@@ -1,4 +1,4 @@
-"""The machine that a training or a prediction ran on, as records name it."""
+"""Facts about the machine for records: processor, memory, versions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @cache
 def processor_name() -> str:
-    """Name of the CPU, such as ``AMD EPYC 9354 32-Core Processor``; the architecture where the system does not tell."""
+    """Name of the CPU, such as ``AMD EPYC 9354 32-Core Processor``; else the architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # no Linux
@@ -22,8 +22,8 @@ def processor_name() -> str:
 
 
 def peak_memory() -> int | None:
-    """Largest resident memory of this process so far in bytes, None on systems that do not tell."""
-    with suppress(OSError, StopIteration):  # Linux: getrusage's maximum may be that of the process that started this
+    """Peak resident memory of this process in bytes; None if the system does not report it."""
+    with suppress(OSError, StopIteration):  # on Linux, getrusage may return the peak of the parent process
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
     try:
@@ -43,7 +43,7 @@ def _version(distribution: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that numbers depend on."""
+    """Versions of Python and of the libraries that affect results."""
     from nnunet_fm import __version__
 
     found = {name: _version(name) for name in ("nnunetv2", "torch", "monai", "timm", "numpy")}

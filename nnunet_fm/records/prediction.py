@@ -1,4 +1,4 @@
-"""Seconds that each predicted case took, step by step: ``prediction_times.json``, its schema and its file."""
+"""Seconds of each predicted case by step: ``prediction_times.json``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILE = "prediction_times.json"
 
 
 class CaseTimes(BaseModel):
-    """Seconds of one case: from its files to the array, to the network's input, to logits, to the written label map."""
+    """Seconds of the steps of one case: files to array, to network input, to logits, to the written label map."""
 
     model_config = ConfigDict(extra="forbid")
     reading: float
@@ -34,8 +34,8 @@ class PredictionTimes(BaseModel):
 
     Args:
         processor: name of the CPU.
-        device: what ran the network: ``cpu``, ``mps``, or ``cuda`` with the name of the GPU.
-        threads: of the CPU, while the network ran.
+        device: device of the network: ``cpu``, ``mps``, or ``cuda`` with the name of the GPU.
+        threads: number of CPU threads of the network.
         cases: name of a case -> its seconds.
     """
 
@@ -50,9 +50,9 @@ class PredictionTimes(BaseModel):
         """Return times without cases for predictions on this machine, and the times that the folder has already.
 
         Args:
-            folder: of the predictions.
-            device: runs the network.
-            threads: of the CPU, while the network runs.
+            folder: folder of the predictions.
+            device: device of the network.
+            threads: number of CPU threads of the network.
 
         Raises:
             ValueError: if the folder's file holds something else.
@@ -62,7 +62,7 @@ class PredictionTimes(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> PredictionTimes | None:
-        """The times of a folder of predictions, None where there are none.
+        """Read the times of a folder of predictions; None if it has none.
 
         Raises:
             ValueError: if the file holds something else.
@@ -73,10 +73,9 @@ class PredictionTimes(BaseModel):
         return read_model(path, cls, "times", ": remove it")
 
     def add_to(self, folder: Path) -> PredictionTimes:
-        """Add these cases to the times of a folder, in one step; what it holds now is returned.
+        """Add these cases to the times of a folder in one step; returns the new content.
 
-        Times of another machine, device or number of threads cannot stand in the same file: they are dropped.
-        Several processes may add to one folder at a time.
+        Times of another machine, device or number of threads are dropped. Several processes may do so at the same time.
         """
         path = folder / FILE
         with FileLock(folder / f".{FILE}.lock"):
@@ -87,7 +86,7 @@ class PredictionTimes(BaseModel):
         return together
 
     def same_machine(self, other: PredictionTimes) -> bool:
-        """Whether the seconds of both can be compared."""
+        """Whether both were measured on the same machine, device and number of threads."""
         return self.model_dump(exclude={"cases"}) == other.model_dump(exclude={"cases"})
 
     def summary(self) -> str:

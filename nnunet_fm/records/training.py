@@ -1,4 +1,4 @@
-"""The record that a training leaves beside its checkpoints: ``training_record.json``, its schema and its file."""
+"""Record of a training beside its checkpoints: ``training_record.json``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _RecordPart(BaseModel):
 
 
 class Overlap(_RecordPart):
-    """Mean Dice and mean intersection over union (mIoU) over foreground classes; NaN where nothing was there."""
+    """Mean Dice and mean intersection over union (mIoU) over foreground classes; NaN without foreground."""
 
     dice: float
     miou: float
@@ -73,15 +73,15 @@ class Speed(_RecordPart):
 
 
 class TrainingRecord(_RecordPart):
-    """What a training did and cost.
+    """Settings, course and cost of a training.
 
     ``seconds`` are training time over all interruptions. Memory is in bytes: ``peak_memory`` the largest resident
     memory of the training process (loader processes have their own), ``device_memory`` the largest that was allocated
     on a CUDA device, None elsewhere. ``model`` is None for stock nnU-Net. ``convergence_iteration``: see the function
     of that name. ``ended_by`` is None for a training that has not ended. ``trained_cases`` and ``validation_cases`` are
-    names, in the order of the split; None in records of older versions. ``source_cases`` are those that the model which
-    an adaptation starts from was trained on, by the name of their dataset. In a training on several devices, numbers of
-    a process are those of the first.
+    names, in the order of the split; None in records of older versions. ``source_cases`` are the training cases of the
+    model that an adaptation starts from, by dataset. In a training on several devices, numbers are those of the first
+    process.
     """
 
     version: int = 1
@@ -115,7 +115,7 @@ class TrainingRecord(_RecordPart):
 
     @property
     def seen(self) -> dict[str, list[str]]:
-        """Name of a dataset -> cases of it that the model was trained on, as far as the record names them."""
+        """Recorded training cases of the model, by dataset."""
         own = [*(self.trained_cases or []), *self.source_cases.get(self.dataset, [])]
         return {**self.source_cases, self.dataset: own}
 
@@ -125,7 +125,7 @@ class TrainingRecord(_RecordPart):
 
     @classmethod
     def read(cls, folder: Path) -> TrainingRecord | None:
-        """The record of a fold's folder, None where there is none.
+        """Read the record of a fold's folder; None if it has none.
 
         Raises:
             ValueError: if the file holds something else.
@@ -137,20 +137,18 @@ class TrainingRecord(_RecordPart):
 
 
 CONVERGED = 0.99
-"""A Dice that stays above this share of its best has converged."""
+"""Share of the best Dice above which a training has converged."""
 
 
 def convergence_iteration(dice_ema: Sequence[float], iterations: Sequence[int]) -> int | None:
-    """Iteration of the first validation after which the Dice never leaves a band of 1 % below its best.
-
-    The best is that of the whole training, and the band is relative to it: at least 0.99 of the best.
+    """Iteration of the first validation from which on the Dice stays above 0.99 of the training's best.
 
     Args:
         dice_ema: Dice of each validation, averaged over time with a weight of 0.9 on the past.
         iterations: optimiser steps before each validation.
 
     Returns:
-        The iteration; None where the last validation lies outside of the band, nothing was learned or measured.
+        The iteration; None if the last validation is below that, or without any Dice above 0.
     """
     best = max((dice for dice in dice_ema if not math.isnan(dice)), default=0.0)
     reached: int | None = None

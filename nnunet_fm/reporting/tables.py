@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-
-from nnunet_fm.io.atomic_write import write_text
 
 Best = Literal["max", "min"]
 
@@ -92,21 +89,6 @@ def latex(
     for character, command in _LATEX.items():
         text = text.replace(character, command)
     return text
-
-
-def write_table(
-    frame: pd.DataFrame,
-    stem: Path,
-    formats: Mapping[str, str] | None = None,
-    best: Mapping[str, Best] | None = None,
-    caption: str = "",
-    label: str = "",
-) -> None:
-    """Write ``stem`` with the endings ``.csv``, ``.md`` and ``.tex``; see `markdown` and `latex`."""
-    texts = {".csv": csv(frame), ".md": markdown(frame, formats, best, caption)}
-    texts[".tex"] = latex(frame, formats, best, caption, label)
-    for ending, text in texts.items():
-        write_text(stem.with_name(stem.name + ending), text)
 
 
 def _texts(frame: pd.DataFrame, formats: Mapping[str, str]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ import pytest
 
 from nnunet_fm.io.atomic_write import partial_folder, replacing, write_text
 from nnunet_fm.metrics.scores_table import write_scores
-from nnunet_fm.reporting.tables import write_table
+from nnunet_fm.reporting.sections.elements import Column, Table
 from nnunet_fm.weights.report import LoadReport
 
 SOURCE = Path(__file__).parents[2] / "nnunet_fm"
@@ -92,7 +92,7 @@ def test_tables_and_reports_are_kept_when_the_disk_is_full(tmp_path: Path, monke
     def write() -> None:
         for one in (
             lambda: write_scores(frame, tmp_path / "scores.csv"),
-            lambda: write_table(frame, tmp_path / "table"),
+            lambda: Table("table", "a table", frame, [Column("a", "a", ".1f")]).write(tmp_path),
             lambda: LoadReport().write(tmp_path),
         ):
             with suppress(OSError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -12,18 +14,27 @@ from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
 from nnunet_fm.metrics import boundary
-from nnunet_fm.metrics.case import Settings, score_arrays
+from nnunet_fm.metrics.case import CaseScores, ScoringOptions, score_codes
+from nnunet_fm.metrics.label_codes import Coding
 
 METRICS = ("Dice", "Jaccard", "HD95", "NSD", "volume_reference", "volume_prediction")
 SPACINGS = [(1.0, 1.0, 1.0), (3.0, 0.7, 0.9), (0.5, 2.0, 4.0)]
 spacings = pytest.mark.parametrize("spacing", SPACINGS, ids=str)
 
 
+def score_arrays(
+    reference: np.ndarray, prediction: np.ndarray, spacing: Sequence[float], settings: ScoringOptions
+) -> CaseScores:
+    coding = Coding.of(settings.classes, settings.ignore)
+    (expected, unknown), (found, more) = coding.encode(reference), coding.encode(prediction)
+    return replace(score_codes(expected, found, spacing, coding, settings), unknown=unknown | more)
+
+
 def scores(
     reference: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...] = (1.0, 1.0, 1.0), tolerance: float = 1.0
 ) -> dict[str, float]:
     """Metrics of the class of all voxels that are set."""
-    settings = Settings({"x": (1,)}, tolerance=tolerance)
+    settings = ScoringOptions({"x": (1,)}, tolerance=tolerance)
     arrays = (np.asarray(array, np.uint8) for array in (reference, prediction))
     return {metric: value for (_, metric), value in score_arrays(*arrays, spacing, settings).values.items()}
 
@@ -134,7 +145,7 @@ def test_empty_and_full(shape: tuple[int, ...]) -> None:
 def test_smoothed(here: int, there: int, dice: float, jaccard: float) -> None:
     reference, prediction = np.zeros((2, 3, 4, 5), np.uint8)
     reference.flat[:here], prediction.flat[:there] = 1, 1
-    settings = Settings({"x": (1,)}, metrics=("Dice", "Jaccard"), empty="smoothed", per_slice=True)
+    settings = ScoringOptions({"x": (1,)}, metrics=("Dice", "Jaccard"), empty="smoothed", per_slice=True)
     got = score_arrays(reference, prediction, (1, 1, 1), settings)
     assert got.values == pytest.approx({("x", "Dice"): dice, ("x", "Jaccard"): jaccard})
     assert got.slices["x", "Dice"].tolist() == pytest.approx([dice, 1, 1])
@@ -177,7 +188,7 @@ def test_surfaces_are_monais(dimensions: int, slab: int, monkeypatch: pytest.Mon
             for _ in range(2)
         )
         spacing, tolerance = generator.uniform(0.4, 3, dimensions).tolist(), generator.uniform(0.4, 3)
-        got = score_arrays(reference, prediction, spacing, Settings(classes, tolerance=tolerance)).values
+        got = score_arrays(reference, prediction, spacing, ScoringOptions(classes, tolerance=tolerance)).values
         for name, values in classes.items():
             there, here = (
                 torch.from_numpy(np.isin(array, values)).float()[None, None] for array in (prediction, reference)
@@ -200,17 +211,17 @@ def test_ignored_voxels_have_no_part_in_any_score() -> None:
     predictions[1][8:] = 0
     predictions[2][8:] = generator.integers(0, 2, (8, 16, 16))
     for prediction in predictions:
-        got = score_arrays(reference, prediction, (1, 1, 1), Settings({"x": (1,)}, ignore=9)).values
+        got = score_arrays(reference, prediction, (1, 1, 1), ScoringOptions({"x": (1,)}, ignore=9)).values
         assert [got["x", metric] for metric in METRICS] == pytest.approx([1, 1, 0, 1, 0.5, 0.5])
     outside = predictions[0].copy()
     outside[3:8, 3:5] = 0  # two rows are missing where the voxels count
-    got = score_arrays(reference, outside, (1, 1, 1), Settings({"x": (1,)}, ignore=9)).values
+    got = score_arrays(reference, outside, (1, 1, 1), ScoringOptions({"x": (1,)}, ignore=9)).values
     assert got["x", "Dice"] == pytest.approx(2 * 400 / 900) and got["x", "HD95"] == 2 and got["x", "NSD"] < 1
 
 
 def test_what_lies_in_ignored_voxels_alone_is_empty() -> None:
     reference = np.full((4, 5, 6), 9, np.uint8)
-    got = score_arrays(reference, np.ones_like(reference), (1, 1, 1), Settings({"x": (1,)}, ignore=9)).values
+    got = score_arrays(reference, np.ones_like(reference), (1, 1, 1), ScoringOptions({"x": (1,)}, ignore=9)).values
     assert [got["x", metric] for metric in METRICS] == pytest.approx([math.nan] * 4 + [0, 0], nan_ok=True)
 
 
@@ -219,7 +230,7 @@ def test_a_region_is_a_union() -> None:
     generator = np.random.default_rng(0)
     whole = box((12, 12, 12), (2, 3, 4), (6, 6, 6))
     reference, prediction = (np.where(whole, generator.integers(1, 4, whole.shape), 0) for _ in range(2))
-    settings = Settings({"whole": (1, 2, 3), "part": (2, 3)})
+    settings = ScoringOptions({"whole": (1, 2, 3), "part": (2, 3)})
     got = score_arrays(reference, prediction, (1, 1, 1), settings).values
     assert [got["whole", metric] for metric in METRICS[:4]] == [1, 1, 0, 1]
     assert 0 < got["part", "Dice"] < 1 and got["part", "HD95"] > 0
@@ -228,13 +239,13 @@ def test_a_region_is_a_union() -> None:
 def test_labels_may_have_any_number_and_any_type() -> None:
     array = np.zeros((4, 5, 6))
     array[1:3, 1:3, 1:3], array[3, 3, 3] = 30000, 2
-    settings = Settings({"a": (30000,), "b": (2, 70000)}, metrics=("Dice", "volume_reference"))
+    settings = ScoringOptions({"a": (30000,), "b": (2, 70000)}, metrics=("Dice", "volume_reference"))
     for kind in (np.uint16, np.int32, np.uint64, np.int64):
         got = score_arrays(array.astype(kind), array.astype(kind), (1, 1, 1), settings)
         assert list(got.values.values()) == [1, 0.008, 1, 0.001] and not got.unknown
     many = {str(label): (label,) for label in range(1, 400)}
     array = np.arange(1000).reshape(10, 10, 10)
-    got = score_arrays(array, array, (1, 1, 1), Settings(many, metrics=("Dice",)))
+    got = score_arrays(array, array, (1, 1, 1), ScoringOptions(many, metrics=("Dice",)))
     assert set(got.values.values()) == {1} and got.unknown == set(range(400, 1000))
 
 
@@ -242,7 +253,7 @@ def test_labels_may_have_any_number_and_any_type() -> None:
 def test_slices_of_each_axis(axis: int | None, length: int) -> None:
     generator = np.random.default_rng(0)
     reference, prediction = generator.integers(0, 3, (2, 4, 5, 6))
-    settings = Settings({"x": (1, 2)}, metrics=("Jaccard", "HD95"), per_slice=True, slice_axis=axis)
+    settings = ScoringOptions({"x": (1, 2)}, metrics=("Jaccard", "HD95"), per_slice=True, slice_axis=axis)
     got = score_arrays(reference, prediction, (1, 3, 1), settings).slices
     assert list(got) == [("x", "Jaccard")]
     planes = zip(*(np.moveaxis(a > 0, 1 if axis is None else axis, 0) for a in (reference, prediction)), strict=True)

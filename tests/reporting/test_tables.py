@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from nnunet_fm.reporting.tables import csv, latex, markdown, plus_minus, write_table
+from nnunet_fm.reporting.tables import csv, latex, markdown, plus_minus
 
 FRAME = pd.DataFrame(
     {
@@ -84,10 +83,3 @@ def test_columns_of_one_name_and_ranks_without_value() -> None:
 )
 def test_plus_minus(mean: float, sd: float, text: str) -> None:
     assert plus_minus(mean, sd) == text
-
-
-def test_three_files(tmp_path: Path) -> None:
-    write_table(FRAME.assign(x=plus_minus(0.5, 0.1)), tmp_path / "4.2 ä", FORMATS, label="tab:x")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["4.2 ä.csv", "4.2 ä.md", "4.2 ä.tex"]
-    assert "0.500 ± 0.100" in (tmp_path / "4.2 ä.md").read_text(encoding="utf-8")
-    assert r"0.500 $\pm$ 0.100" in (tmp_path / "4.2 ä.tex").read_text(encoding="utf-8")
