@@ -27,3 +27,17 @@ def validation_faults(error: ValidationError, prefix: str = "") -> str:
         prefix: what precedes each path, such as ``recipe.``.
     """
     return "; ".join(f"{prefix}{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+
+
+def duration(seconds: float) -> str:
+    """A time for people: ``45 s``, ``55 min``, ``3 h 20 min``, ``2 d 4 h``."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {rest} min" if rest else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"

@@ -36,6 +36,7 @@ from nnunet_fm.trainers.callbacks.pictures import Pictures
 from nnunet_fm.trainers.callbacks.record import Recorder
 from nnunet_fm.trainers.callbacks.slice_overlap import SliceOverlap
 from nnunet_fm.trainers.callbacks.tensorboard import Loggers, tensorboard_enabled
+from nnunet_fm.trainers.callbacks.time_left import TimeLeft
 from nnunet_fm.trainers.loading import ProcessLoader, ThisProcessLoader, end_loaders, loading_processes
 from nnunet_fm.trainers.preflight import check_start, preprocess_command
 from nnunet_fm.trainers.random_state import random_state, seed_everything, set_random_state
@@ -75,6 +76,7 @@ class BudgetTrainer(nnUNetTrainer):
             Pictures(self),
             self.recorder,
             Loggers(self, tensorboard),
+            TimeLeft(self),
         ]
         """Called in this order at each point."""
         self.best_checkpoints = checkpoints.BestCheckpoints()
