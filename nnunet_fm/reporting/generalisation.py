@@ -24,8 +24,8 @@ Pool = Literal["anatomies", "datasets"]
 MODEL = ["model", "head", "adapter"]
 CELL_COLUMNS = ["label", "trained", *MODEL, "control", "method", "train_cases", "anatomy", "source", "target"]
 CELL_COLUMNS += [VALUE, "sd", "runs"]
-"""Columns of cells. Text is empty where there is none, ``train_cases`` NaN where all were used; ``trained`` is the
-label of an adapted model before its adaptation, the label itself of all others."""
+"""Columns of cells. Missing text is empty; ``train_cases`` is NaN for all cases; ``trained`` is the label of an adapted
+model before its adaptation, and the own label of all others."""
 
 DS, DG, OV = "DS", "DG", "OV"
 SHIFT, LOSS = "shift", "loss %"
@@ -34,12 +34,12 @@ _TEXT = ["label", "trained", *MODEL, "control", "method", "anatomy", "source", "
 
 
 def cells(results: Results, metric: str = DICE) -> pd.DataFrame:
-    """One row for each label, source dataset and target dataset that it was tested on; columns `CELL_COLUMNS`.
+    """Make one row for each label, source dataset and target dataset; columns `CELL_COLUMNS`.
 
     ``value`` is the mean over classes within a case, then over the cases of a run, then over the runs (folds and seeds)
-    of the label; ``sd`` is the standard deviation over the runs. Undefined values (NaN) are left out of each mean, a
-    case or run without any value altogether. Of adapted models, ``source`` is the dataset of the model they started
-    from and ``target`` the dataset they were adapted to.
+    of the label; ``sd`` is the standard deviation over the runs. Means leave out undefined values (NaN), and cases and
+    runs without any value. For adapted models, ``source`` is the dataset of the model they started from, and ``target``
+    the dataset they were adapted to.
 
     Args:
         results: runs and scores.
@@ -57,10 +57,10 @@ def cells(results: Results, metric: str = DICE) -> pd.DataFrame:
 
 
 def _trained_labels(runs: pd.DataFrame) -> dict[str, str]:
-    """Label -> label of the model before its adaptation.
+    """Map each label to the label of the model before its adaptation.
 
-    That is the label of the same model, head, adapter and number of cases; if there are several, as with other plans,
-    the one that the adapted label begins with; its own, if there is none.
+    That is the label of the same model, head, adapter and number of cases. Of several (other plans), it is the one that
+    the adapted label starts with; without any, it is the own label.
     """
     same = [*MODEL, "train_cases"]
     plain = runs[runs["method"].isna() & runs["control"].isna()]
@@ -77,18 +77,18 @@ def _trained_labels(runs: pd.DataFrame) -> dict[str, str]:
 def summarise(
     cells: pd.DataFrame, by: Sequence[str] = ("label",), pool: Pool = "anatomies", over: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """DS, DG and OV of the models as they were trained; cells of adapted models are left out.
+    """Compute DS, DG and OV of trained models, without cells of adapted ones.
 
     Args:
-        cells: of `cells` or `nnunet_fm.reporting.published.published_cells`.
-        by: columns that make a row; with ``anatomy`` among them, one row for each anatomy.
-        pool: how several anatomies are joined. ``anatomies``: mean of the anatomies' values, each of the same weight.
-            ``datasets``: mean over all cells at once, so that an anatomy with more datasets weighs more.
-        over: columns that are averaged last, each value with the same weight, as backbones in a comparison of heads.
+        cells: cells from `cells` or `nnunet_fm.reporting.published.published_cells`.
+        by: columns that define a row; with ``anatomy`` among them, one row for each anatomy.
+        pool: average over several anatomies. ``anatomies``: mean of the anatomies' values, with equal weights.
+            ``datasets``: mean over all cells, so that an anatomy with more datasets weighs more.
+        over: columns to average over last, with equal weights, such as backbones in a comparison of heads.
 
     Returns:
-        Columns ``by``, DS, DG, OV, and the numbers of ``anatomies`` and ``cells`` behind them. A value that no cell
-        stands behind is NaN; it is left out of means over anatomies and over ``over``.
+        Columns ``by``, DS, DG, OV, and their numbers of ``anatomies`` and ``cells``. A value without a cell is NaN and
+        left out of means over anatomies and over ``over``.
     """
     trained = cells[cells["method"] == ""]
     inside = (trained["source"] == trained["target"]).to_numpy()
@@ -102,18 +102,18 @@ def summarise(
 
 
 def _levels(by: Sequence[str], over: Sequence[str], pool: Pool) -> list[list[str]]:
-    """Columns to group by, one list for each mean that is taken in turn."""
+    """Columns to group by, one list for each of the successive means."""
     finest = [*by, *(column for column in over if column not in by)]
     levels = [finest, list(by)] if over else [finest]
     return levels if pool == "datasets" or "anatomy" in finest else [[*finest, "anatomy"], *levels]
 
 
 def missing_cells(cells: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.DataFrame:
-    """Cells that other rows of a summary have and this one lacks, so that their values do not compare.
+    """Find cells that some rows of a summary lack, so that their values cannot be compared.
 
     Args:
-        cells: of `cells`.
-        by: columns that name a row.
+        cells: cells from `cells`.
+        by: columns that define a row.
 
     Returns:
         Columns ``by``, ``anatomy``, ``source``, ``target``; empty where all rows have the same cells.
@@ -127,12 +127,12 @@ def missing_cells(cells: pd.DataFrame, by: Sequence[str] = ("label",)) -> pd.Dat
 
 
 def adaptation(cells: pd.DataFrame, by: Sequence[str] = ("label", "anatomy"), pool: Pool = "anatomies") -> pd.DataFrame:
-    """What adapting to a target domain brings: Dice under domain shift, and its loss against the source domain.
+    """Compute the effect of adaptation: Dice under domain shift, and its loss against the source domain.
 
     Args:
-        cells: of adapted models and of those they started from (``trained``).
-        by: columns of the adapted models that make a row, with ``anatomy`` for one row for each anatomy.
-        pool: as for `summarise`.
+        cells: cells of adapted models and of the models they started from (``trained``).
+        by: columns of the adapted models that define a row; with ``anatomy``, one row for each anatomy.
+        pool: average over several anatomies, see `summarise`.
 
     Returns:
         Columns ``by``, ``method``; DS of the models that were adapted, on their own source; DG of these models before
@@ -156,16 +156,16 @@ def adaptation(cells: pd.DataFrame, by: Sequence[str] = ("label", "anatomy"), po
 
 
 def check_label_sets(datasets: Mapping[str, Mapping[str, Any]]) -> None:
-    """Check that the datasets of an anatomy have the same classes, so that a model of one can be tested on the others.
+    """Check that the datasets of an anatomy have equal classes, so that a model of one can be tested on the others.
 
     Class names and their labels must be equal, and with regions their order (``regions_class_order``). The ignore label
-    is no class and may differ.
+    may differ.
 
     Args:
-        datasets: name of each dataset -> content of its ``dataset.json``.
+        datasets: content of ``dataset.json`` by name of the dataset.
 
     Raises:
-        ValueError: where they differ; the message names the first dataset that does, and how.
+        ValueError: if they differ; the message names the first such dataset and the difference.
     """
     reference = None
     for name, content in datasets.items():
@@ -192,7 +192,7 @@ def check_label_sets(datasets: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _classes(name: str, content: Mapping[str, Any]) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
-    """Class name -> its labels, and the order of regions, of a ``dataset.json``."""
+    """Labels by class name, and the order of regions, of a ``dataset.json``."""
     labels = content.get("labels")
     if not isinstance(labels, Mapping) or not labels:
         raise InvalidValueError(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.io.image_files import read_image
 
-# Okabe and Ito's palette: told apart with every kind of colour vision, and all bright on grey values.
+# Okabe and Ito's palette, distinguishable with every kind of colour vision and bright on grey values.
 COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 
 _WIDTH_INCH = 12.6
@@ -28,15 +28,15 @@ _WIDTH_INCH = 12.6
 
 @dataclass(frozen=True)
 class View:
-    """A way to cut a volume (Z, Y, X) in LPS, where z runs to superior, y to posterior and x to the patient's left.
+    """Plane of a volume (Z, Y, X) in LPS, where z runs to superior, y to posterior and x to the patient's left.
 
-    Rows run down the page and columns to the right, as a radiologist looks at them: the patient's right is on the left.
+    The patient's right is on the left of the picture, as in radiology.
 
     Args:
-        name: of the plane.
-        axis: which one the plane drops.
-        flip: whether rows run to superior, which belongs at the top.
-        letters: the patient's directions at top, bottom, left and right.
+        name: name of the plane.
+        axis: axis across the plane.
+        flip: whether rows run to superior and are flipped, so that superior is at the top.
+        letters: patient's directions at top, bottom, left and right.
     """
 
     name: str
@@ -45,12 +45,12 @@ class View:
     letters: tuple[str, str, str, str]
 
     def plane(self, volume: NDArray[Any], centre: Sequence[int]) -> NDArray[Any]:
-        """The plane (rows, columns) through ``centre``."""
+        """Return the slice (rows, columns) through ``centre``."""
         plane = np.take(volume, centre[self.axis], axis=self.axis)
         return plane[::-1] if self.flip else plane
 
     def edges(self, sizes: Sequence[float]) -> tuple[float, float]:
-        """Of three sizes (z, y, x) those of the rows and of the columns."""
+        """Select the sizes of rows and columns from three sizes (z, y, x)."""
         height, width = (size for axis, size in enumerate(sizes) if axis != self.axis)
         return height, width
 
@@ -63,7 +63,7 @@ VIEWS = (
 
 
 def class_colour(number: int) -> str:
-    """Colour of the n-th class: those of `COLOURS`, then the same lighter, then darker, and from the start again."""
+    """Colour of the n-th class: `COLOURS`, then lighter ones, then darker ones, then all over again."""
     turn, index = divmod(number, len(COLOURS))
     if turn % 3 == 0:
         return COLOURS[index]
@@ -76,14 +76,14 @@ def class_colour(number: int) -> str:
 def overlay_figure(
     image: Path, reference: Path, prediction: Path, classes: Mapping[str, Sequence[int]], title: str = ""
 ) -> Figure:
-    """Axial, coronal and sagittal slice through the middle of the foreground, reference beside prediction.
+    """Draw axial, coronal and sagittal slices through the middle of the foreground, reference beside prediction.
 
     Args:
         image: grey values, 3D, any orientation.
         reference: label map on the image's grid.
         prediction: label map on the image's grid.
         classes: class name -> labels; each class gets one colour.
-        title: printed above.
+        title: title above the slices.
 
     Raises:
         ValueError: if the three files differ in size.
@@ -120,7 +120,7 @@ def overlay_figure(
 
 
 def read_volume(file: Path) -> tuple[NDArray[Any], tuple[float, float, float]]:
-    """Array (Z, Y, X) in LPS and its spacing in mm (z, y, x); a 2D image is one slice, colours become grey values."""
+    """Read an array (Z, Y, X) in LPS and its spacing in mm (z, y, x); 2D images get one slice, colours become grey."""
     image = read_image(file)
     if image.GetNumberOfComponentsPerPixel() > 1:
         channels = [sitk.VectorIndexSelectionCast(image, i, sitk.sitkFloat32) for i in range(3)]
@@ -134,7 +134,7 @@ def read_volume(file: Path) -> tuple[NDArray[Any], tuple[float, float, float]]:
 
 
 def middle_of_foreground(reference: NDArray[Any], prediction: NDArray[Any]) -> tuple[int, ...]:
-    """Median voxel of the reference's foreground, else of the prediction's, else the middle of the volume."""
+    """Median voxel of the foreground of the reference, else of the prediction, else the middle of the volume."""
     for labels in (reference, prediction):
         if np.any(labels > 0):
             return tuple(int(np.median(indices)) for indices in np.nonzero(labels > 0))
@@ -147,7 +147,7 @@ def draw_contours(
     """Draw each class of a slice (rows, columns) as a line of ``width`` points, filled with the opacity ``fill``."""
     rows, columns = (np.arange(-1, edge + 1) for edge in labels.shape)
     for number, values in enumerate(classes.values()):
-        mask = np.pad(np.isin(labels, list(values)), 1)  # so that a contour closes at the border of the image
+        mask = np.pad(np.isin(labels, list(values)), 1)  # closes contours at the border of the image
         if mask.any():
             colour = class_colour(number)
             if fill:
@@ -158,7 +158,7 @@ def draw_contours(
 
 
 def mark_directions(ax: Axes, letters: tuple[str, str, str, str], size: float = 7) -> None:
-    """Letters of the patient's directions at top, bottom, left and right."""
+    """Write the patient's directions at top, bottom, left and right."""
     places = ((0.5, 0.97), (0.5, 0.03), (0.03, 0.5), (0.97, 0.5))
     aligned = (("center", "top"), ("center", "bottom"), ("left", "center"), ("right", "center"))
     for letter, (x, y), (horizontal, vertical) in zip(letters, places, aligned, strict=True):

@@ -1,4 +1,4 @@
-"""One HTML page about a training that needs no other file and no network: Dice, seconds, curve, pictures, commands."""
+"""Self-contained HTML page about a training: Dice, seconds, learning curve, pictures, commands."""
 
 from __future__ import annotations
 
@@ -66,17 +66,17 @@ def write_page(
     overlays: Sequence[tuple[str, Figure]],
     facts: Mapping[str, str],
 ) -> None:
-    """Write the page; pictures are inside it.
+    """Write the page, with pictures inside.
 
     Args:
         path: the HTML file.
         title: heading.
-        scores: as of `nnunet_fm.metrics.folder.evaluate_folder`; the Dice is shown.
-        log: as of `nnunet_fm.reporting.training_log.parse_log`.
-        seconds: step -> seconds, in the order of the steps.
-        commands: what was run, one shell line each.
-        overlays: (caption, figure) per pictured case.
-        facts: what to know beside the Dice: network, data, machine.
+        scores: scores from `nnunet_fm.metrics.folder.evaluate_folder`; the Dice is shown.
+        log: log from `nnunet_fm.reporting.training_log.parse_log`.
+        seconds: seconds by step, in the order of the steps.
+        commands: shell lines of the run.
+        overlays: (caption, figure) of each pictured case.
+        facts: further facts by name: network, data, machine.
     """
     number = scores["case"].nunique()
     pictures = [
@@ -102,7 +102,7 @@ def write_page(
 
 
 def learning_curve(log: pd.DataFrame) -> Figure:
-    """Losses and pseudo Dice over the minutes of training."""
+    """Draw losses and pseudo Dice over the minutes of training."""
     figure = Figure(figsize=(9.6, 3.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -131,7 +131,7 @@ def _number(value: float) -> str:
 
 
 def _scores_table(scores: pd.DataFrame) -> str:
-    """Cases down, classes across, the classes' means at the bottom."""
+    """Table of cases (rows) by classes (columns), with the classes' means in the last row."""
     means = mean_per_class(scores)
     table = per_case(scores)
     head = "".join(f"<th>{escape(str(name))}</th>" for name in table.columns)

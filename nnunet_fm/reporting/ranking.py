@@ -1,4 +1,4 @@
-"""Ranking tables: models from best to worst, each value with its difference to the best in per cent."""
+"""Ranking tables: models from best to worst, with differences to the best in per cent."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.reporting.generalisation import DG, DS, OV
 
 DIFFERENCE = " diff %"
-"""Ending of the column that stands after a value's."""
+"""Suffix of the column with a value's difference."""
 
 
 def ranking(summary: pd.DataFrame, by: str = OV, lower_is_better: bool = False) -> pd.DataFrame:
     """Rank the rows of a summary.
 
     Args:
-        summary: of `nnunet_fm.reporting.generalisation.summarise`; columns DS, DG and OV, others name the rows.
-        by: the value to rank by. Rows of equal value share a rank; rows without a value come last and have none.
-        lower_is_better: for distances.
+        summary: summary from `nnunet_fm.reporting.generalisation.summarise`: columns DS, DG, OV, and names of rows.
+        by: column to rank by. Rows of equal value share a rank; rows without a value come last, without a rank.
+        lower_is_better: whether lower values are better, as for distances.
 
     Returns:
-        Columns ``rank``, those that name the rows, then ``by`` and the other two values, each followed by its
-        difference to the best of that column, 100 · (value - best) / best (NaN where the best is 0).
+        Columns ``rank``, names of rows, then ``by`` and the other two values, each followed by its difference to the
+        best of that column, 100 · (value - best) / best (NaN if the best is 0).
 
     Raises:
         ValueError: if ``by`` is none of DS, DG and OV.

@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs no other file and no network, and its tables as CSV, Markdown and LaTeX."""
+"""Report: one self-contained HTML page, and its tables as CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -56,20 +56,20 @@ def write_report(
     """Write ``index.html`` and ``tables/`` into a folder.
 
     Args:
-        results: what is shown.
-        output: made where it does not exist.
+        results: results to show.
+        output: output folder, which is made.
         metric: one of `nnunet_fm.metrics.scores_table.METRICS`.
-        pool: how several anatomies are joined, see `nnunet_fm.reporting.generalisation.summarise`.
-        pictures: whether images are read and drawn.
-        features: label -> a slice and the features that the model sees in it.
-        notes: what else is missing, a sentence each.
-        progress: is told what is done next.
+        pool: average over several anatomies, see `nnunet_fm.reporting.generalisation.summarise`.
+        pictures: whether to draw pictures of cases.
+        features: a slice and the model's feature maps of it as pictures, by label.
+        notes: further sentences on missing content.
+        progress: called with the name of the next step.
 
     Returns:
-        What is missing, a sentence each.
+        Sentences on missing content.
 
     Raises:
-        ValueError: if there are no runs, or no such metric.
+        ValueError: without runs, or for an unknown metric.
     """
     if not len(results.runs):
         raise InvalidValueError("there is nothing to report: no trainings were found", code="trainings-none")

@@ -1,4 +1,4 @@
-"""What a report is made of: the runs, their tidy scores, records, times and files, however they were gathered."""
+"""Data of a report: runs with their tidy scores, records, times and files."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Method = Literal["selftraining", "entropymin"]
 
 
 class Run(BaseModel):
-    """One training: what was trained on what.
+    """One training of a model on a dataset.
 
     Args:
         run: identifier, unique in a study and a legal folder name.
-        label: what the run is called in tables and figures; runs that differ in dataset, fold or seed only share it.
-        control: which control row the run belongs to; None for the models under study.
-        dataset: name of the dataset it was trained on, such as ``Dataset904_A``; of an adapted model, the target.
-        source: of an adapted model, the dataset of the model it started from.
-        anatomy: datasets of one anatomy share their labels and are domains of one another.
-        train_cases: number of training cases it was restricted to; None is all of them.
-        method: of an adapted model, how it was adapted.
+        label: name in tables and figures; runs that differ in dataset, fold or seed only share it.
+        control: control row of the run; None for the models under study.
+        dataset: name of the training dataset, such as ``Dataset904_A``; for an adapted model, of the target.
+        source: dataset of the model that an adaptation starts from.
+        anatomy: anatomy; its datasets share their labels and are domains of one another.
+        train_cases: number of training cases; None for all.
+        method: method of an adaptation.
         model_folder: nnU-Net's folder ``<trainer>__<plans>__<configuration>``.
     """
 
@@ -65,20 +65,20 @@ def _empty(columns: list[str]) -> pd.DataFrame:
 
 @dataclass
 class Results:
-    """Everything a report shows.
+    """Content of a report.
 
     Args:
         title: heading of the report.
         runs: one row per run, columns `RUN_COLUMNS`.
         scores: tidy scores of every run on every dataset it was tested on (``target``), columns `SCORE_COLUMNS`.
-        records: run -> what its training recorded, where it did.
+        records: training records by run, of those that have one.
         times: seconds per case and step (reading, preprocessing, inference, export), columns `TIME_COLUMNS`.
-        files: images, references and predictions to make pictures of, columns `FILE_COLUMNS`.
+        files: images, references and predictions for pictures, columns `FILE_COLUMNS`.
         size_shares: dataset -> class -> share of the labelled volume, from 0 to 1.
-        subjects: dataset -> case -> patient; a case that is not in it is a patient of its own.
-        published: id of the published study whose numbers stand beside ours, None where there is none.
-        folder: where the results were gathered from.
-        notes: sentences on what is left out.
+        subjects: dataset -> case -> patient; a case without an entry is a patient of its own.
+        published: id of the published study to compare with, if any.
+        folder: folder that the results were collected from.
+        notes: sentences on omitted cases.
     """
 
     title: str
@@ -94,5 +94,5 @@ class Results:
     notes: list[str] = field(default_factory=list)
 
     def patient(self, dataset: str, case: str) -> str:
-        """Name of the patient that a case of a dataset is of."""
+        """Name of the patient of a dataset's case."""
         return self.subjects.get(dataset, {}).get(case) or own_name(dataset, case)

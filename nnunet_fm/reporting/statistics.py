@@ -1,8 +1,8 @@
-"""What several runs and cases allow to say: means and spreads, intervals, paired tests, ranks, and what may be claimed.
+"""Statistics over runs and cases: means, spreads, intervals, paired tests, ranks, and conditions of a claim.
 
 Patients are the unit of every interval and test. A case has one value per label: the mean over its classes, then over
-the folds and seeds of the label. A patient has the mean of the values of all own cases of an anatomy. Undefined values
-(NaN) are left out of every mean.
+the folds and seeds of the label. A patient has the mean over the own cases of an anatomy. Means leave out
+undefined values (NaN).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nnunet_fm.reporting.results import Results
 Domain = Literal["all", "in", "out"]
 
 SUBJECT = "subject"
-"""Column of the patient that a case is of."""
+"""Column of the case's patient."""
 
 ROW = ["anatomy", "source", "target", SUBJECT, CASE]
 """Index of the rows of `case_matrix`."""
@@ -37,7 +37,7 @@ FEWEST = 6
 
 
 def with_source(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs with the dataset of the model they started from in ``source``; of a plain training, its own dataset."""
+    """Fill ``source`` of runs: the dataset of the model they started from, or of a plain training its own."""
     return runs.assign(source=runs["source"].where(runs["source"].notna(), runs["dataset"]))
 
 
@@ -46,8 +46,8 @@ def case_values(results: Results, metric: str = DICE) -> pd.DataFrame:
 
     Further columns are ``target``, ``case``, ``subject`` (the patient) and ``value``.
 
-    A class that has no value in a case (NaN) is left out of the case's mean; a case without any value is left out. Of
-    an adapted model only the dataset it was adapted to counts.
+    Classes without a value (NaN) are left out of a case's mean, and so are cases without any value. An adapted model
+    counts on the dataset it was adapted to only.
 
     Raises:
         ValueError: for an unknown metric.
@@ -66,7 +66,7 @@ def case_values(results: Results, metric: str = DICE) -> pd.DataFrame:
 
 
 def run_values(results: Results, metric: str = DICE) -> pd.DataFrame:
-    """Mean over the cases of each run on each dataset: columns as of `case_values`, with ``cases``, their number."""
+    """Mean over the cases of each run on each dataset: columns of `case_values`, and the number of ``cases``."""
     values = case_values(results, metric)
     keys = ["run", "target"]
     means = values.groupby(keys, sort=False)[VALUE].agg(value="mean", cases="count").reset_index()
@@ -77,8 +77,8 @@ def mean_over_runs(values: pd.DataFrame, by: Sequence[str] = ("label", "source",
     """Mean and standard deviation (n - 1) over folds and seeds, and the number of runs.
 
     Args:
-        values: of `run_values`.
-        by: columns within which runs differ in fold and seed only.
+        values: values from `run_values`.
+        by: columns that group runs which differ in fold and seed only.
 
     Returns:
         Columns ``by``, ``mean``, ``sd`` (NaN with one run), ``runs``.
@@ -88,12 +88,12 @@ def mean_over_runs(values: pd.DataFrame, by: Sequence[str] = ("label", "source",
 
 
 def case_matrix(results: Results, metric: str = DICE, domain: Domain = "all") -> pd.DataFrame:
-    """One row for each case that models of a source dataset were tested on, one column per label, NaN where untested.
+    """Matrix of cases, by source dataset of the models, and labels; NaN if not tested.
 
     Args:
-        results: labels keep the order of its runs.
+        results: results, whose runs give the order of the labels.
         metric: one of `METRICS`.
-        domain: ``in`` are the tests on the training's own dataset, ``out`` those on other ones.
+        domain: ``in`` for tests on the training's own dataset, ``out`` for those on other ones.
 
     Returns:
         Index `ROW`; values are means over the folds and seeds of a label.
@@ -113,7 +113,7 @@ def bootstrap_interval(
 
     Args:
         values: one per patient, shape (N,); NaN is left out.
-        confidence: of the interval.
+        confidence: confidence level of the interval.
         resamples: number of bootstrap samples.
         seed: the same seed gives the same interval.
     """
@@ -133,15 +133,15 @@ def intervals(
 ) -> pd.DataFrame:
     """Mean over patients with its bootstrap interval, for each label.
 
-    A case has the mean over the sources of the models that were tested on it. A patient counts once in an anatomy, with
-    the mean over all own cases.
+    A case has the mean over the source datasets of the tested models. A patient counts once in an anatomy, with the
+    mean over the own cases.
 
     Args:
-        matrix: of `case_matrix`.
-        by: levels of its index to separate, such as ``source`` and ``target``.
-        confidence: of the interval.
+        matrix: matrix from `case_matrix`.
+        by: levels of its index that give separate rows, such as ``source`` and ``target``.
+        confidence: confidence level of the interval.
         resamples: number of bootstrap samples.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
         Columns ``by``, ``label``, ``patients``, ``cases``, ``mean``, ``low``, ``high``.
@@ -160,12 +160,12 @@ def intervals(
 def pairwise(matrix: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
     """Wilcoxon's signed-rank test over patients for each pair of labels, with Holm's correction over all pairs.
 
-    A pair is compared on the rows that both have; differences are first averaged over source datasets, then over the
-    cases of a patient. Zero differences are left out, as Wilcoxon did; where all are zero, p is 1. Pairs without a
-    common case have no p (NaN).
+    A pair is compared on its common rows; differences are averaged over source datasets, then over the cases of a
+    patient. Zero differences are left out, like in Wilcoxon's paper; if all are zero, p is 1. Pairs without a common
+    case have no p (NaN).
 
     Args:
-        matrix: of `case_matrix`.
+        matrix: matrix from `case_matrix`.
         alpha: family-wise error rate.
 
     Returns:
@@ -189,11 +189,11 @@ def pairwise(matrix: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Ranks:
-    """What a critical-difference diagram shows.
+    """Data of a critical-difference diagram.
 
     Args:
         average: label -> average rank over patients, 1 is best, best first.
-        p: corrected p-value of each pair, a symmetric table with ones on its diagonal and where there was no test.
+        p: corrected p-value of each pair, a symmetric table with ones on its diagonal and for pairs without a test.
         friedman: p-value of Friedman's test that all labels are alike; None for less than three labels or two patients.
         patients: number of patients with cases that every label was tested on.
         cases: number of these cases.
@@ -209,16 +209,16 @@ class Ranks:
 def ranks(matrix: pd.DataFrame, lower_is_better: bool = False) -> Ranks:
     """Average ranks over the patients that all labels have, with Holm-corrected signed-rank tests of the pairs.
 
-    After Demšar (2006), with the pairwise tests of Benavoli et al. (2016), which do not depend on the other labels, in
-    place of Nemenyi's. Ties share their mean rank.
+    Demšar (2006), but with the pairwise tests of Benavoli et al. (2016) instead of Nemenyi's, because they do not
+    depend on the other labels. Ties share their mean rank.
 
     Args:
-        matrix: of `case_matrix`.
-        lower_is_better: for distances.
+        matrix: matrix from `case_matrix`.
+        lower_is_better: whether lower values are better, as for distances.
     """
     complete = matrix.dropna()
     units = _units(complete)
-    # Means of the same numbers may differ in the last digit by the order of their summation: no reason for a rank.
+    # Rounded, because the order of summation may change the last digit of equal means.
     units = units.round(12)
     labels = list(matrix.columns)
     ranked = units.rank(axis=1, ascending=lower_is_better)
@@ -234,11 +234,11 @@ def ranks(matrix: pd.DataFrame, lower_is_better: bool = False) -> Ranks:
 
 
 def can_claim(runs: pd.DataFrame, patients: int | None = None) -> str | None:
-    """Why these runs allow no claim that one label is better than another; None where they may.
+    """Reason why these runs do not allow the claim that one label is better than another; None if they do.
 
     Args:
-        runs: of `Results`.
-        patients: number of patients that the labels were compared on, where it is known.
+        runs: runs of `Results`.
+        patients: number of patients of the comparison, if known.
     """
     if runs["label"].nunique() < 2:
         return "No claim of superiority can be made: there are no two models to compare."
@@ -268,9 +268,9 @@ Values = TypeVar("Values", "pd.Series[float]", pd.DataFrame)
 
 
 def _units(values: Values) -> Values:
-    """One row per patient of an anatomy: of each case the mean over source datasets, then over cases.
+    """One row per patient of an anatomy: mean over source datasets for each case, then over cases.
 
-    Rows without a value, of any column, are left out.
+    Rows that lack a value in any column are left out.
     """
     values = values.dropna()
     if not len(values):
@@ -286,7 +286,7 @@ def _count_cases(values: pd.Series[float] | pd.DataFrame) -> int:
 
 
 def _signed_rank(differences: NDArray[np.floating[Any]]) -> float:
-    """Two-sided p-value; 1 where all differences are zero, NaN without any."""
+    """Two-sided p-value; 1 if all differences are zero, NaN without differences."""
     if not len(differences):
         return math.nan
     differences = differences.round(12)

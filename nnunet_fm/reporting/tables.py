@@ -1,4 +1,4 @@
-"""Tables for people: a frame as CSV, Markdown or LaTeX, with formatted numbers and the best of a column in bold."""
+"""Convert data frames to CSV, Markdown or LaTeX, with formatted numbers and the best of a column in bold."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ Best = Literal["max", "min"]
 
 MISSING = "–"
 FLOAT = ".3f"
-"""Format of numbers with a fraction where no other is given."""
+"""Default format of floating point numbers."""
 
-# What pandas leaves as it is and old LaTeX does not know.
+# Characters that pandas does not escape and old LaTeX does not know.
 _LATEX = {"–": "--", "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "≥": r"$\geq$", "≤": r"$\leq$", "∞": r"$\infty$"}
 _LATEX |= {"−": "$-$", "σ": r"$\sigma$", "α": r"$\alpha$", "μ": r"$\mu$"}
 
 
 def plus_minus(mean: float, sd: float, spec: str = ".3f") -> str:
-    """``mean ± sd``; the mean alone without a spread, a dash without a mean."""
+    """Format ``mean ± sd``; only the mean if sd is NaN, a dash if the mean is."""
     if math.isnan(mean):
         return MISSING
     return f"{mean:{spec}}" if math.isnan(sd) else f"{mean:{spec}} ± {sd:{spec}}"
 
 
 def csv(frame: pd.DataFrame) -> str:
-    """All rows with every digit, as comma-separated values."""
+    """Convert to comma-separated values with all digits."""
     return frame.to_csv(index=False, lineterminator="\n")
 
 
@@ -37,12 +37,12 @@ def markdown(
     best: Mapping[str, Best] | None = None,
     caption: str = "",
 ) -> str:
-    """A table in Markdown: numbers to the right, the caption above.
+    """Convert to a Markdown table: numbers aligned right, the caption above.
 
     Args:
-        frame: its index is left out.
+        frame: table; its index is left out.
         formats: column -> format of its numbers, such as ``.2f`` (default `FLOAT`); NaN is a dash.
-        best: columns whose largest or smallest value is bold, with all that read the same.
+        best: columns whose largest or smallest value is bold, with all of equal text.
         caption: one line of text.
     """
     texts, bold = _texts(frame, formats or {}), _best(frame, formats or {}, best or {})
@@ -61,14 +61,14 @@ def latex(
     caption: str = "",
     label: str = "",
 ) -> str:
-    """A ``table`` for LaTeX with the rules of the package ``booktabs``; all text is escaped.
+    """Convert to a LaTeX ``table`` with rules of the package ``booktabs``; all text is escaped.
 
     Args:
-        frame: its index is left out.
+        frame: table; its index is left out.
         formats: column -> format of its numbers, such as ``.2f`` (default `FLOAT`); NaN is a dash.
-        best: columns whose largest or smallest value is bold, with all that read the same.
-        caption: escaped, too.
-        label: for ``\\ref``, taken as it is.
+        best: columns whose largest or smallest value is bold, with all of equal text.
+        caption: caption, which is escaped.
+        label: label for ``\\ref``, which is not escaped.
     """
     texts, bold = _texts(frame, formats or {}), _best(frame, formats or {}, best or {})
     styles = bold.map(lambda yes: "textbf:--rwrap" if yes else "")
@@ -92,7 +92,7 @@ def latex(
 
 
 def _texts(frame: pd.DataFrame, formats: Mapping[str, str]) -> pd.DataFrame:
-    """Every entry as text."""
+    """Convert every entry to text."""
 
     def text(value: Any, spec: str) -> str:
         if pd.isna(value):
@@ -109,7 +109,7 @@ def _texts(frame: pd.DataFrame, formats: Mapping[str, str]) -> pd.DataFrame:
 
 
 def _best(frame: pd.DataFrame, formats: Mapping[str, str], best: Mapping[str, Best]) -> pd.DataFrame:
-    """True where the best value of its column stands, or one that reads the same."""
+    """True for the best value of a column and all of equal text."""
     bold = pd.DataFrame(False, index=range(len(frame)), columns=frame.columns)
     texts = _texts(frame, formats)
     for column, direction in best.items():
@@ -121,6 +121,6 @@ def _best(frame: pd.DataFrame, formats: Mapping[str, str], best: Mapping[str, Be
 
 
 def _escape(text: str) -> str:
-    """Text with LaTeX's special characters escaped, as pandas does it in the entries."""
+    """Escape LaTeX's special characters like pandas does in the entries."""
     marks = {"\\": r"\textbackslash ", "~": r"\textasciitilde ", "^": r"\textasciicircum "}
     return "".join(marks.get(c, "\\" + c if c in "&%$#_{}" else c) for c in text)

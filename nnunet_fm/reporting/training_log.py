@@ -1,4 +1,4 @@
-"""Values that nnU-Net prints while it trains, read back from its ``training_log_*.txt``."""
+"""Read the values of nnU-Net's ``training_log_*.txt``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COLUMNS = {"train_loss": "train_loss", "val_loss": "val_loss", "Epoch time:": "
 
 
 def newest_log(fold: Path) -> Path | None:
-    """The log of the latest run in a fold's folder; their names carry the date but are not padded to sort by it."""
+    """Newest log in a fold's folder, by modification time: dates in the names are not padded for sorting."""
     return max(fold.glob("training_log_*.txt"), key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
@@ -21,11 +21,11 @@ def parse_log(text: str) -> pd.DataFrame:
     """One row per finished epoch: ``epoch``, ``train_loss``, ``val_loss``, ``dice`` (mean pseudo Dice), ``seconds``.
 
     Args:
-        text: a whole log, or the part of it that has been written so far.
+        text: a log, complete or not.
     """
     rows: list[dict[str, float]] = []
     row: dict[str, float] = {}
-    for line in text.rpartition("\n")[0].splitlines():  # the last line may be half written
+    for line in text.rpartition("\n")[0].splitlines():  # the last line may be incomplete
         found = _LINE.match(line)
         if not found:
             continue

@@ -28,13 +28,13 @@ from nnunet_fm.reporting.figures.style import (
 def grouped_bars_figure(
     table: pd.DataFrame, axis: str, controls: Sequence[str] = (), text: Callable[[float], str] = thousands
 ) -> Figure:
-    """A row per model, in it a bar per column with its number; a NaN has no bar.
+    """Draw a row per model with a bar and its number per column; NaN has no bar.
 
     Args:
         table: labels by groups, such as datasets.
         axis: quantity and unit.
-        controls: labels in the softer colour.
-        text: of the number at a bar's end.
+        controls: labels drawn in grey.
+        text: format of the number at a bar's end.
     """
     groups = [str(group) for group in table.columns]
     names = plain_names(groups)
@@ -66,12 +66,12 @@ def grouped_bars_figure(
 
 
 def stacked_bars_figure(table: pd.DataFrame, axis: str, controls: Sequence[str] = ()) -> Figure:
-    """A row per model, its columns one after the other, their sum at the end.
+    """Draw a row per model with its columns stacked and their sum at the end.
 
     Args:
         table: labels by parts, such as the steps of a prediction.
         axis: quantity and unit.
-        controls: labels in the softer colour.
+        controls: labels drawn in grey.
     """
     with styled():
         figure = _figure(table, 0.32, legend=True)

@@ -1,4 +1,4 @@
-"""Bars of how much of the labelled volume each class takes, with the borders of the size groups."""
+"""Bars of each class's share of the labelled volume, with the limits of the size groups."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from nnunet_fm.reporting.figures.style import SERIES, SOFT, WIDTH_INCH, name_rows, new_figure, plain_names, styled
 
 BORDERS = (1, 5, 15)
-"""Borders of the size groups in percent."""
+"""Limits of the size groups in percent."""
 
 
 def class_shares_figure(shares: Mapping[str, Mapping[str, float]]) -> Figure:
-    """One row per class from the smallest to the largest, one bar per dataset; the axis is logarithmic.
+    """Draw a row per class from the smallest to the largest, and a bar per dataset, on a logarithmic axis.
 
     Args:
         shares: dataset -> class -> share of the labelled volume, from 0 to 1.

@@ -1,4 +1,4 @@
-"""Critical-difference diagram: models on the axis of their average rank, those that do not differ joined by a bar."""
+"""Critical-difference diagram: models on an axis of average ranks; bars join those that do not differ."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from nnunet_fm.reporting.figures.style import INK, MODEL, SOFT, WIDTH_INCH, new_
 def critical_difference_figure(
     ranks: pd.Series[float], p_values: pd.DataFrame, controls: Collection[str] = (), alpha: float = 0.05
 ) -> Figure:
-    """Demšar's diagram (JMLR 7, 2006); 1 is the best rank.
+    """Draw Demšar's diagram (JMLR 7, 2006); 1 is the best rank.
 
     Args:
         ranks: label -> average rank over the cases.
         p_values: corrected p of each pair, labels by labels.
-        controls: labels drawn in the softer colour.
+        controls: labels drawn in grey.
         alpha: pairs with a larger p are joined.
     """
     short = {name: shortened(name, 30) for name in ranks.index}

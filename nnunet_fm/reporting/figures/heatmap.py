@@ -1,4 +1,4 @@
-"""Heat maps of source by target: what a model of one dataset reaches on another."""
+"""Heat maps of source by target: scores of a model of one dataset on another."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from nnunet_fm.reporting.figures.style import (
     styled,
 )
 
-_PALEST, _STRONGEST = 0.05, 0.75  # opacities, chosen so that the text can be read on every cell in both schemes
+_PALEST, _STRONGEST = 0.05, 0.75  # opacities with which the text is readable on every cell in both schemes
 
 
 def heatmap_figure(
     matrices: Mapping[str, pd.DataFrame], text: Callable[[float], str], *, higher: bool = True
 ) -> Figure:
-    """One panel per model; the darker the better; cells of the training's own dataset are framed.
+    """Draw a panel per model; darker is better; cells of the training's own dataset have a frame.
 
     Args:
-        matrices: label -> sources (rows) by targets (columns); NaN where it was not tested.
-        text: of a number.
+        matrices: label -> sources (rows) by targets (columns); NaN if not tested.
+        text: format of a number.
         higher: whether higher numbers are better.
     """
     numbers = pd.concat([matrix.stack() for matrix in matrices.values()])

@@ -29,11 +29,11 @@ Curve = pd.DataFrame
 def learning_curves_figure(
     curves: Mapping[str, Mapping[str, Sequence[Curve]]], baseline: str | None, axis: str
 ) -> Figure:
-    """Thin lines are single trainings, the thick one their mean where there are several.
+    """Draw single trainings as thin lines and the mean of several as a thick one.
 
     Args:
         curves: label -> dataset -> its trainings.
-        baseline: label whose mean curves are dotted in the others' panels; it has no panel beside others.
+        baseline: label whose mean curves are dotted in all other panels; it has a panel only without other labels.
         axis: metric and unit.
     """
     labels = [label for label in curves if label != baseline] or list(curves)
@@ -74,7 +74,7 @@ def learning_curves_figure(
 
 
 def mean_curve(trainings: Sequence[Curve]) -> Curve:
-    """Mean of trainings on the union of their iterations, as far as the shortest reaches; empty without any."""
+    """Mean of trainings on the union of their iterations, up to the end of the shortest; empty without trainings."""
     trainings = [curve.dropna() for curve in trainings]
     trainings = [curve for curve in trainings if len(curve)]
     if not trainings:

@@ -21,12 +21,12 @@ from nnunet_fm.reporting.figures.style import (
 
 
 def ranking_figure(table: pd.DataFrame, runs: Mapping[str, Sequence[float]], axis: str) -> Figure:
-    """A row per model: a bar for the interval, a dot for the mean, small dots for the runs.
+    """Draw a row per model: a bar for the interval, a dot for the mean, small dots for the runs.
 
     Args:
-        table: in the order of the rows, columns ``label``, ``control`` (bool), ``mean``, ``low`` and ``high``; the
+        table: rows in their order, columns ``label``, ``control`` (bool), ``mean``, ``low`` and ``high``; the
             interval may be NaN.
-        runs: label -> one score per run.
+        runs: scores of the runs by label.
         axis: metric and unit.
     """
     names = list(table["label"])

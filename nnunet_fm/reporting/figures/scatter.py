@@ -25,11 +25,11 @@ from nnunet_fm.reporting.figures.style import (
 )
 
 MOST_NAMES = 16
-"""With more points than this their ranks stand at them, because names would overlap."""
+"""Largest number of points with names; more points have their ranks, because names would overlap."""
 
 
 def scatter_figure(panels: Sequence[tuple[str, pd.DataFrame]], axis: str) -> Figure:
-    """One panel per cost, all with the same score on the vertical axis; costs are on logarithmic axes.
+    """Draw a panel per cost on a logarithmic axis, all with the same score on the vertical axis.
 
     Args:
         panels: (cost and unit, its points: columns ``label``, ``rank``, ``control``, ``x`` and ``y``).
@@ -54,7 +54,7 @@ def scatter_figure(panels: Sequence[tuple[str, pd.DataFrame]], axis: str) -> Fig
 
 
 def _limits(ax: Axes, points: pd.DataFrame) -> None:
-    """A logarithmic axis with numbers like 500k and some room around the points."""
+    """Set a logarithmic axis with numbers like 500k and some room around the points."""
     low, high = points["x"].min(), points["x"].max()
     margin = max((high / low) ** 0.12, 1.4)
     ax.set_xscale("log")
@@ -69,7 +69,7 @@ def _limits(ax: Axes, points: pd.DataFrame) -> None:
 
 
 def _name_points(ax: Axes, points: pd.DataFrame, *, by_rank: bool) -> None:
-    """Name each point at the first place where the name neither leaves the panel nor touches another one or a point."""
+    """Name each point at the first place where the name stays in the panel and touches nothing."""
     dots = ax.transData.transform(points[["x", "y"]].to_numpy(float))
     pixels = ax.figure.dpi  # per inch
     frame = ax.get_window_extent()
@@ -88,7 +88,7 @@ def _name_points(ax: Axes, points: pd.DataFrame, *, by_rank: bool) -> None:
         across, up = ax.transData.inverted().transform((middle, bottom + height / 2))
         if far:
             ax.plot([point[0], across], [point[1], up], color=SOFT, linewidth=0.5, zorder=1)
-        side = "left" if left > x else "right" if left + width < x else "center"  # letters may be narrower than thought
+        side = "left" if left > x else "right" if left + width < x else "center"  # letters may be narrower than assumed
         edge = {"left": left, "right": left + width, "center": middle}[side]
         start, up = ax.transData.inverted().transform((edge, bottom + height / 2))
         ax.text(start, up, name, ha=side, va="center_baseline", fontsize=8, color=SOFT if control else INK)
@@ -100,7 +100,7 @@ Box = tuple[float, float, float, float]
 def _free_place(
     x: float, y: float, width: float, height: float, taken: Sequence[Box], frame: Box
 ) -> tuple[float, float]:
-    """Lower left corner of the first free box near a point; the least bad one if none is free."""
+    """Lower left corner of the first free box near a point; of the least overlapping one if none is free."""
     places = [
         (x + sign * 8 + (0 if sign > 0 else -width), y - height / 2 + shift * height)
         for shift in (0, 0.6, -0.6)

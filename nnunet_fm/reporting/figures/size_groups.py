@@ -21,7 +21,7 @@ from nnunet_fm.reporting.figures.style import (
 
 
 def size_groups_figure(scores: pd.DataFrame, labels: Sequence[str], controls: Collection[str], axis: str) -> Figure:
-    """One panel per size group that has scores, one row per model.
+    """Draw a panel per size group with scores, and a row per model.
 
     A box spans the quartiles, its line is the median, whiskers reach 1.5 times the box, points lie beyond.
 
@@ -62,5 +62,5 @@ def size_groups_figure(scores: pd.DataFrame, labels: Sequence[str], controls: Co
             ax.tick_params(axis="y", length=0)
             ax.spines["left"].set_visible(False)
             ax.set_xlabel(axis)
-        name_rows(panels[0], labels, list(controls))  # the others share its rows
+        name_rows(panels[0], labels, list(controls))  # the other panels share its rows
     return figure

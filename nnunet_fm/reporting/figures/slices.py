@@ -25,14 +25,14 @@ from nnunet_fm.reporting.overlay import (
 
 Classes = Mapping[str, Sequence[int]]
 EDGE_PIXELS = 300
-"""Longer edge of a picture."""
+"""Pixels of the longer side of a picture."""
 MARGIN = 0.35
-"""What a crop shows around the labels, as a share of their extent."""
+"""Margin of a crop around the labels, as a share of their extent."""
 
 
 @dataclass
 class CasePictures:
-    """One case, read once, from which pictures of the same crop are made.
+    """A case that is read once, for several pictures of the same crop.
 
     Args:
         image: grey values.
@@ -56,7 +56,7 @@ class CasePictures:
         self.flat = self.grey.shape[0] == 1
 
     def read(self, file: Path) -> NDArray[Any]:
-        """A label map (Z, Y, X) on the image's grid."""
+        """Read a label map (Z, Y, X) on the image's grid."""
         labels, _ = read_volume(file)
         if labels.shape != self.grey.shape:
             raise InvalidValueError(
@@ -76,7 +76,7 @@ class CasePictures:
         return min(self.views, key=lambda view: np.prod(view.edges(self.spacing)))
 
     def picture(self, view: View, labels: NDArray[Any] | None = None) -> bytes:
-        """A PNG of the plane that shows most of the reference, with classes if ``labels`` are given."""
+        """Draw the slice that shows most of the reference as a PNG, with classes if ``labels`` are given."""
         rows, columns = self._crop(view)
         grey = view.plane(self.grey, self.centre)[rows, columns]
         tall, wide = view.edges(self.spacing)
@@ -97,7 +97,7 @@ class CasePictures:
         return png(figure)
 
     def _crop(self, view: View) -> tuple[slice, slice]:
-        """Rows and columns of the plane around the reference, at least 40 % of the image, in one scale for both."""
+        """Rows and columns of the plane around the reference: at least 40 % of the image, in equal scale."""
         foreground = view.plane(self.labels > 0, self.centre)
         if not foreground.any():
             return slice(None), slice(None)
@@ -115,9 +115,9 @@ class CasePictures:
 
 
 def fullest_slices(labels: NDArray[Any]) -> tuple[int, ...]:
-    """For each axis the slice that shows most of all labels, each relative to its own largest slice.
+    """Slice of each axis that shows most of all labels, each label relative to its own largest slice.
 
-    The middle of everything labelled may lie between two structures.
+    The middle of all labels would not do: it may lie between two structures.
     """
     values = [value for value in np.unique(labels) if value != 0]
     if not values:
@@ -131,25 +131,25 @@ def fullest_slices(labels: NDArray[Any]) -> tuple[int, ...]:
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as a PNG with a palette."""
+    """Convert a figure to a PNG with a palette."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return small_png(Image.open(buffer).convert("RGB"))
 
 
 def array_png(array: NDArray[Any]) -> bytes:
-    """Grey values (Y, X) or colours (Y, X, 3) in [0, 1] as a PNG whose longer edge has `EDGE_PIXELS`."""
+    """Convert grey values (Y, X) or colours (Y, X, 3) in [0, 1] to a PNG whose longer side has `EDGE_PIXELS`."""
     picture = Image.fromarray((255 * array.clip(0, 1)).astype(np.uint8)).convert("RGB")
     scale = EDGE_PIXELS / max(picture.size)
     return small_png(picture.resize([max(1, round(scale * edge)) for edge in picture.size], Image.Resampling.NEAREST))
 
 
 def small_png(picture: Image.Image) -> bytes:
-    """A picture as a PNG of at most 256 colours."""
+    """Convert a picture to a PNG of at most 256 colours."""
     buffer = io.BytesIO()
     if picture.mode == "RGBA":
         small = picture.quantize(256, method=Image.Quantize.FASTOCTREE)
-    else:  # the better method, which knows no transparency; dithered, since bands in grey values look like anatomy
+    else:  # the better method has no transparency; dithered, because bands in grey values look like anatomy
         palette = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE)
         small = picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
     small.save(buffer, format="png")

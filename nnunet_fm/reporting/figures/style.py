@@ -1,4 +1,4 @@
-"""The look that all charts share, and their SVG, whose colours follow the page's light or dark scheme."""
+"""Common style of all charts, and their SVG with colours of the page's light or dark scheme."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 INK, SOFT, LINE, CARD = "#1c2330", "#5b6675", "#dfe3e8", "#fefefe"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b98800", "#3a96cf", "#7a6bb5")
-"""Okabe and Ito's colours, the three bright ones darkened, so that lines are seen on white."""
+"""Okabe and Ito's colours, with the three bright ones darkened for lines on white."""
 MODEL, CONTROL = SERIES[0], "#8a94a3"
 
 VARIABLES = {INK: "--text", SOFT: "--soft", LINE: "--line", CARD: "--card", CONTROL: "--control"} | {
     colour: f"--series-{number}" for number, colour in enumerate(SERIES)
 }
-"""Colours of the light scheme, which a chart is drawn in, and the page's variables that take their place."""
+"""Colours of the light scheme, in which charts are drawn, and the page's variables that replace them."""
 
 WIDTH_INCH = 10.4
 """Width of a card on a wide screen."""
@@ -31,9 +31,9 @@ LETTER_INCH = 0.075
 """Width of a letter at 9 pt."""
 
 _STYLE = {
-    "svg.fonttype": "none",  # text stays text: small files, the reader's font, found by a search
+    "svg.fonttype": "none",  # text stays text: smaller files, the reader's font, searchable
     "svg.hashsalt": "nnunet-fm",
-    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "text.parse_math": False,  # dollar signs in names are no formulas
     "font.family": "sans-serif",
     "font.size": 9,
     "text.color": INK,
@@ -61,12 +61,12 @@ _STYLE = {
 
 
 def styled() -> AbstractContextManager[None]:
-    """Within this context matplotlib draws in the report's style."""
+    """Let matplotlib draw in the report's style within this context."""
     return mpl.rc_context(_STYLE)
 
 
 def new_figure(width: float, height: float, gap: float = 0.04) -> Figure:
-    """A figure of a size in inches with gaps around its panels, outside of pyplot's state."""
+    """Make a figure of a size in inches with gaps around its panels, outside of pyplot's state."""
     layout = ConstrainedLayoutEngine(w_pad=gap, h_pad=gap)
     figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
@@ -74,16 +74,16 @@ def new_figure(width: float, height: float, gap: float = 0.04) -> Figure:
 
 
 def svg(figure: Figure, alt: str, prefix: str) -> str:
-    """A figure as an ``<svg>`` element.
+    """Convert a figure to an ``<svg>`` element.
 
     Args:
-        figure: drawn within `styled`, in colours of this module.
-        alt: what is seen, for who cannot see it.
-        prefix: unique in the page; ids inside the element start with it.
+        figure: figure drawn within `styled`, in colours of this module.
+        alt: alternative text.
+        prefix: prefix of all ids in the element, unique in the page.
     """
     buffer = io.StringIO()
     with styled(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's fonts have it
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's font decides
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     width, height = (float(size) * 96 / 72 for size in figure.get_size_inches() * 72)
@@ -107,27 +107,27 @@ def svg(figure: Figure, alt: str, prefix: str) -> str:
 
 
 def _short_numbers(attribute: re.Match[str]) -> str:
-    """An attribute with coordinates to a hundredth of a point, which halves the file."""
+    """Round the coordinates of an attribute to 0.01 points, which halves the file."""
     short = re.sub(r"([0-9][.][0-9]{2})[0-9]+", r"\1", attribute[2])
     return f' {attribute[1]}="{short}"'
 
 
 def shortened(name: str, letters: int = 34) -> str:
-    """A name that fits into a chart; the middle goes, as names differ at both ends."""
+    """Shorten a name for a chart in its middle, because names differ at both ends."""
     if len(name) <= letters:
         return name
-    keep = letters - 1  # and one for the dots
+    keep = letters - 1  # one for the dots
     return f"{name[: (keep + 1) // 2]}…{name[len(name) - keep // 2 :]}"
 
 
 def plain_names(datasets: Sequence[str]) -> dict[str, str]:
-    """Names of datasets without nnU-Net's ``Dataset501_``, where they stay different."""
+    """Remove nnU-Net's ``Dataset501_`` from names of datasets if they stay different."""
     plain = {name: re.sub(r"^Dataset\d{3}_", "", name) or name for name in datasets}
     return plain if len(set(plain.values())) == len(plain) else {name: name for name in datasets}
 
 
 def name_rows(ax: Axes, names: Sequence[str], controls: Sequence[str] = ()) -> None:
-    """Name the rows of a chart, first at the top, controls in the softer colour; no lines between them."""
+    """Name the rows of a chart, the first at the top, controls in grey, without lines between rows."""
     ax.set_yticks(range(len(names)), [shortened(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0, pad=7)
@@ -138,7 +138,7 @@ def name_rows(ax: Axes, names: Sequence[str], controls: Sequence[str] = ()) -> N
 
 
 def thousands(value: float, _position: int | None = None) -> str:
-    """Axis numbers: 500, 2k, 12.5k, 3M."""
+    """Format numbers of an axis: 500, 2k, 12.5k, 3M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"

@@ -23,14 +23,14 @@ from nnunet_fm.reporting.overlay import class_colour
 
 Box = tuple[slice, ...]
 GRID = 72
-"""Voxels along the longest edge of the grid that surfaces are made on: fine enough for 300 pixels, and quick."""
-# Directions (x, y, z) to the light, and halfway between it and the eye in front.
+"""Number of voxels along the longest side of the grid of surfaces: fine enough for 300 pixels, and fast."""
+# Directions (x, y, z): to the light, and halfway between it and the viewer in front.
 _LIGHT = np.array((-0.4242, -0.7071, 0.5657))
 _HALFWAY = np.array((-0.2296, -0.9238, 0.3062))
 
 
 def foreground_box(labels: NDArray[Any], margin: int = 2) -> Box:
-    """Slices (z, y, x) around everything labelled; the whole volume where nothing is."""
+    """Slices (z, y, x) around all labels; the whole volume without labels."""
     foreground = labels > 0
     if not foreground.any():
         return tuple(slice(None) for _ in labels.shape)
@@ -51,14 +51,14 @@ def surface_picture(
     pixels: int = 380,
     turn: float = 25,
 ) -> bytes:
-    """A PNG on a transparent ground: every class a shaded surface in its overlay colour.
+    """Draw every class as a shaded surface in its overlay colour; returns a PNG with transparent background.
 
     Args:
         labels: (Z, Y, X) in LPS.
-        spacing: mm (z, y, x).
+        spacing: spacing in mm (z, y, x).
         classes: class name -> labels.
-        box: what is shown, the same for pictures that stand side by side.
-        pixels: edge of the picture.
+        box: shown part of the volume, equal for pictures side by side.
+        pixels: size of the picture.
         turn: degrees that the patient is turned to the left, so that the picture has depth.
     """
     inside = labels[box]
@@ -78,7 +78,7 @@ def surface_picture(
     ax.set_facecolor("none")
     ax.set_proj_type("ortho")
     shades = np.concatenate(colours)
-    # One collection, because faces are sorted by depth only within one.
+    # One collection, because faces are sorted by depth only within a collection.
     faces = Poly3DCollection(np.concatenate(triangles), facecolors=shades, edgecolors=shades, linewidths=0.15)
     ax.add_collection3d(faces)
     z, y, x = extent
@@ -96,7 +96,7 @@ def surface_picture(
 
 
 def _frame(ax: Any, extent: NDArray[Any], height: int) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the box in the picture, the same whatever stands in it."""
+    """Left, top, right and bottom of the box in the picture, independent of its content."""
     corners = np.array(list(product(*((0, edge) for edge in extent[::-1]))))
     x, y, _ = proj3d.proj_transform(*corners.T, ax.get_proj())
     across, up = ax.transData.transform(np.stack([x, y], axis=1)).T
@@ -104,21 +104,21 @@ def _frame(ax: Any, extent: NDArray[Any], height: int) -> tuple[int, int, int, i
 
 
 def _around(edge: float, longest: float) -> tuple[float, float]:
-    """Limits of an axis of the longest edge's length around the middle of an edge."""
+    """Limits of an axis with the length of the longest side, around the middle of a side."""
     return (edge - longest) / 2, (edge + longest) / 2
 
 
 def _surface(mask: NDArray[np.bool_], factors: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Triangles (N, 3 corners, xyz) of a mask in voxels of the coarser grid, and the directions they face (N, xyz)."""
-    smooth = gaussian_filter(mask.astype(np.float32), sigma=np.clip(0.5 / factors, 0.6, 4))  # against steps
+    """Triangles (N, 3 corners, xyz) of a mask in voxels of the coarser grid, and their normals (N, xyz)."""
+    smooth = gaussian_filter(mask.astype(np.float32), sigma=np.clip(0.5 / factors, 0.6, 4))  # smooths steps
     coarse = np.pad(zoom(smooth, factors, order=1, grid_mode=True, mode="grid-constant"), 1)
-    level = min(0.5, 0.5 * float(coarse.max()))  # what is thinner than the grid is still shown
+    level = min(0.5, 0.5 * float(coarse.max()))  # keeps structures that are thinner than the grid
     vertices, faces, normals, _ = marching_cubes(coarse, level=level)
     return vertices[faces][:, :, ::-1], normals[faces].mean(axis=1)[:, ::-1]
 
 
 def _shaded(normals: NDArray[Any], colour: str) -> NDArray[Any]:
-    """RGB per triangle: ambient and diffuse light, and a small highlight."""
+    """RGB of each triangle: ambient and diffuse light, and a small highlight."""
     diffuse = np.clip(normals @ _LIGHT, 0, 1)
     highlight = np.clip(normals @ _HALFWAY, 0, 1) ** 24
     shade = 0.45 + 0.58 * diffuse

@@ -1,4 +1,4 @@
-"""Published numbers of the two comparisons behind this project, as tables, to set beside one's own."""
+"""Published numbers of the two comparisons behind this project, as tables."""
 
 from nnunet_fm.reporting.published.published import (
     STUDIES,

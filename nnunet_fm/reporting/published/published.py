@@ -1,4 +1,4 @@
-"""Reading of published numbers: each test of a model as a cell, and the summary tables as they were printed."""
+"""Read published numbers: each test of a model as a cell, and the printed summary tables."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class PublishedStudy:
     """One published comparison.
 
     Args:
-        title: what was compared.
-        citation: where it was published.
+        title: title of the comparison.
+        citation: publication.
         tables: numbers of the tables with single tests.
-        notes: what one should know before one compares.
+        notes: caveats for a comparison.
     """
 
     title: str
@@ -89,7 +89,7 @@ _OTHER_NAMES = {
 
 
 def dataset_key(name: str) -> str | None:
-    """Published dataset of a dataset's name, None where nothing was published for it.
+    """Published dataset of a dataset's name; None if nothing was published for it.
 
     Names are compared without nnU-Net's number, case and punctuation: ``Dataset521_HCP_T1``, ``HCP-T1`` and the
     publication's ``HCP1`` are all ``HCP_T1``.
@@ -99,10 +99,10 @@ def dataset_key(name: str) -> str | None:
 
 
 def published_cells(study: str) -> pd.DataFrame:
-    """Every test that was published, in the columns that `nnunet_fm.reporting.generalisation.cells` has for one's own.
+    """Read all published tests, with columns of `nnunet_fm.reporting.generalisation.cells`.
 
-    Dice lies in [0, 1]. Tests that were left out, as of MedSAM on NCI, have no row. ``method`` is empty on the diagonal
-    of the tables of self-training: there stands the model before adaptation.
+    Dice lies in [0, 1]. Tests that were not made, such as MedSAM on NCI, have no row. ``method`` is empty on the
+    diagonal of the tables of self-training, which shows the model before adaptation.
 
     Args:
         study: one of `STUDIES`.
@@ -112,7 +112,7 @@ def published_cells(study: str) -> pd.DataFrame:
         ``value``.
 
     Raises:
-        ValueError: for a study there is not.
+        ValueError: for an unknown study.
     """
     if study not in STUDIES:
         raise InvalidValueError(
@@ -131,17 +131,17 @@ def published_cells(study: str) -> pd.DataFrame:
 
 
 def published_summary(table: str) -> pd.DataFrame:
-    """A summary table as it was printed, Dice in per cent.
+    """Read a printed summary table, with Dice in per cent.
 
     Args:
         table: number of the table, such as ``4.2``.
 
     Returns:
-        Those of the columns model, head, adapter, anatomy, rank, ``trainable_m`` (trainable parameters in millions),
-        DS, DG, OV, shift, their differences and ``loss %`` that the table has.
+        Columns of the table, among model, head, adapter, anatomy, rank, ``trainable_m`` (trainable parameters in
+        millions), DS, DG, OV, shift, their differences and ``loss %``.
 
     Raises:
-        ValueError: for a table there is not.
+        ValueError: for an unknown table.
     """
     summaries = _read("thesis_b_summaries")
     if table not in set(summaries["table"]):
@@ -161,22 +161,22 @@ def published_architectures() -> pd.DataFrame:
 
 
 def published_results() -> pd.DataFrame:
-    """What the 3D comparison states in its text: Dice and iterations until convergence, NaN where it states none.
+    """Dice and iterations until convergence in the text of the 3D comparison; NaN if not stated.
 
-    ``iterations`` are those of its section 4.4, ``iterations_abstract`` those of its abstract, which differ.
+    ``iterations`` are from its section 4.4, ``iterations_abstract`` from its abstract; they differ.
     """
     return _read("thesis_a_results")
 
 
 def beside(cells: pd.DataFrame, study: str) -> pd.DataFrame:
-    """One's own cells that a published study has, too.
+    """Own cells with a published counterpart.
 
     Args:
-        cells: of `nnunet_fm.reporting.generalisation.cells`, of Dice.
+        cells: Dice cells from `nnunet_fm.reporting.generalisation.cells`.
         study: one of `STUDIES`.
 
     Returns:
-        The cells whose model, head, adapter, method, source and target agree, with columns ``published`` and
+        Cells with equal model, head, adapter, method, source and target, with columns ``published`` and
         ``difference`` (own minus published). Controls and models of fewer training cases have no counterpart.
     """
     published = published_cells(study).rename(columns={VALUE: "published"})
@@ -191,13 +191,13 @@ def beside(cells: pd.DataFrame, study: str) -> pd.DataFrame:
 
 @cache
 def _datasets() -> dict[str, str]:
-    """Plain name -> published dataset."""
+    """Published datasets by plain name."""
     names = [*_read("thesis_b_cells")["source"].unique(), *_read("thesis_a_results")["dataset"].unique()]
     return {name.replace("_", "").casefold(): name for name in names}
 
 
 def _read(name: str) -> pd.DataFrame:
-    """A table of the package; empty text stays text."""
+    """Read a table of the package; empty text stays text."""
     text = dict.fromkeys(["table", *MODEL, "method", "anatomy", "source", "target", "dataset"], str)
     file = resources.files("nnunet_fm.reporting.published") / f"{name}.csv"
     with file.open(encoding="utf-8") as stream:

@@ -1,4 +1,4 @@
-"""The report's page: its parts, one file per section, and its style. A section without data says how to get them."""
+"""Sections of the report's page, one file each, and its style. A section without data says how to get them."""
 
 from importlib import resources
 

@@ -1,4 +1,4 @@
-"""Section: what adapting models to another dataset brings."""
+"""Section: effect of adapting models to another dataset."""
 
 from __future__ import annotations
 

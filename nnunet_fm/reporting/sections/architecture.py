@@ -1,4 +1,4 @@
-"""Section: what the networks are and cost, and score against cost."""
+"""Section: networks, their costs, and score against cost."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ def architecture_frame(context: Context) -> pd.DataFrame:
 
 
 def pooled_speed(speeds: list[Speed]) -> tuple[float, float, float]:
-    """Mean, standard deviation and waiting share over the iterations of several trainings."""
+    """Mean speed, standard deviation and waiting share over the iterations of several trainings."""
     total = sum(speed.iterations for speed in speeds)
     if not total:
         return math.nan, math.nan, math.nan
     mean = sum(speed.iterations * speed.mean for speed in speeds) / total
     squares = sum(speed.iterations * (speed.sd**2 + (speed.mean - mean) ** 2) for speed in speeds) / total
-    # A second takes the same share of waiting whatever the number of samples in it.
+    # The waiting share is per second, so that it is weighted by the seconds.
     seconds = sum(speed.iterations / speed.mean for speed in speeds if speed.mean > 0)
     waiting = sum(speed.waiting_share * speed.iterations / speed.mean for speed in speeds if speed.mean > 0)
     return mean, math.sqrt(squares), waiting / seconds if seconds else math.nan

@@ -123,7 +123,7 @@ def _leading(context: Context, target: str, case: str) -> Named:
 
 
 def _across(context: Context, target: str, case: str) -> Named:
-    """Predictions of the best model trained here, elsewhere, and adapted, by kind; none if there is only the first."""
+    """Predictions of the best model trained here, trained elsewhere, and adapted; empty if there is only the first."""
     label = context.models[0] if context.models else ""
     others = list(across_domains(context, target, case, label)) if label else []
     own = list(in_domain(context, target, case, [label])) if others else []
@@ -137,7 +137,7 @@ def _montage(
     opened: Mapping[str, CasePictures],
     predictions: Callable[[Context, str, str], Named],
 ) -> str:
-    """A row per case: input, truth and predictions; empty if there are no predictions."""
+    """Rows of pictures, one per case: input, reference and predictions; empty without predictions."""
     rows: list[tuple[str, dict[str, Picture]]] = []
     for rank, case in ranked.items():
         pictures, view = opened[case], opened[case].sharpest

@@ -1,4 +1,4 @@
-"""Which cases and predictions are pictured: best, median and worst case of a dataset, and the leading models."""
+"""Choose cases and predictions for pictures: best, median and worst case of a dataset, and the leading models."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from nnunet_fm.reporting.sections.context import Context
 
 MOST_DATASETS = 6
 MOST_MODELS = 3
-"""Models under study whose predictions stand beside each other, and the best control."""
+"""Number of models under study in pictures, besides the best control."""
 MOST_SURFACES = 7
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A file and what to call it: ``kind`` is in-domain, another source's name, or an adaptation."""
+    """A prediction's file and label; ``kind`` is in-domain, another source's name, or an adaptation."""
 
     label: str
     run: str
@@ -38,9 +38,9 @@ def pictured_datasets(context: Context) -> list[str]:
 
 
 def ranked_cases(context: Context, target: str) -> dict[str, str]:
-    """``best``, ``median`` and ``worst`` -> case of a dataset, by its mean over the models under study.
+    """``best``, ``median`` and ``worst`` case of a dataset, by the mean over the models under study.
 
-    With fewer than three cases only those there are; without scores the first one as ``case``.
+    Fewer than three cases have fewer names; without scores, the first one is ``case``.
     """
     files = context.files
     there = set(files.loc[files["target"] == target, "case"])
@@ -63,7 +63,7 @@ def leading_labels(context: Context, most: int) -> list[str]:
 
 
 def in_domain(context: Context, target: str, case: str, labels: Sequence[str]) -> Iterator[Prediction]:
-    """For each label its first prediction of a case by a model that was trained on the case's dataset."""
+    """First prediction of a case by a model of each label that was trained on the case's dataset."""
     for label in labels:
         found = _rows(context, target, case, label)
         found = found[found["method"].isna() & (found["dataset"] == target)]
@@ -89,7 +89,7 @@ def across_domains(context: Context, target: str, case: str, label: str) -> Iter
 
 
 def case_score(context: Context, run: str, target: str, case: str) -> float:
-    """Mean of the metric over the classes of a case; NaN without."""
+    """Mean of the metric over the classes of a case; NaN without a score."""
     scores = context.results.scores
     chosen = (scores["run"] == run) & (scores["target"] == target) & (scores["case"] == case)
     values = scores.loc[chosen & (scores["metric"] == context.metric_name), "value"]
@@ -97,7 +97,7 @@ def case_score(context: Context, run: str, target: str, case: str) -> float:
 
 
 def classes_of(reference: Path) -> dict[str, tuple[int, ...]]:
-    """Classes of the ``dataset.json`` in the folder above a reference's; else the numbers that the reference has."""
+    """Classes of the ``dataset.json`` above a reference's folder; else the labels in the reference."""
     description = reference.parent.parent / "dataset.json"
     if description.is_file():
         return foreground(read_dataset_json(description)["labels"])[0]

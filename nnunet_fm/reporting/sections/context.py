@@ -1,4 +1,4 @@
-"""What all sections read: the results, the chosen metric, and the models in the order of their score."""
+"""Data of all sections: results, metric, and models in the order of their score."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Context:
     """A report's data.
 
     Args:
-        results: what is shown.
+        results: results to show.
         metric_name: one of `nnunet_fm.metrics.scores_table.METRICS`.
-        pool: how several anatomies are joined.
-        pictures: whether images are read and drawn.
-        features: pairs of pictures, a slice and the features that a model sees in it, by the model's label.
-        progress: is told what is done next.
+        pool: average over several anatomies.
+        pictures: whether to draw pictures of cases.
+        features: a slice and the model's feature maps of it as pictures, by label.
+        progress: called with the name of the next step.
     """
 
     results: Results
@@ -45,7 +45,7 @@ class Context:
         self._charts = itertools.count(1)
 
     def chart(self, figure: Figure, alt: str) -> str:
-        """A figure as SVG with ids of its own."""
+        """Convert a figure to SVG with unique ids."""
         return svg(figure, alt, f"f{next(self._charts)}")
 
     @cached_property
@@ -54,19 +54,19 @@ class Context:
 
     @cached_property
     def matrix(self) -> pd.DataFrame:
-        """Cases by labels, tested on the dataset they were trained on; where nothing was, all tests."""
+        """Matrix of cases by labels on the dataset of their training; without such tests, of all tests."""
         inside = case_matrix(self.results, self.metric_name, "in")
         return inside if len(inside) else case_matrix(self.results, self.metric_name)
 
     @cached_property
     def domain(self) -> str:
-        """Words for the tests behind the ranking."""
+        """Words for the tests of the ranking."""
         inside = (self.matrix.index.get_level_values("source") == self.matrix.index.get_level_values("target")).all()
         return "on the dataset of the training" if inside else "on other datasets than those of the training"
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """Labels from best to worst: ``rank``, ``label``, ``control`` and what `intervals` gives."""
+        """Labels from best to worst: ``rank``, ``label``, ``control`` and the columns of `intervals`."""
         table = intervals(self.matrix)
         table = table.sort_values("mean", ascending=not self.metric.higher, kind="stable", na_position="last")
         table["rank"] = table["mean"].rank(method="min", ascending=not self.metric.higher).astype("Int64")
@@ -80,7 +80,7 @@ class Context:
 
     @cached_property
     def trained(self) -> pd.DataFrame:
-        """Runs that are no adaptations of others."""
+        """Runs that are no adaptations."""
         return self.results.runs[self.results.runs["method"].isna()]
 
     @cached_property
@@ -118,7 +118,7 @@ class Context:
 
     @cached_property
     def by_dataset(self) -> pd.DataFrame:
-        """Mean and sd over runs: ``label``, ``dataset``, ``mean``, ``sd``, ``runs``, on the training's own dataset."""
+        """Mean and sd over runs on the dataset of the training: ``label``, ``dataset``, ``mean``, ``sd``, ``runs``."""
         values = self.run_values
         own = values[(values["source"] == values["target"]) & values["method"].isna()]
         return mean_over_runs(own, by=("label", "target")).rename(columns={"target": "dataset"})
@@ -134,6 +134,6 @@ class Context:
         return scores[chosen].groupby([CASE, "run"])["value"].mean().groupby(CASE).mean().dropna()
 
     def records(self, label: str) -> list[TrainingRecord]:
-        """What the plain trainings of a label recorded."""
+        """Records of the plain trainings of a label."""
         runs = self.trained.loc[self.trained["label"] == label, "run"]
         return [self.results.records[run] for run in runs if run in self.results.records]

@@ -18,7 +18,7 @@ from nnunet_fm.reporting.overlay import class_colour
 from nnunet_fm.reporting.tables import Best, csv, latex, markdown, plus_minus
 
 NONE = "–"
-"""Stands where there is no number."""
+"""Text of a missing number."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Column:
     """A column of a table.
 
     Args:
-        key: of the frame.
+        key: column of the frame.
         title: heading, with the unit.
-        text: how a number is written, a format such as ``.3f`` or a function; None: words, as they are.
-        sd: column with the standard deviation that stands behind the number.
+        text: format of a number, such as ``.3f``, or a function; None for words.
+        sd: column with the standard deviation that follows the number.
         best: whether the largest or the smallest number is bold.
-        wrap: long words may break.
+        wrap: whether long words may break.
     """
 
     key: str
@@ -42,7 +42,7 @@ class Column:
     wrap: bool = False
 
     def words(self, row: Mapping[Any, Any]) -> str:
-        """What stands in this column's cell of a row."""
+        """Text of this column's cell in a row."""
         value = row[self.key]
         if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
             return NONE
@@ -59,13 +59,13 @@ class Table:
     """A table of the page that is also written as files.
 
     Args:
-        name: of the files.
-        caption: what the rows are and how the numbers came about.
-        frame: numbers with every digit, all of which go into the CSV.
-        columns: what is shown, in order; the first one names the rows.
-        controls: rows of these labels are grey.
-        group: column whose values a reader may choose one of.
-        choice: words before that choice.
+        name: name of the files.
+        caption: meaning of the rows and source of the numbers.
+        frame: numbers with all digits, which go into the CSV.
+        columns: columns to show, in order; the first one names the rows.
+        controls: labels of grey rows.
+        group: column by which a reader may filter the rows.
+        choice: words before that filter.
     """
 
     name: str
@@ -77,11 +77,11 @@ class Table:
     choice: str = ""
 
     def words(self) -> list[list[str]]:
-        """The table's cells, row by row, as the page shows them."""
+        """Text of the table's cells, row by row."""
         return [[column.words(row) for column in self.columns] for row in self.frame.to_dict("records")]
 
     def html(self) -> str:
-        """A ``<table>`` in a card that scrolls sideways."""
+        """Return a ``<table>`` in a card that scrolls sideways."""
         bold = self._bold()
         head = "".join(f'<th scope="col"{_class(column)}>{breakable(column.title)}</th>' for column in self.columns)
         rows = []
@@ -107,7 +107,7 @@ class Table:
         )
 
     def _bold(self) -> set[tuple[int, int]]:
-        """Row and column of the best numbers, and of those that read the same."""
+        """Row and column of the best numbers, and of equal text."""
         found = set()
         words = self.words()
         for place, column in enumerate(self.columns):
@@ -120,7 +120,7 @@ class Table:
         return found
 
     def write(self, folder: Path) -> None:
-        """Write the numbers as CSV, and what the page shows as Markdown and LaTeX."""
+        """Write all numbers as CSV, and the text of the page as Markdown and LaTeX."""
         shown: dict[str, Any] = {}
         formats = {}
         for column, words in zip(self.columns, zip(*self.words(), strict=True), strict=True):
@@ -142,12 +142,12 @@ class Table:
 
 
 def prose(words: str) -> str:
-    """Escaped text; what stands between backticks is set as code."""
+    """Escape text; words between backticks become code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(words))
 
 
 def breakable(words: str) -> str:
-    """Escaped text whose long words may break, after marks first of all."""
+    """Escape text and let long words break, preferably after punctuation."""
     pieces = re.findall(r"[^_/.\-]{1,16}[_/.\-]*|[_/.\-]+", words)
     return "<wbr>".join(map(escape, pieces)) if any(len(word) > 16 for word in words.split()) else escape(words)
 
@@ -158,7 +158,7 @@ def _class(column: Column) -> str:
 
 
 def _sorted_by(value: Any, column: Column) -> str:
-    """The number that a cell is sorted by."""
+    """Attribute with the number that a cell is sorted by."""
     if column.text is None or isinstance(value, str):
         return ""
     return "" if value is None or pd.isna(value) or math.isinf(value) else f' data-value="{float(value)!r}"'
@@ -172,8 +172,8 @@ class Section:
         name: anchor.
         title: heading.
         body: HTML.
-        tables: those in it, which are also written as files.
-        missing: sentences on what is not there and how to get it.
+        tables: tables of the section, which are also written as files.
+        missing: sentences on missing content and how to get it.
     """
 
     name: str
@@ -200,7 +200,7 @@ class Section:
         self.body.append(f'<figure class="card">{scroll}<figcaption>{escape(caption)}</figcaption></figure>')
 
     def html(self) -> str:
-        """The section, empty if it has nothing to show."""
+        """Return the section, empty without any content."""
         if not self.body:
             return ""
         return f'<section id="{self.name}"><h2>{escape(self.title)}</h2>{"".join(self.body)}</section>'
@@ -208,7 +208,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture: PNG bytes, words for who cannot see it, and a line below."""
+    """A picture: PNG bytes, alternative text, and a line below."""
 
     png: bytes
     alt: str

@@ -69,7 +69,7 @@ def generalisation_section(context: Context) -> Section:
 
 
 def _matrix(cells: pd.DataFrame, label: str) -> pd.DataFrame:
-    """Sources by targets of one model, all those of the anatomy in one order."""
+    """Matrix of sources by targets of one model, in the order of the anatomy's datasets."""
     names = list(dict.fromkeys([*cells["source"], *cells["target"]]))
     rows = [name for name in names if name in set(cells["source"])]
     columns = [name for name in names if name in set(cells["target"])]

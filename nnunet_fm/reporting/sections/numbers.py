@@ -1,4 +1,4 @@
-"""How numbers are written: digits by metric, percentages, p-values, counts, seconds and bytes."""
+"""Format numbers: digits by metric, percentages, p-values, counts, seconds and bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nnunet_fm.reporting.tables import Best
 
 @dataclass(frozen=True)
 class MetricStyle:
-    """How a metric is shown: its unit, digits after the point, and whether higher is better."""
+    """Format of a metric: unit, digits after the point, and whether higher is better."""
 
     name: str
     unit: str
@@ -40,7 +40,7 @@ def metric_style(name: str) -> MetricStyle:
 
 
 def number(value: float, digits: int) -> str:
-    """A number with so many digits after the point and a proper minus."""
+    """Format a number with a number of digits after the point and a proper minus sign."""
     return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else "–" if math.isnan(value) else "∞"
 
 
@@ -69,7 +69,7 @@ def percent(value: float) -> str:
 
 
 def millions(value: float) -> str:
-    """Millions: 58.26, below a tenth with three significant digits."""
+    """A number in millions, such as 58.26; below 0.1 with three significant digits."""
     share = value / 1e6
     return f"{share:.2f}" if share >= 0.1 or share == 0 else f"{share:.3g}"
 

@@ -50,7 +50,7 @@ def prediction_time_section(context: Context) -> Section:
 
 
 def seconds_frame(context: Context, times: pd.DataFrame) -> pd.DataFrame:
-    """Labels by steps: mean seconds; ``total`` and number of predicted ``cases``."""
+    """Mean seconds, labels by steps, with ``total`` and number of predicted ``cases``."""
     means = times.astype({"seconds": float}).groupby(["label", "step"], sort=False)["seconds"].mean().unstack("step")
     steps = [step for step in STEPS if step in means] + [step for step in means if step not in STEPS]
     known = [label for label in context.labels if label in means.index]

@@ -60,7 +60,7 @@ def provenance_section(context: Context) -> Section:
 
 
 def _unit(context: Context) -> str:
-    """Sentence about the unit of intervals and tests, and about datasets without known patients."""
+    """Sentence about the unit of intervals and tests, and datasets without known patients."""
     untold = [name for name in context.results.scores["target"].unique() if not context.results.subjects.get(name)]
     words = "the patient of an anatomy, by the mean over the cases"
     if untold:
@@ -71,7 +71,7 @@ def _unit(context: Context) -> str:
 
 
 def runs_frame(context: Context) -> pd.DataFrame:
-    """The runs with what they recorded, and their training commands."""
+    """Runs with their records and training commands."""
     runs = context.results.runs.reset_index(drop=True)
     found = [context.results.records.get(run) for run in runs["run"]]
     used = [record.training_cases if record else None for record in found]

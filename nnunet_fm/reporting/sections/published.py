@@ -1,4 +1,4 @@
-"""Section: published numbers beside ours, where the study is the same."""
+"""Section: own numbers beside those of the same published study."""
 
 from __future__ import annotations
 

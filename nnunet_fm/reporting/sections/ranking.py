@@ -46,14 +46,14 @@ def ranking_section(context: Context) -> Section:
 
 
 def _own_tests(context: Context) -> pd.DataFrame:
-    """Scores of plain trainings, those of the tests behind the ranking."""
+    """Scores of plain trainings in the tests of the ranking."""
     values = context.run_values[context.run_values["method"].isna()]
     own = values["source"] == values["target"]
     return values[own] if own.any() else values
 
 
 def _run_dots(context: Context) -> dict[str, list[float]]:
-    """Scores of single runs by label; none with several datasets, by which runs differ first of all."""
+    """Scores of single runs by label; empty with several datasets, which dominate the differences."""
     values = _own_tests(context)
     if values["target"].nunique() > 1:
         return {}

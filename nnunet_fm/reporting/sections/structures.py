@@ -12,7 +12,7 @@ from nnunet_fm.reporting.sections.elements import Column, Section, Table
 from nnunet_fm.reporting.sections.numbers import metric_style
 
 SHOWN_CLASSES = 45
-"""Classes drawn in the chart of shares; the others are in the table."""
+"""Number of classes in the chart of shares; the table has all."""
 
 
 def structures_section(context: Context) -> Section:
@@ -85,7 +85,7 @@ def _shares(context: Context, section: Section) -> None:
 
 
 def class_table(context: Context, scores: pd.DataFrame) -> Table:
-    """Classes by models: mean over cases of the metric."""
+    """Mean of the metric over cases, classes by models."""
     style = context.metric
     chosen = scores[scores[METRIC] == context.metric_name]
     by_case = chosen.groupby(["target", CLASS, "label", "case"], sort=False)[VALUE].mean()

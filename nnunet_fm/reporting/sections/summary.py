@@ -1,4 +1,4 @@
-"""The head of the page: the best model, what was compared on what, and what may be claimed."""
+"""Head of the page: best model, compared models and data, and whether a claim is allowed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def runs(context: Context) -> str:
 
 
 def claim(context: Context) -> tuple[str, bool]:
-    """What may be said of the best model, after the statistics, and whether that is a claim."""
+    """Statement on the best model by the statistics, and whether it is a claim."""
     if not len(context.table):
         return "No claim can be made: there are no scores yet.", False
     compared_runs = context.trained[context.trained["label"].isin(context.matrix.columns)]

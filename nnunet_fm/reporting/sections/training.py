@@ -60,7 +60,7 @@ def training_section(context: Context) -> Section:
 
 
 def convergence_frame(context: Context) -> pd.DataFrame:
-    """Labels by datasets: mean iterations to convergence, NaN where none converged."""
+    """Mean iterations to convergence, labels by datasets; NaN if no training converged."""
     rows = []
     for label in context.labels:
         runs = context.trained[context.trained["label"] == label]
@@ -76,7 +76,7 @@ def convergence_frame(context: Context) -> pd.DataFrame:
 
 
 def baseline_label(context: Context, labels: list[str]) -> str | None:
-    """Stock nnU-Net, else a vanilla U-Net, else stock ResEnc."""
+    """Label of the baseline: stock nnU-Net, else a vanilla U-Net, else stock ResEnc."""
     runs = context.trained[context.trained["label"].isin(labels)]
     for chosen in (
         runs["control"] == "stock",
