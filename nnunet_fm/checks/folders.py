@@ -8,16 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nnunet_fm.checks.finding import GB, NOTE, OK, PROBLEM, Check, size
-from nnunet_fm.io.dataset_names import find_datasets, several
+from nnunet_fm.io.dataset_names import VARIABLES, find_datasets, several
 
-PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 LITTLE, TOO_LITTLE = 20 * GB, GB
 """Free bytes for a note and for a problem: three checkpoints of a training take 200 MB to more than 10 GB."""
 
 
 def folders() -> Iterator[Check]:
     """Check the folder of each of nnU-Net's variables."""
-    for name in PATHS:
+    for name in VARIABLES:
         yield _folder(name, os.environ.get(name))
 
 
@@ -30,7 +29,7 @@ def datasets() -> Iterator[Check]:
 
 def missing() -> list[Path]:
     """Folders that the variables name and that do not exist."""
-    named = [Path(folder) for name in PATHS if (folder := os.environ.get(name))]
+    named = [Path(folder) for name in VARIABLES if (folder := os.environ.get(name))]
     return [folder for folder in named if not folder.exists()]
 
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nnunet_fm.cli.completion import complete_converters
-from nnunet_fm.cli.console import bars, print_table
+from nnunet_fm.cli.console import bars, exit_on_sigterm, print_table
 from nnunet_fm.cli.option_error import OptionError
 from nnunet_fm.cli.options import JsonObject, Quiet
 from nnunet_fm.dataset_conversion import CONVERTERS, get_converter
+from nnunet_fm.io.dataset_names import nnunet_folder
 
 if TYPE_CHECKING:
     from nnunet_fm.dataset_conversion.problems import ConversionError, Problem
@@ -90,16 +87,11 @@ def convert(
         )
     except (UnknownConverterError, UsageError) as error:
         raise OptionError(str(error), code=error.code) from None
-    raw = os.environ.get("nnUNet_raw")
-    if raw is None and not dry_run:
-        raise ConversionError(
-            "the variable nnUNet_raw is not set: it names the folder that datasets are written to",
-            code="variable-unset",
-        )
+    raw = None if dry_run and not os.environ.get("nnUNet_raw") else nnunet_folder("nnUNet_raw")
     try:
-        with _removing_temporary_files(), bars(hidden=quiet) as bar:
+        with exit_on_sigterm(), bars(hidden=quiet) as bar:
             report = run(
-                converter, source, dataset_id, options, None if raw is None else Path(raw), dry_run=dry_run,
+                converter, source, dataset_id, options, raw, dry_run=dry_run,
                 skip_invalid=skip_invalid, force=force, processes=processes, progress=bar("cases"),
             )  # fmt: skip
     except ConversionError as error:
@@ -148,13 +140,3 @@ def _print_problems(problems: tuple[Problem, ...]) -> None:
 
 def _rows(problems: tuple[Problem, ...]) -> list[dict[str, Any]]:
     return [{"case": problem.case, "file": problem.file, "rule": problem.rule} for problem in problems]
-
-
-@contextmanager
-def _removing_temporary_files() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit, so that temporary files are removed."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

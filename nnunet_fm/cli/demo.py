@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
+from nnunet_fm.cli.console import exit_on_sigterm
 from nnunet_fm.cli.options import JsonObjectOnly, Quiet
-from nnunet_fm.errors import ExistingFileError, MissingFileError
+from nnunet_fm.errors import ExistingFileError
+from nnunet_fm.io.dataset_names import nnunet_folder
 
 EPILOG = """
 Examples:
@@ -54,30 +53,18 @@ def demo(
         raise ExistingFileError(
             f"{output} is not empty: choose another folder with --output, or remove it", code="folder-not-empty"
         )
-    signal.signal(signal.SIGTERM, _end)
-
     from nnunet_fm.studies.demo import Demo
 
-    result = Demo(output, as_json=as_json, quiet=quiet).run(minutes)
+    with exit_on_sigterm():
+        result = Demo(output, as_json=as_json, quiet=quiet).run(minutes)
     if as_json:
         print(json.dumps(result))
-
-
-def _end(number: int, frame: object) -> NoReturn:
-    """Exit as after Ctrl-C, so that the running command ends, too."""
-    sys.exit(128 + number)
 
 
 def _unpack(dataset_id: int, quiet: bool, as_json: bool) -> None:
     from nnunet_fm.dataset_conversion.demo import CREDIT, unpack
 
-    raw = os.environ.get("nnUNet_raw")
-    if raw is None:
-        raise MissingFileError(
-            "the variable nnUNet_raw is not set: it names the folder that datasets are written to",
-            code="variable-unset",
-        )
-    folder = unpack(Path(raw), dataset_id)
+    folder = unpack(nnunet_folder("nnUNet_raw"), dataset_id)
     if as_json:
         print(json.dumps({"folder": str(folder), "credit": CREDIT}))
     elif not quiet:

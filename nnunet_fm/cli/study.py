@@ -122,7 +122,7 @@ def _run(prepared: Prepared, profile: str | None, further: list[str], quiet: boo
 
 
 def _print_plan(prepared: Prepared) -> None:
-    from nnunet_fm.studies.job_context import nnunet_folder
+    from nnunet_fm.studies.job_context import absolute_folder
     from nnunet_fm.studies.run import free_space
     from nnunet_fm.studies.summary import plan_summary
 
@@ -137,7 +137,7 @@ def _print_plan(prepared: Prepared) -> None:
     device = "GPU" if prepared.machine.gpus else "processor"
     print(f"\n{summary['hours']:.1f} hours of work on one {device}, one job after the other.")
     for place, size in summary["disk"].items():
-        folder = study.folder if place == "output" else nnunet_folder(place)
+        folder = study.folder if place == "output" else absolute_folder(place)
         print(f"{size / 1e9:8.1f} GB in {folder} ({free_space(folder) / 1e9:.0f} GB are free)")
     for sentence in summary["assumptions"]:
         print(sentence)

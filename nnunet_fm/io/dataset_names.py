@@ -7,17 +7,32 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from nnunet_fm.errors import FMError
+from nnunet_fm.errors import FMError, MissingFileError
 from nnunet_fm.io.messages import listed
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+"""nnU-Net's variables, each with the path of a folder."""
 _NAME = re.compile(r"Dataset(\d{3,})(?:_.*)?", re.DOTALL)
 SHOWN = 5
-"""Datasets that a message lists; it counts the others."""
+"""Number of datasets that a message lists; it counts the others."""
 
 
 class DatasetNameError(FMError, ValueError):
-    """No dataset, or several, have this number; or the name is no dataset's. The message lists what is there."""
+    """A number of no dataset or of several, or a word that is no dataset's name; the message lists all datasets."""
+
+
+def nnunet_folder(variable: str) -> Path:
+    """Folder that one of `VARIABLES` names.
+
+    Raises:
+        MissingFileError: if the variable is not set.
+    """
+    folder = os.environ.get(variable)
+    if not folder:
+        raise MissingFileError(
+            f"the variable {variable} is not set: it names one of nnU-Net's three folders", code="variable-unset"
+        )
+    return Path(folder)
 
 
 def dataset_number(name: str) -> int:
@@ -40,7 +55,7 @@ def short_name(name: str) -> str:
 
 
 def find_datasets() -> dict[int, dict[str, list[str]]]:
-    """Number -> name -> variables of the folders that have a dataset of this name."""
+    """All datasets by number, then by name, with the variables of the folders that have them."""
     found: dict[int, dict[str, list[str]]] = {}
     for variable in VARIABLES:
         folder = Path(os.environ.get(variable) or os.devnull)
@@ -51,7 +66,7 @@ def find_datasets() -> dict[int, dict[str, list[str]]]:
 
 
 def dataset_name(given: str | int) -> str:
-    """The name of the dataset of a number; a name is returned as it is.
+    """Name of the dataset of a number; a name is returned unchanged.
 
     Raises:
         DatasetNameError: if there is no dataset of this number, or several, and for a word that is neither.
@@ -81,6 +96,6 @@ def dataset_name(given: str | int) -> str:
 
 
 def several(number: int, names: Mapping[str, list[str]]) -> str:
-    """That a number has several datasets, and where they are."""
+    """Say that a number has several datasets, with their folders."""
     both = " and ".join(f"{name} (in {', '.join(variables)})" for name, variables in names.items())
     return f"dataset number {number} is that of {both}"

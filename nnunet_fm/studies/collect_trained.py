@@ -12,6 +12,7 @@ import pandas as pd
 
 from nnunet_fm.data.subjects import Subjects, read_subjects
 from nnunet_fm.errors import MissingFileError
+from nnunet_fm.io.dataset_names import nnunet_folder
 from nnunet_fm.io.untrusted import read_object
 from nnunet_fm.models.names import PLANS_PREFIX, Spec, UnknownNameError
 from nnunet_fm.models.registry import get_card, grammar
@@ -69,7 +70,7 @@ def _scored(runs: list[Run], fold_folders: Sequence[Path], processes: int) -> Re
     scores, files, notes = [], [], []
     for run, fold in zip(runs, fold_folders, strict=True):
         content = dataset_json(fold.parent)
-        references = _folder("nnUNet_preprocessed") / run.dataset / "gt_segmentations"
+        references = nnunet_folder("nnUNet_preprocessed") / run.dataset / "gt_segmentations"
         labels, ending = content["labels"], content["file_ending"]
         if run.dataset not in shares:
             subjects[run.dataset] = read_subjects(*_folders_of(run.dataset))
@@ -156,17 +157,9 @@ def read_records(runs: Iterable[Run]) -> dict[str, TrainingRecord]:
     return {run: record for run, record in found.items() if record is not None}
 
 
-def _folder(name: str) -> Path:
-    if not os.environ.get(name):
-        raise MissingFileError(
-            f"the variable {name} is not set: it names one of nnU-Net's three folders", code="variable-unset"
-        )
-    return Path(os.environ[name])
-
-
 def _trained(given: str) -> Path:
     """A dataset's folder in ``nnUNet_results``; its raw data need not exist."""
-    results = _folder("nnUNet_results")
+    results = nnunet_folder("nnUNet_results")
     dataset = find_dataset(given, results)
     if dataset.folder is None:
         raise MissingFileError(f"no trained models of dataset {given} in {results}", code="model-missing")

@@ -10,7 +10,7 @@ from typing import Any
 
 from nnunet_fm.errors import code_of
 from nnunet_fm.io.dataset_json import canonical
-from nnunet_fm.io.dataset_names import find_datasets, several
+from nnunet_fm.io.dataset_names import find_datasets, several, short_name
 from nnunet_fm.io.untrusted import read_object
 from nnunet_fm.studies.schema import StudyError
 
@@ -32,8 +32,7 @@ class Dataset:
     @property
     def short(self) -> str:
         """The name without the number."""
-        match = NUMBERED.fullmatch(self.name)
-        return match[2] if match else self.name
+        return short_name(self.name)
 
     @property
     def number(self) -> int:

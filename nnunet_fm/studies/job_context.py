@@ -9,17 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_fm.cpu import limits
+from nnunet_fm.io.dataset_names import VARIABLES, nnunet_folder
 from nnunet_fm.io.locks import Lock
-from nnunet_fm.studies.process import StepError, run_command, thread_variables
+from nnunet_fm.studies.process import run_command, thread_variables
 
-PATHS = (
-    "nnUNet_raw",
-    "nnUNet_preprocessed",
-    "nnUNet_results",
-    "nnUNet_extTrainer",
-    "NNUNET_FM_WEIGHTS",
-    "NNUNET_FM_CARDS",
-)
+PATHS = (*VARIABLES, "nnUNet_extTrainer", "NNUNET_FM_WEIGHTS", "NNUNET_FM_CARDS")
 """Variables that name folders."""
 
 
@@ -50,34 +44,30 @@ class JobContext:
 
     def raw(self, dataset: str) -> Path:
         """A dataset's folder in ``nnUNet_raw``."""
-        return nnunet_folder("nnUNet_raw") / dataset
+        return absolute_folder("nnUNet_raw") / dataset
 
     def preprocessed(self, dataset: str) -> Path:
         """A dataset's folder in ``nnUNet_preprocessed``."""
-        return nnunet_folder("nnUNet_preprocessed") / dataset
+        return absolute_folder("nnUNet_preprocessed") / dataset
 
     def model(self) -> Path:
         """Folder of the model that the job trains or uses."""
         what = self.what
         name = f"{what['trainer']}__{what['plans']}__{what['configuration']}"
-        return nnunet_folder("nnUNet_results") / what["dataset"] / name
+        return absolute_folder("nnUNet_results") / what["dataset"] / name
 
     def fold(self) -> Path:
         """Folder of the model's fold."""
         return self.model() / f"fold_{self.what['fold']}"
 
 
-def nnunet_folder(name: str) -> Path:
-    """One of nnU-Net's three folders, as an absolute path: jobs work in the study's folder.
+def absolute_folder(variable: str) -> Path:
+    """One of nnU-Net's three folders as an absolute path, because jobs work in the study's folder.
 
     Raises:
-        StepError: if its variable is not set.
+        MissingFileError: if the variable is not set.
     """
-    if not os.environ.get(name):
-        raise StepError(
-            f"the variable {name} is not set: it names one of nnU-Net's three folders", code="variable-unset"
-        )
-    return Path(os.environ[name]).absolute()
+    return nnunet_folder(variable).absolute()
 
 
 def environment() -> dict[str, str]:
@@ -94,8 +84,8 @@ def lock_path(folder: Path, rule: str, job: str, what: Mapping[str, Any]) -> Pat
     """
     if rule in ("plan", "adapt", "preprocess"):
         kind = "preprocess" if rule == "preprocess" else "plan"
-        return nnunet_folder("nnUNet_preprocessed") / what["dataset"] / ".locks" / f"{kind}.lock"
+        return absolute_folder("nnUNet_preprocessed") / what["dataset"] / ".locks" / f"{kind}.lock"
     if rule == "train":
         model = f"{what['trainer']}__{what['plans']}__{what['configuration']}__fold_{what['fold']}"
-        return nnunet_folder("nnUNet_results") / what["dataset"] / ".locks" / f"{model}.lock"
+        return absolute_folder("nnUNet_results") / what["dataset"] / ".locks" / f"{model}.lock"
     return folder / ".locks" / f"{job}.lock"

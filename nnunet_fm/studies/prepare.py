@@ -12,19 +12,19 @@ import yaml
 
 from nnunet_fm.cpu.limits import usable_cores
 from nnunet_fm.io.atomic_write import write_text
+from nnunet_fm.io.dataset_names import VARIABLES
 from nnunet_fm.models.registry import get_card
 from nnunet_fm.studies.datasets import how_to_convert
 from nnunet_fm.studies.estimate import Estimate, Estimator
 from nnunet_fm.studies.expand import Expansion, expand
 from nnunet_fm.studies.gpus import visible_gpus
-from nnunet_fm.studies.job_context import nnunet_folder
+from nnunet_fm.studies.job_context import absolute_folder
 from nnunet_fm.studies.job_markers import write_json
 from nnunet_fm.studies.jobs import Job, make_jobs
 from nnunet_fm.studies.schema import Study
 from nnunet_fm.weights.cache import find
 
 JOBS, STUDY = "jobs.json", "study.yaml"
-FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 OURS = ("nnUNet_", "NNUNET_FM_")
 """Prefixes of variables that are passed to jobs on other machines."""
 
@@ -87,7 +87,7 @@ class Prepared:
             "folder": str(jobs_of),
             "variables": sorted(name for name in os.environ if name.startswith(OURS)),
             "runs": {run: list(training.targets) for run, training in self.expansion.trainings.items()},
-            "raw": str(nnunet_folder("nnUNet_raw")),
+            "raw": str(absolute_folder("nnUNet_raw")),
             "jobs": {job.id: {**asdict(job), **self._share(job)} for job in self.jobs.values()},
         }
         write_json(folder / JOBS, content)
@@ -154,9 +154,9 @@ def prepare(study: Study, cores: int | None, *, elsewhere: bool) -> Prepared:
 
     Raises:
         StudyError: if its parts do not fit each other or the data.
-        StepError: if one of nnU-Net's folders is not set.
+        MissingFileError: if one of nnU-Net's folders is not set.
     """
-    raw, preprocessed, results = (nnunet_folder(name) for name in FOLDERS)
+    raw, preprocessed, results = (absolute_folder(name) for name in VARIABLES)
     expansion = expand(study, raw, results)
     jobs, machine = make_jobs(expansion), find_machine(study, cores, elsewhere=elsewhere)
     estimator = Estimator(

@@ -11,7 +11,7 @@ from nnunet_fm.checks import folders, machine
 from tests.helpers.control_groups import make_control_groups
 from tests.helpers.datasets import nnunet_folders, write_dataset
 
-VARIABLES = (*folders.PATHS, hook_checks.EXTERNAL_TRAINERS, "NNUNET_FM_HOOK", "OMP_WAIT_POLICY")
+VARIABLES = (*folders.VARIABLES, hook_checks.EXTERNAL_TRAINERS, "NNUNET_FM_HOOK", "OMP_WAIT_POLICY")
 VARIABLES += (machine.LOADERS, machine.WORKERS)
 
 

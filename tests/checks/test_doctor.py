@@ -27,8 +27,8 @@ def test_exit_code_and_json(command: Command, monkeypatch: pytest.MonkeyPatch, t
     result = json.loads(out)
     assert code == 1 and result["usable"] is False
     problems = [check for check in result["checks"] if check["state"] == "problem"]
-    assert {check["name"] for check in problems} == set(folders.PATHS) and all(check["cure"] for check in problems)
-    for name in folders.PATHS:
+    assert {check["name"] for check in problems} == set(folders.VARIABLES) and all(check["cure"] for check in problems)
+    for name in folders.VARIABLES:
         monkeypatch.setenv(name, str(tmp_path))
     code, out, _ = command()
     assert code == 0 and out.endswith("Ready.\n") and "\x1b" not in out
@@ -52,7 +52,7 @@ def test_forecast_and_fix_from_the_command_line(
 
 @pytest.mark.slow
 def test_doctor_finds_the_hook_alive_in_an_installation(fresh_venv: Any, tmp_path: Path) -> None:
-    paths = dict.fromkeys(folders.PATHS, str(tmp_path))
+    paths = dict.fromkeys(folders.VARIABLES, str(tmp_path))
     done = fresh_venv.run("nnunet-fm", "doctor", "--json", env=paths)
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     assert checks["hook"]["state"] == "ok" and checks["commands"]["state"] == "ok"

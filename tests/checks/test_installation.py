@@ -62,7 +62,7 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("free", "state"), [(30 * GB, "ok"), (5 * GB, "note"), (GB // 2, "problem")])
 def test_a_disk_with_little_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, state: str) -> None:
-    for name in folders.PATHS:
+    for name in folders.VARIABLES:
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(100 * GB, 0, free))
     found = by_name(folders.folders())
@@ -70,7 +70,7 @@ def test_a_disk_with_little_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_results_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in folders.PATHS:
+    for name in folders.VARIABLES:
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setattr("os.access", lambda *_: False)  # for root nothing is read-only
     found = by_name(folders.folders())

@@ -27,7 +27,7 @@ def age(path: Path, days: float = 2) -> Path:
 def test_fix_makes_folders_and_removes_what_is_stale_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    variables = {name: tmp_path / name for name in folders.PATHS}
+    variables = {name: tmp_path / name for name in folders.VARIABLES}
     for name, folder in variables.items():
         monkeypatch.setenv(name, str(folder))
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "scratch"))

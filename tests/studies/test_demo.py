@@ -75,11 +75,11 @@ def test_a_failed_step_shows_the_end_of_its_output(tmp_path: Path) -> None:
 
 def test_a_demo_that_is_ended_ends_its_commands(tmp_path: Path) -> None:
     code = (
-        "import signal, sys; from pathlib import Path; from nnunet_fm.cli.demo import _end\n"
+        "import sys; from pathlib import Path; from nnunet_fm.cli.console import exit_on_sigterm\n"
         "from nnunet_fm.studies.demo import Demo\n"
-        "signal.signal(signal.SIGTERM, _end)\n"
         "words = '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'\n"
-        "Demo(Path(sys.argv[1]), as_json=True).nnunet('train', Path(sys.executable).name, *words)\n"
+        "with exit_on_sigterm():\n"
+        "    Demo(Path(sys.argv[1]), as_json=True).nnunet('train', Path(sys.executable).name, *words)\n"
     )
     demo = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
     log, deadline = tmp_path / "logs" / "train.txt", time.monotonic() + 60

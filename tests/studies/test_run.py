@@ -23,7 +23,7 @@ from nnunet_fm.cli import study as command
 from nnunet_fm.cli.app import app
 from nnunet_fm.io.locks import Lock
 from nnunet_fm.studies import run as running
-from nnunet_fm.studies.job_context import environment, nnunet_folder
+from nnunet_fm.studies.job_context import absolute_folder, environment
 from nnunet_fm.studies.job_markers import JobMarkers, write_json
 from nnunet_fm.studies.jobs import Job
 from nnunet_fm.studies.schema import StudyError
@@ -324,7 +324,7 @@ def test_jobs_work_elsewhere_with_absolute_paths(tmp_path: Path, monkeypatch: py
     for name, folder in (("nnUNet_raw", "raw"), ("NNUNET_FM_WEIGHTS", "../weights"), ("nnUNet_n_proc_DA", "2")):
         monkeypatch.setenv(name, folder)
     found = environment()
-    assert found["nnUNet_raw"] == str(tmp_path / "raw") == str(nnunet_folder("nnUNet_raw"))
+    assert found["nnUNet_raw"] == str(tmp_path / "raw") == str(absolute_folder("nnUNet_raw"))
     assert Path(found["NNUNET_FM_WEIGHTS"]).is_absolute() and found["nnUNet_n_proc_DA"] == "2"
     assert os.environ["nnUNet_raw"] == "raw"
 
