@@ -91,18 +91,20 @@ def with_messages(page: str) -> str:
 
 
 def as_list(explained: Collection[str]) -> str:
-    """All errors by part of the package, one line for each message.
+    """All errors by part of the package, one line for each message; each code is the anchor of one line or heading.
 
     Args:
         explained: codes that have a heading on the same page.
     """
-    lines = []
+    lines, anchored = [], set(explained)
     for part in dict.fromkeys(error.part for error in errors()):
         lines += [f"### {part}", ""]
         for code in sorted({error.code for error in errors() if error.part == part}):
             texts = [error.message for error in errors() if (error.part, error.code) == (part, code) and error.message]
-            shown = f"[`{code}`](#{code})" if code in explained else f"`{code}`"
-            lines += [f"* {shown}: {escaped(text)}" for text in texts] or [f"* {shown}: words of what has failed"]
+            for text in texts or ["words of what has failed"]:
+                shown = f"[`{code}`](#{code})" if code in anchored else f"`{code}`{{ #{code} }}"
+                anchored.add(code)
+                lines.append(f"* {shown}: {escaped(text)}")
         lines.append("")
     return "\n".join(lines)
 
@@ -145,16 +147,16 @@ class _Source:
             code = code.args[1]
         return code.value if isinstance(code, ast.Constant) and isinstance(code.value, str) else None
 
-    def _texts(self, node: ast.expr | None, scope: ast.AST, depth: int = 3) -> Iterator[str]:
+    def _texts(self, node: ast.expr | None, scope: ast.AST, depth: int = 4) -> Iterator[str]:
         """The texts that an expression may be: of a variable, those put into it; of a call, those returned."""
         if isinstance(node, ast.JoinedStr) and (ends := list(self._ends(node.values[-1], scope, depth))):
             head = template(ast.JoinedStr(node.values[:-1]))
             yield from (_without_repetition(head + end) for end in ends)
         elif isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp):
             yield template(node)
-        elif isinstance(node, ast.IfExp):
-            yield from self._texts(node.body, scope, depth)
-            yield from self._texts(node.orelse, scope, depth)
+        elif isinstance(node, ast.IfExp | ast.BoolOp):
+            for choice in [node.body, node.orelse] if isinstance(node, ast.IfExp) else node.values:
+                yield from self._texts(choice, scope, depth)
         elif isinstance(node, ast.Name) and depth:
             for value in _values(node, scope):
                 yield from self._texts(value, scope, depth - 1)

@@ -26,6 +26,10 @@ ERRORS = "<!-- errors -->"
 """Where the list of all errors goes: made when the site is, as messages change with the code."""
 
 
+FAULTS = "<!-- faults -->"
+"""Where the tables of faults go."""
+
+
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Pages as the site has them: with the messages of errors, and links that fit."""
 
@@ -42,6 +46,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         errors = _module("errors")
         explained = errors.HEADING.findall(markdown)
         markdown = errors.with_messages(markdown).replace(ERRORS, errors.as_list(explained))
+    if FAULTS in markdown:
+        errors = _module("errors")
+        tables = _module("faults").as_tables(lambda code: [errors.escaped(text) for text in errors.messages(code)])
+        markdown = markdown.replace(FAULTS, tables)
     return LINK.sub(fitted, markdown)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import errno
 import importlib
-import importlib.util
 import pickle
 import re
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from nnunet_fm.dataset_conversion.problems import ConversionError, Invalid, Prob
 from nnunet_fm.errors import FMError, WriteError, code_of, one_line
 from nnunet_fm.models.names import UnknownNameError
 from nnunet_fm.planfile.schema import PlanError
+from tests.helpers.site_programs import site_program
 
 REPOSITORY = Path(__file__).parents[2]
 CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)+")
@@ -40,16 +40,6 @@ def error_classes() -> dict[str, type[FMError]]:
                 found[kind.__name__] = kind
                 waiting.append(kind)
     return found
-
-
-@cache
-def program() -> Any:
-    """``docs/errors.py``, which gathers the errors for the site."""
-    spec = importlib.util.spec_from_file_location("errors_of_the_source", REPOSITORY / "docs" / "errors.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def calls() -> Iterator[tuple[str, str, ast.Call]]:
@@ -135,7 +125,7 @@ def test_the_list_of_errors_has_every_code() -> None:
     made = {code for _, name, call in calls() if (code := named(name, call))}
     made |= {kind.code for kind in error_classes().values()} - {FMError.code}
     assert len(made) > 200
-    module = program()
+    module = site_program("errors")
     assert set(module.codes()) == made
     parts = [*(REPOSITORY / "nnunet_fm").glob("*.py"), *(REPOSITORY / "nnunet_fm").glob("*/__init__.py")]
     folders = {file.stem if file.name != "__init__.py" else file.parent.name for file in parts}
@@ -143,7 +133,7 @@ def test_the_list_of_errors_has_every_code() -> None:
 
 
 def test_messages_are_gathered_as_they_read() -> None:
-    module = program()
+    module = site_program("errors")
     assert "… has trained models (…) and would change." in module.messages("plan-trained")[0]
     assert any("is being trained by …" in text for text in module.messages("fold-busy"))  # made by a function
     assert any("'file_ending' must be" in text for text in module.messages("dataset-json"))  # put in at the end
@@ -155,7 +145,7 @@ def test_messages_are_gathered_as_they_read() -> None:
 
 
 def test_headings_of_troubleshooting_are_codes_and_get_their_messages() -> None:
-    module = program()
+    module = site_program("errors")
     headings = module.HEADING.findall(page())
     assert len(headings) > 20
     assert set(headings) <= set(module.codes())

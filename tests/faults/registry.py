@@ -9,18 +9,19 @@ import multiprocessing
 import os
 import re
 import resource
-import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from nnunet_fm.errors import one_line
 from tests.helpers.convert_tester import snapshot
 from tests.helpers.datasets import nnunet_folders, write_dataset
+from tests.helpers.site_programs import site_program
 from tests.helpers.tiny_models import write_model
 
 STAGES = (
@@ -42,19 +43,18 @@ PATIENCE = 120
 PRELOADED = ["tests.faults.all", "nnunet_fm.inference.predict"]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a fault led to.
+class Seen(NamedTuple):
+    """What a user sees of a fault: the code of the error, empty for one that is not ours, and the message."""
 
-    Attributes:
-        happened: how it ended, in a few words.
-        kept: what was there before and is there still; the function has looked.
-        message: the line that tells the user, empty where all went well.
-    """
+    code: str
+    text: str
 
-    happened: str
-    kept: str
-    message: str = ""
+
+def seen_in(line: str) -> Seen:
+    """What a printed line shows."""
+    found = re.fullmatch(r"(?:nnunet-fm: |Error: )?(.*?)(?: \[([a-z0-9-]+)\])?", line, re.DOTALL)
+    assert found is not None
+    return Seen(found[2] or "", found[1])
 
 
 @dataclass(frozen=True)
@@ -65,31 +65,53 @@ class Fault:
         name: of its function, with spaces.
         stage: of `STAGES`.
         broken: what is broken, in a sentence.
-        run: does it.
+        run: does it, and looks whether all is kept.
+        happens: how it ends, in a few words.
+        keeps: what was there before and is there still.
+        code: of the error that the user sees.
+        case: code of what a single case's failure is due to, where the error is that some have failed.
+        says: fixed words of a message that is not of this package, or has no code.
         slow: needs more than two seconds.
     """
 
     name: str
     stage: str
     broken: str
-    run: Callable[[Bench], Outcome]
+    run: Callable[[Bench], Seen | None]
+    happens: str
+    keeps: str
+    code: str = ""
+    case: str = ""
+    says: str = ""
     slow: bool = False
 
 
 FAULTS: dict[str, Fault] = {}
 
 
-def fault(stage: str, broken: str, *, slow: bool = False) -> Callable[[Callable[[Bench], Outcome]], Any]:
-    """Put a function on the list."""
+def fault(stage: str, broken: str, **about: Any) -> Callable[[Callable[[Bench], Seen | None]], Any]:
+    """Put a function on the list; ``about`` are the attributes of `Fault` from ``happens`` on."""
     assert stage in STAGES, stage
 
-    def add(function: Callable[[Bench], Outcome]) -> Callable[[Bench], Outcome]:
+    def add(function: Callable[[Bench], Seen | None]) -> Callable[[Bench], Seen | None]:
         name = function.__name__.replace("_", " ")
         assert name not in FAULTS, name
-        FAULTS[name] = Fault(name, stage, broken, function, slow)
+        FAULTS[name] = Fault(name, stage, broken, function, **about)
         return function
 
     return add
+
+
+def check(fault: Fault, seen: Seen | None) -> None:
+    """Compare what was seen of a fault with what its decorator says."""
+    if seen is None:
+        assert not (fault.code or fault.says), "nothing was seen"
+        return
+    assert seen.code == fault.code and fault.says in seen.text, seen
+    if fault.case:
+        messages = site_program("errors").messages(fault.case)
+        patterns = [".*".join(map(re.escape, text.strip("…: ").split("…"))) for text in messages]
+        assert any(re.search(pattern, seen.text) for pattern in patterns), seen
 
 
 class Bench:
@@ -135,25 +157,24 @@ class Bench:
         assert "Traceback" not in printed.getvalue(), printed.getvalue()
         return int(ended.value.code or 0), printed.getvalue()
 
-    def fails(self, *arguments: str | Path, code: int = 1) -> str:
-        """Run ``nnunet-fm``, which has to fail with this code; its last line."""
+    def fails(self, *arguments: str | Path) -> Seen:
+        """Run ``nnunet-fm``, which has to fail with exit code 1; its last line."""
         ended, printed = self.command(*arguments)
-        assert ended == code, (ended, printed)
-        return re.sub(r" \[[a-z0-9-]+\]$", "", self.shown(printed.strip().splitlines()[-1].removeprefix("nnunet-fm: ")))
+        assert ended == 1, (ended, printed)
+        return seen_in(printed.strip().splitlines()[-1])
 
-    def raises(self, kind: type[BaseException] | tuple[type[BaseException], ...], run: Callable[[], object]) -> str:
-        """Run a function, which has to raise an error with a message; the message."""
+    def raises(self, kind: type[BaseException] | tuple[type[BaseException], ...], run: Callable[[], object]) -> Seen:
+        """Run a function, which has to raise an error with a message."""
         printed = io.StringIO()
         with redirect_stdout(printed), redirect_stderr(printed), pytest.raises(kind) as raised:
             run()
-        text = " ".join(str(raised.value).split())
-        assert text
-        return self.shown(text)
+        assert str(raised.value).strip()
+        return seen_in(one_line(raised.value))
 
     def process(self, run: Callable[..., object], *arguments: Any, **variables: str) -> tuple[int, str]:
         """Run a function of a module in another process; its exit code (minus a signal) and what it printed.
 
-        An error of ours is printed as its message alone, as commands print it.
+        An error of ours is printed in one line, as commands print it.
         """
         process, output = self.start(run, *arguments, **variables)
         process.join(PATIENCE)
@@ -214,18 +235,6 @@ class Bench:
         after = [snapshot(folder) for folder in folders]
         assert after == before, [set(a.items()) ^ set(b.items()) for a, b in zip(after, before, strict=True)]
 
-    def shown(self, text: str) -> str:
-        """A message as the page shows it: without what differs from one machine or run to another."""
-        text = re.sub(r"\.\d+(?='$)", ".N", " ".join(text.split()))  # the process in the name of a temporary file
-        text = re.sub(r"/\S+\.cxx:\d+: ", "", text)  # where SimpleITK was built
-        for found, put in ((str(self.root.resolve()), "…"), (str(self.root), "…"), (socket.gethostname(), "HOST")):
-            text = text.replace(found, put)
-        return re.sub(
-            r"\bprocess \d+|(?<=left )[\d.]+(?= GB)|[\d.]+(?= GB left)",
-            lambda m: "N" if m[0][0] != "p" else "process N",
-            text,
-        )
-
 
 @contextmanager
 def without_override() -> Iterator[None]:
@@ -262,7 +271,7 @@ def _run(output: Path, environment: Mapping[str, str], run: Callable[..., object
         ours = type(error).__module__.startswith("nnunet_fm.") or isinstance(error, OSError)
         if not ours:
             raise
-        print(f"Error: {error}")
+        print(f"Error: {one_line(error)}")
         sys.exit(1)
 
 

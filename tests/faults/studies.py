@@ -7,26 +7,32 @@ import signal
 import time
 from pathlib import Path
 
-from tests.faults.registry import Bench, Outcome, fault
+from tests.faults.registry import Bench, Seen, fault
 
 STAGE = "Studies"
 
 
-def refused(at: Bench, text: str) -> Outcome:
+def refused(at: Bench, text: str) -> Seen:
     file = at.root / "study.yaml"
     file.write_text(text)
     with at.unchanged():
-        message = at.fails("study", file, "--dry-run")
-    return Outcome("refused, exit code 1", "all files", message)
+        seen = at.fails("study", file, "--dry-run")
+    return seen
 
 
-@fault(STAGE, "A study's file has a key with a typing error.")
-def a_study_with_a_wrong_key(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "A study's file has a key with a typing error.",
+    happens="refused, exit code 1",
+    keeps="all files",
+    code="study-field",
+)
+def a_study_with_a_wrong_key(at: Bench) -> Seen:
     return refused(at, "name: x\ndatasets: [501]\nmodells: [stunet_s]\n")
 
 
-@fault(STAGE, "A study's file is no YAML.")
-def a_study_that_is_no_yaml(at: Bench) -> Outcome:
+@fault(STAGE, "A study's file is no YAML.", happens="refused, exit code 1", keeps="all files", code="yaml-invalid")
+def a_study_that_is_no_yaml(at: Bench) -> Seen:
     return refused(at, "datasets: [501\nmodels: {\n")
 
 
@@ -38,8 +44,13 @@ def hold(path: Path) -> None:
     time.sleep(60)
 
 
-@fault(STAGE, "The process that held a study's lock was killed (SIGKILL).")
-def the_lock_of_a_killed_study(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "The process that held a study's lock was killed (SIGKILL).",
+    happens="taken over at once",
+    keeps="finished jobs, which are not repeated",
+)
+def the_lock_of_a_killed_study(at: Bench) -> None:
     from nnunet_fm.io.locks import Lock
 
     process, output = at.start(hold, at.root / "lock")
@@ -51,6 +62,4 @@ def the_lock_of_a_killed_study(at: Bench) -> Outcome:
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert lock.take() is None and lock.left_behind is not None
-    message = at.shown(str(holder))
     lock.release()
-    return Outcome("taken over at once", "finished jobs, which are not repeated", message)

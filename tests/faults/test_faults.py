@@ -1,4 +1,4 @@
-"""Every fault of `tests/faults` ends as its function says, and as the page of faults shows."""
+"""Every fault of `tests/faults` ends as it says."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.faults.all import FAULTS
-from tests.faults.page import row, rows
-from tests.faults.registry import Bench
+from tests.faults.registry import STAGES, Bench, check
+from tests.helpers.site_programs import site_program
 
 
 def parameters() -> list[object]:
@@ -22,18 +22,17 @@ def test_fault(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        outcome = FAULTS[name].run(Bench(tmp_path, monkeypatch))
+        check(FAULTS[name], FAULTS[name].run(Bench(tmp_path, monkeypatch)))
     finally:
         torch.set_num_threads(threads)
-    assert rows().get(FAULTS[name].broken) == row(name, outcome), "run `python -m tests.faults`, which writes the page"
 
 
-def test_the_page_lists_all_faults() -> None:
-    assert list(rows()) == [f.broken for f in sorted(FAULTS.values(), key=lambda f: list(stages()).index(f.stage))]
-    assert len(FAULTS) >= 60
-
-
-def stages() -> tuple[str, ...]:
-    from tests.faults.registry import STAGES
-
-    return STAGES
+def test_the_page_has_every_fault() -> None:
+    shown = site_program("faults").rows()
+    assert {(r.stage, r.broken, r.happens, r.keeps, r.code, r.case, r.says) for r in shown} == {
+        (f.stage, f.broken, f.happens, f.keeps, f.code, f.case, f.says) for f in FAULTS.values()
+    }
+    assert [row.stage for row in shown] == sorted((row.stage for row in shown), key=STAGES.index)
+    tables = site_program("faults").as_tables(site_program("errors").messages)
+    assert all(f"| {row.broken} |" in tables and row.code in tables for row in shown) and len(shown) > 150
+    assert {row.code for row in shown} | {row.case for row in shown} <= {"", *site_program("errors").codes()}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from nnunet_fm.weights.cache import MissingWeightsError
 from nnunet_fm.weights.files import CheckpointError, WeightsFileError, read_trained
 from tests.faults.planning import planned
 from tests.faults.planning import train as build
-from tests.faults.registry import Bench, Outcome, change_json, cut_in_half, fault
+from tests.faults.registry import Bench, Seen, change_json, cut_in_half, fault, seen_in
 from tests.helpers.convert_tester import snapshot
 from tests.helpers.tiny_models import write_model
 
@@ -87,8 +89,8 @@ def finished(at: Bench) -> None:
     assert read_trained(results(at) / "checkpoint_final.pth")["nnunet_fm"]["iteration"] == resumed.iteration
 
 
-def after_one_epoch(at: Bench, break_: Any, kind: type[Exception], *, epochs: int = 3) -> tuple[str, Any]:
-    """Train, break something when the first epoch is over and its checkpoint written; the message, and the trainer."""
+def after_one_epoch(at: Bench, break_: Any, kind: type[Exception], *, epochs: int = 3) -> Seen:
+    """Train, and break something when the first epoch is over and its checkpoint written."""
     prepare(at, epochs=epochs)
     made = trainer()
     epoch_end = made.on_epoch_end
@@ -100,30 +102,42 @@ def after_one_epoch(at: Bench, break_: Any, kind: type[Exception], *, epochs: in
             break_(made)
 
     made.on_epoch_end = on_epoch_end
-    message = at.raises(kind, made.run_training)
+    seen = at.raises(kind, made.run_training)
     assert read_trained(results(at) / "checkpoint_latest.pth")["current_epoch"] == 1
-    return message, made
+    return seen
 
 
 # Numbers that are none
 
 
-@fault(STAGE, "The loss becomes NaN in the second epoch.")
-def a_loss_that_is_nan(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "The loss becomes NaN in the second epoch.",
+    happens="stopped before any checkpoint is written",
+    keeps="the batch, in a file; the checkpoint of the epoch before, from which --c finishes the training",
+    code="loss-not-finite",
+)
+def a_loss_that_is_nan(at: Bench) -> Seen:
     def nan(made: Any) -> None:
         loss = made.loss
         made.loss = lambda *inputs: loss(*inputs) * float("nan")
 
-    message, _ = after_one_epoch(at, nan, NotFiniteError)
+    seen = after_one_epoch(at, nan, NotFiniteError)
     saved = torch.load(results(at) / BATCH_FILE, weights_only=True)
     assert saved["iteration"] == 3 and saved["data"].shape == (2, 1, 8, 8, 8) and set(saved["cases"]) <= set(CASES)
     finished(at)
-    kept = "the batch, in a file; the checkpoint of the epoch before, from which --c finishes the training"
-    return Outcome("stopped before any checkpoint is written", kept, named(message))
+    return seen
 
 
-@fault(STAGE, "The loss becomes infinite with fm_trainer, before the optimiser's step.", slow=True)
-def a_loss_that_is_infinite(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "The loss becomes infinite with fm_trainer, before the optimiser's step.",
+    happens="stopped before the step",
+    keeps="all weights; the batch, in a file",
+    code="loss-not-finite",
+    slow=True,
+)
+def a_loss_that_is_infinite(at: Bench) -> Seen:
     plans = planned(at)
     FMPreprocessor(verbose=False).run(501, "3d_fullres", plans["plans_name"], 1)
     made = build(at, plans)
@@ -131,13 +145,19 @@ def a_loss_that_is_infinite(at: Bench) -> Outcome:
     before = [p.detach().clone() for p in made.network.parameters()]
     made.batch_loss = lambda *_: torch.tensor(float("inf"), requires_grad=True)
     batch = {"data": torch.zeros(1, 1, 8, 8, 8), "target": torch.zeros(1, 1, 8, 8, 8), "keys": ["case_01"]}
-    message = at.raises(NotFiniteError, lambda: made.train_step(batch))
+    seen = at.raises(NotFiniteError, lambda: made.train_step(batch))
     assert all(map(torch.equal, before, made.network.parameters()))
-    return Outcome("stopped before the step", "all weights; the batch, in a file", message)
+    return seen
 
 
-@fault(STAGE, "A gradient is NaN where the loss is not: the weights are spoilt after the last step of an epoch.")
-def weights_that_are_nan(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "A gradient is NaN where the loss is not: the weights are spoilt after the last step of an epoch.",
+    happens="stopped, nothing is written over a good file",
+    keeps="the checkpoints of the epoch before",
+    code="training-diverged",
+)
+def weights_that_are_nan(at: Bench) -> Seen:
     def spoil(made: Any) -> None:
         save = made.save_checkpoint
 
@@ -148,16 +168,9 @@ def weights_that_are_nan(at: Bench) -> Outcome:
 
         made.save_checkpoint = spoilt
 
-    message, _ = after_one_epoch(at, spoil, NotFiniteError)
+    seen = after_one_epoch(at, spoil, NotFiniteError)
     finished(at)
-    return Outcome("stopped, nothing is written over a good file", "the checkpoints of the epoch before", message)
-
-
-def named(message: str) -> str:
-    """Which cases were drawn, and in which order, is chance."""
-    for case in CASES:
-        message = message.replace(case, "case")
-    return message.replace("case, case", "case …")
+    return seen
 
 
 # Two trainings
@@ -169,7 +182,7 @@ def hold(folder: Path, seconds: float) -> None:
         time.sleep(seconds)
 
 
-def two(at: Bench, run: Any) -> str:
+def two(at: Bench, run: Any) -> Seen:
     """Run something while another process trains in the same fold's folder."""
     results(at).mkdir(parents=True, exist_ok=True)
     process, output = at.start(hold, results(at), 60.0)
@@ -183,33 +196,49 @@ def two(at: Bench, run: Any) -> str:
         process.join()
 
 
-@fault(STAGE, "A training is started in the folder of one that runs.")
-def two_trainings_in_one_folder(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "A training is started in the folder of one that runs.",
+    happens="the second is refused before anything is built",
+    keeps="the first",
+    code="fold-busy",
+)
+def two_trainings_in_one_folder(at: Bench) -> Seen:
     prepare(at)
-    message = two(at, lambda: trainer().initialize())
-    assert "process N on HOST" in message
-    return Outcome("the second is refused before anything is built", "the first", message)
+    seen = two(at, lambda: trainer().initialize())
+    assert re.search(rf"process \d+ on {socket.gethostname()}", seen.text)
+    return seen
 
 
-@fault(STAGE, "A training is continued (--c) that still runs.")
-def continuing_what_still_runs(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "A training is continued (--c) that still runs.",
+    happens="the second is refused",
+    keeps="the first, and all checkpoints",
+    code="fold-busy",
+)
+def continuing_what_still_runs(at: Bench) -> Seen:
     prepare(at)
     trainer().run_training()
     (results(at) / "checkpoint_final.pth").rename(results(at) / "checkpoint_latest.pth")
     before = snapshot(results(at))
-    message = two(at, lambda: trainer(resume=True))
+    seen = two(at, lambda: trainer(resume=True))
     after = snapshot(results(at))
     assert all(after[name] == before[name] for name in before if name.endswith(".pth"))
-    return Outcome("the second is refused", "the first, and all checkpoints", message)
+    return seen
 
 
-@fault(STAGE, "The process that held a folder's lock was killed (SIGKILL).")
-def the_lock_of_a_dead_process(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "The process that held a folder's lock was killed (SIGKILL).",
+    happens="the next training takes the folder at once: the system ends a lock with its process",
+    keeps="the folder",
+)
+def the_lock_of_a_dead_process(at: Bench) -> None:
     prepare(at, epochs=1)
     two(at, lambda: trainer().initialize())
     assert json.loads((results(at) / FILE).read_text())["processes"][0][0] != os.getpid()
     trainer().run_training()
-    return Outcome("the next training takes the folder at once: the system ends a lock with its process", "the folder")
 
 
 # Killed
@@ -236,7 +265,7 @@ def train_and_die(where: str) -> None:
     os.fsync = fsync
 
 
-def killed(at: Bench, where: str, kept: str = "the checkpoints of the epoch before", **prepared: Any) -> Outcome:
+def killed(at: Bench, where: str, **prepared: Any) -> None:
     prepare(at, **prepared)
     code, printed = at.process(train_and_die, where)
     assert code == -signal.SIGKILL, (code, printed)
@@ -246,35 +275,59 @@ def killed(at: Bench, where: str, kept: str = "the checkpoints of the epoch befo
     if where == "checkpoint_best":
         assert read_trained(results(at) / "checkpoint_best.pth")["current_epoch"] == 1
     finished(at)
-    return Outcome("ends with the process", f"{kept}; --c finishes the training")
 
 
-@fault(STAGE, "A training is killed (SIGKILL) in an epoch.")
-def killed_in_an_epoch(at: Bench) -> Outcome:
-    return killed(at, "epoch")
+@fault(
+    STAGE,
+    "A training is killed (SIGKILL) in an epoch.",
+    happens="ends with the process",
+    keeps="the checkpoints of the epoch before; --c finishes the training",
+)
+def killed_in_an_epoch(at: Bench) -> None:
+    killed(at, "epoch")
 
 
-@fault(STAGE, "A training is killed (SIGKILL) while checkpoint_latest is written.")
-def killed_while_the_latest_checkpoint_is_written(at: Bench) -> Outcome:
-    kept = "the former checkpoint_latest: the new one has another name until it is on the disk"
-    return killed(at, "checkpoint_latest", kept, epochs=3)
+@fault(
+    STAGE,
+    "A training is killed (SIGKILL) while checkpoint_latest is written.",
+    happens="ends with the process",
+    keeps="the former checkpoint_latest: the new one has another name until it is on the disk; --c finishes it",
+)
+def killed_while_the_latest_checkpoint_is_written(at: Bench) -> None:
+    killed(at, "checkpoint_latest", epochs=3)
 
 
-@fault(STAGE, "A training is killed (SIGKILL) while checkpoint_best is written.")
-def killed_while_the_best_checkpoint_is_written(at: Bench) -> Outcome:
-    return killed(at, "checkpoint_best")
+@fault(
+    STAGE,
+    "A training is killed (SIGKILL) while checkpoint_best is written.",
+    happens="ends with the process",
+    keeps="the checkpoints of the epoch before; --c finishes the training",
+)
+def killed_while_the_best_checkpoint_is_written(at: Bench) -> None:
+    killed(at, "checkpoint_best")
 
 
-@fault(STAGE, "A training is killed (SIGKILL) while checkpoint_final is written.")
-def killed_while_the_final_checkpoint_is_written(at: Bench) -> Outcome:
-    return killed(at, "checkpoint_final")
+@fault(
+    STAGE,
+    "A training is killed (SIGKILL) while checkpoint_final is written.",
+    happens="ends with the process",
+    keeps="the checkpoints of the epoch before; --c finishes the training",
+)
+def killed_while_the_final_checkpoint_is_written(at: Bench) -> None:
+    killed(at, "checkpoint_final")
 
 
 # The disk
 
 
-@fault(STAGE, "The disk is full when a checkpoint is written.")
-def a_full_disk_while_a_checkpoint_is_written(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "The disk is full when a checkpoint is written.",
+    happens="stopped",
+    keeps="the checkpoints of the epoch before; no half-written file takes up the disk",
+    code="checkpoint-not-written",
+)
+def a_full_disk_while_a_checkpoint_is_written(at: Bench) -> Seen:
     soft = at.limit()
 
     def fill(made: Any) -> None:
@@ -286,14 +339,20 @@ def a_full_disk_while_a_checkpoint_is_written(at: Bench) -> Outcome:
 
         made.save_checkpoint = save_checkpoint
 
-    message, _ = after_one_epoch(at, fill, CheckpointError)
+    seen = after_one_epoch(at, fill, CheckpointError)
     assert at.limit() == soft and not list(results(at).glob("*.partial"))
     finished(at)
-    return Outcome("stopped", "the checkpoints of the epoch before; no half-written file takes up the disk", message)
+    return seen
 
 
-@fault(STAGE, "The results folder becomes read-only during a training.")
-def read_only_results(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "The results folder becomes read-only during a training.",
+    happens="stopped",
+    keeps="the checkpoints of the epoch before",
+    code="checkpoint-not-written",
+)
+def read_only_results(at: Bench) -> Seen:
     def lock(made: Any) -> None:
         save = made.save_checkpoint
 
@@ -303,29 +362,41 @@ def read_only_results(at: Bench) -> Outcome:
 
         made.save_checkpoint = save_checkpoint
 
-    message, _ = after_one_epoch(at, lock, CheckpointError)
+    seen = after_one_epoch(at, lock, CheckpointError)
     finished(at)
-    return Outcome("stopped", "the checkpoints of the epoch before", message)
+    return seen
 
 
 # Data
 
 
-def damaged(at: Bench, name: str, damage: Any) -> Outcome:
+def damaged(at: Bench, name: str, damage: Any) -> Seen:
     folder = prepare(at)
     for case in CASES:
         damage(folder / f"{case}{name}")
-    message = at.raises(LoadingError, lambda: trainer().run_training())
-    return Outcome("stopped, with the file to delete and the command to run", "all checkpoints", named(message))
+    seen = at.raises(LoadingError, lambda: trainer().run_training())
+    return seen
 
 
-@fault(STAGE, "Preprocessed images are cut off.")
-def preprocessed_cases_cut_off(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "Preprocessed images are cut off.",
+    happens="stopped, with the file to delete and the command to run",
+    keeps="all checkpoints",
+    code="case-damaged",
+)
+def preprocessed_cases_cut_off(at: Bench) -> Seen:
     return damaged(at, ".b2nd", cut_in_half)
 
 
-@fault(STAGE, "Preprocessed label maps hold garbage behind a good beginning.")
-def preprocessed_labels_garbled(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "Preprocessed label maps hold garbage behind a good beginning.",
+    happens="stopped, with the file to delete and the command to run",
+    keeps="all checkpoints",
+    code="case-damaged",
+)
+def preprocessed_labels_garbled(at: Bench) -> Seen:
     def garble(file: Path) -> None:
         content = file.read_bytes()
         middle = len(content) // 2
@@ -334,43 +405,73 @@ def preprocessed_labels_garbled(at: Bench) -> Outcome:
     return damaged(at, "_seg.b2nd", garble)
 
 
-@fault(STAGE, "Properties of preprocessed cases are empty files.")
-def preprocessed_properties_empty(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "Properties of preprocessed cases are empty files.",
+    happens="stopped, with the file to delete and the command to run",
+    keeps="all checkpoints",
+    code="case-damaged",
+)
+def preprocessed_properties_empty(at: Bench) -> Seen:
     return damaged(at, ".pkl", lambda file: file.write_bytes(b""))
 
 
-@fault(STAGE, "A preprocessed case was deleted that splits_final.json names.")
-def a_preprocessed_case_that_vanished(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "A preprocessed case was deleted that splits_final.json names.",
+    happens="refused before the first iteration",
+    keeps="all checkpoints",
+    code="split-cases",
+)
+def a_preprocessed_case_that_vanished(at: Bench) -> Seen:
     folder = prepare(at)
     trainer().do_split()
     (folder / "case_02.b2nd").unlink()
     (folder / "case_02_seg.b2nd").unlink()
-    message = at.raises(PlanError, lambda: trainer().run_training())
-    return Outcome("refused before the first iteration", "all checkpoints", message)
+    seen = at.raises(PlanError, lambda: trainer().run_training())
+    return seen
 
 
-@fault(STAGE, "dataset.json says more training cases than were preprocessed.")
-def fewer_cases_than_dataset_json_says(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "dataset.json says more training cases than were preprocessed.",
+    happens="refused before the first iteration",
+    keeps="data and plan",
+    code="cases-number",
+)
+def fewer_cases_than_dataset_json_says(at: Bench) -> Seen:
     folder = prepare(at)
     change_json(folder.parent / "dataset.json", numTraining=7)
-    message = at.raises(PlanError, lambda: trainer().run_training())
-    return Outcome("refused before the first iteration", "data and plan", message)
+    seen = at.raises(PlanError, lambda: trainer().run_training())
+    return seen
 
 
-@fault(STAGE, "A label map has no image, and stock preprocessing has left it out.")
-def a_label_map_that_was_not_preprocessed(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "A label map has no image, and stock preprocessing has left it out.",
+    happens="refused before anything is built",
+    keeps="data and plan",
+    code="images-missing",
+)
+def a_label_map_that_was_not_preprocessed(at: Bench) -> Seen:
     prepare(at)
     raw = at.dataset()
     (raw / "imagesTr" / "case_01_0000.nii.gz").unlink()
-    message = at.raises(PlanError, lambda: trainer().run_training())
-    return Outcome("refused before anything is built", "data and plan", message)
+    seen = at.raises(PlanError, lambda: trainer().run_training())
+    return seen
 
 
-@fault(STAGE, "Plans are trained that were not preprocessed.")
-def plans_that_are_not_preprocessed(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "Plans are trained that were not preprocessed.",
+    happens="refused before anything is built",
+    keeps="data and plan",
+    code="preprocessed-missing",
+)
+def plans_that_are_not_preprocessed(at: Bench) -> Seen:
     plans = planned(at)
-    message = at.raises(PlanError, lambda: build(at, plans).initialize())
-    return Outcome("refused before anything is built", "data and plan", message)
+    seen = at.raises(PlanError, lambda: build(at, plans).initialize())
+    return seen
 
 
 def workers(killed: bool) -> None:
@@ -390,20 +491,33 @@ def workers(killed: bool) -> None:
     made.run_training()
 
 
-@fault(STAGE, "The system kills a process that loads data, as it does when memory runs out.", slow=True)
-def a_loading_process_killed(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "The system kills a process that loads data, as it does when memory runs out.",
+    happens="stopped within a second",
+    keeps="checkpoints",
+    code="process-killed",
+    slow=True,
+)
+def a_loading_process_killed(at: Bench) -> Seen:
     prepare(at, epochs=200)
     code, printed = at.process(workers, True, nnUNet_n_proc_DA="2")
     # A thread of nnU-Net's loader may print its own end after it.
     last = [line for line in printed.splitlines() if line.startswith("Error: ")][-1:]
     assert code == 1 and last, printed
-    message = at.shown(last[0].removeprefix("Error: "))
-    assert "SIGKILL" in message and "nnUNet_n_proc_DA=1" in message, printed
-    return Outcome("stopped within a second", "checkpoints", named(message))
+    seen = seen_in(last[0])
+    assert "SIGKILL" in seen.text and "nnUNet_n_proc_DA=1" in seen.text, printed
+    return seen
 
 
-@fault(STAGE, "A training with loading processes is killed (SIGKILL).", slow=True)
-def loading_processes_of_a_killed_training(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "A training with loading processes is killed (SIGKILL).",
+    happens="its loading processes end with it",
+    keeps="memory: nnU-Net's own would wait for ever",
+    slow=True,
+)
+def loading_processes_of_a_killed_training(at: Bench) -> None:
     prepare(at, epochs=200)
     code, printed = at.process(workers, False, nnUNet_n_proc_DA="2")
     assert code == -signal.SIGKILL, printed
@@ -412,7 +526,6 @@ def loading_processes_of_a_killed_training(at: Bench) -> Outcome:
     while any(alive(int(pid)) for pid in line.split()[1:]):
         assert time.monotonic() < end, "a loading process lives on"
         time.sleep(0.05)
-    return Outcome("its loading processes end with it", "memory: nnU-Net's own would wait for ever")
 
 
 def alive(pid: int) -> bool:
@@ -422,93 +535,142 @@ def alive(pid: int) -> bool:
         return False
 
 
-@fault(STAGE, "One of two classes is in no training case.")
-def a_class_missing_in_training(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "One of two classes is in no training case.",
+    happens="trained; patches are drawn from the classes that are there",
+    keeps="all",
+)
+def a_class_missing_in_training(at: Bench) -> None:
     prepare(at, only_label=1, epochs=1)
     trainer().run_training()
-    return Outcome("trained; patches are drawn from the classes that are there", "all")
 
 
-@fault(STAGE, "All training images are smaller than the patch.")
-def training_images_smaller_than_the_patch(at: Bench) -> Outcome:
+@fault(STAGE, "All training images are smaller than the patch.", happens="trained; patches are padded", keeps="all")
+def training_images_smaller_than_the_patch(at: Bench) -> None:
     prepare(at, shape=(3, 5, 4), epochs=1)
     trainer().run_training()
-    return Outcome("trained; patches are padded", "all")
 
 
-@fault(STAGE, "Training images are one slice.")
-def training_images_of_one_slice(at: Bench) -> Outcome:
+@fault(STAGE, "Training images are one slice.", happens="trained; patches are padded", keeps="all")
+def training_images_of_one_slice(at: Bench) -> None:
     prepare(at, shape=(1, 12, 12), epochs=1)
     trainer().run_training()
-    return Outcome("trained; patches are padded", "all")
 
 
-def split(at: Bench, content: str) -> Outcome:
+def split(at: Bench, content: str) -> Seen:
     folder = prepare(at)
     (folder.parent / "splits_final.json").write_text(content)
-    message = at.raises(PlanError, lambda: trainer().run_training())
+    seen = at.raises(PlanError, lambda: trainer().run_training())
     assert not list(results(at).glob("*.pth"))
-    return Outcome("refused before the first iteration", "all files", message)
+    return seen
 
 
-@fault(STAGE, "splits_final.json is cut off.")
-def half_a_split(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "splits_final.json is cut off.",
+    happens="refused before the first iteration",
+    keeps="all files",
+    code="split-unreadable",
+)
+def half_a_split(at: Bench) -> Seen:
     return split(at, json.dumps([{"train": CASES[:4], "val": CASES[4:]}])[:40])
 
 
-@fault(STAGE, "splits_final.json names cases that are not there.")
-def a_split_of_other_cases(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "splits_final.json names cases that are not there.",
+    happens="refused before the first iteration",
+    keeps="all files",
+    code="split-cases",
+)
+def a_split_of_other_cases(at: Bench) -> Seen:
     return split(at, json.dumps([{"train": [*CASES[:4], "case_77"], "val": CASES[4:]}]))
 
 
-@fault(STAGE, "A fold of splits_final.json has no validation cases.")
-def a_fold_without_validation_cases(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "A fold of splits_final.json has no validation cases.",
+    happens="refused before the first iteration",
+    keeps="all files",
+    code="fold-empty",
+)
+def a_fold_without_validation_cases(at: Bench) -> Seen:
     return split(at, json.dumps([{"train": CASES, "val": []}]))
 
 
-@fault(STAGE, "splits_final.json holds no list of folds.")
-def a_split_of_another_form(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "splits_final.json holds no list of folds.",
+    happens="refused before the first iteration",
+    keeps="all files",
+    code="split-form",
+)
+def a_split_of_another_form(at: Bench) -> Seen:
     return split(at, json.dumps({"train": CASES[:4], "val": CASES[4:]}))
 
 
-@fault(STAGE, "splits_final.json does not have the fold.")
-def a_fold_that_the_split_does_not_have(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "splits_final.json does not have the fold.",
+    happens="trained on a random 80:20 split, as nnU-Net does, which says so",
+    keeps="all files",
+    says="I am now creating a random (but seeded) 80:20 split!",
+)
+def a_fold_that_the_split_does_not_have(at: Bench) -> Seen:
     folder = prepare(at, epochs=1)
     (folder.parent / "splits_final.json").write_text(json.dumps([{"train": CASES[:4], "val": CASES[4:]}]))
     made, said = trainer(3), []
     made.print_to_log_file = lambda *words, **_: said.append(" ".join(map(str, words)))
     made.run_training()
-    message = next(line for line in said if "random" in line)
-    return Outcome("trained on a random 80:20 split, as nnU-Net does, which says so", "all files", at.shown(message))
+    return seen_in(next(line for line in said if "random" in line))
 
 
 # Checkpoints and weights
 
 
-@fault(STAGE, "A training is continued from a checkpoint that is cut off.")
-def continuing_from_half_a_checkpoint(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "A training is continued from a checkpoint that is cut off.",
+    happens="refused",
+    keeps="all files",
+    code="weights-cut-off",
+)
+def continuing_from_half_a_checkpoint(at: Bench) -> Seen:
     prepare(at, epochs=1)
     trainer().run_training()
     (results(at) / "checkpoint_final.pth").rename(results(at) / "checkpoint_latest.pth")
     cut_in_half(results(at) / "checkpoint_latest.pth")
-    message = at.raises(WeightsFileError, lambda: trainer(resume=True))
-    return Outcome("refused", "all files", message)
+    seen = at.raises(WeightsFileError, lambda: trainer(resume=True))
+    return seen
 
 
-@fault(STAGE, "A training is continued from a checkpoint of a network of another size.")
-def continuing_with_another_network(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "A training is continued from a checkpoint of a network of another size.",
+    happens="refused",
+    keeps="all files",
+    code="weights-mismatch",
+)
+def continuing_with_another_network(at: Bench) -> Seen:
     folder = prepare(at, epochs=1)
     trainer().run_training()
     (results(at) / "checkpoint_final.pth").rename(results(at) / "checkpoint_latest.pth")
     plans = json.loads((folder.parent / "Tiny.json").read_text())
     plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 8, 16]
     (folder.parent / "Tiny.json").write_text(json.dumps(plans))
-    message = at.raises(WeightsFileError, lambda: trainer(resume=True))
-    return Outcome("refused", "all files", message)
+    seen = at.raises(WeightsFileError, lambda: trainer(resume=True))
+    return seen
 
 
-@fault(STAGE, "The official weights of the plan are not at hand.")
-def official_weights_that_are_missing(at: Bench) -> Outcome:
+@fault(
+    STAGE,
+    "The official weights of the plan are not at hand.",
+    happens="refused before anything is built",
+    keeps="data and plan",
+    code="weights-missing",
+)
+def official_weights_that_are_missing(at: Bench) -> Seen:
     plans = planned(at)
-    message = at.raises(MissingWeightsError, lambda: build(at, plans, name="fm_trainer").initialize())
-    return Outcome("refused before anything is built", "data and plan", message)
+    seen = at.raises(MissingWeightsError, lambda: build(at, plans, name="fm_trainer").initialize())
+    return seen
