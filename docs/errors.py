@@ -157,10 +157,10 @@ class _Source:
         elif isinstance(node, ast.IfExp | ast.BoolOp):
             for choice in [node.body, node.orelse] if isinstance(node, ast.IfExp) else node.values:
                 yield from self._texts(choice, scope, depth)
-        elif isinstance(node, ast.Name) and depth:
+        elif isinstance(node, ast.Name) and depth > 0:
             for value in _values(node, scope):
                 yield from self._texts(value, scope, depth - 1)
-        elif isinstance(node, ast.Call) and depth and (function := self.functions.get(_name(node))):
+        elif isinstance(node, ast.Call) and depth > 0 and (function := self.functions.get(_name(node))):
             for inner in ast.walk(function):
                 if isinstance(inner, ast.Return):
                     yield from self._texts(inner.value, function, depth - 1)

@@ -104,7 +104,8 @@ def convert(
 
 def _print_failure(error: ConversionError, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"status": "failed", "reason": str(error), "problems": _rows(error.problems)}, indent=2))
+        failure = {"status": "failed", "reason": str(error), "code": error.code, "problems": _rows(error.problems)}
+        print(json.dumps(failure, indent=2))
     elif len(error.problems) > 1:  # printed with --quiet, too
         _print_problems(error.problems)
 
