@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -199,6 +199,9 @@ def _outputs(labels: Mapping[str, Any]) -> int:
 
 
 def _planned(preprocessed: Path | None, configuration: str | None, plans: str | None) -> Planned | None:
+    from nnunet_fm.planfile.schema import PlanError
+    from nnunet_fm.planfile.training_config import complete_entry
+
     files = {file.stem: file for file in preprocessed.glob("[!.]*Plans*.json")} if preprocessed else {}
     if not files and plans is None and configuration is None:
         return None
@@ -220,13 +223,10 @@ def _planned(preprocessed: Path | None, configuration: str | None, plans: str | 
             f"plans '{name}' have no configuration '{chosen}', only {', '.join(configurations)}: pass another -c or -p",
             code="configuration-missing",
         )
-    entry: dict[str, Any] = {}
-    parents: Sequence[str] = []
-    following: str | None = chosen
-    while following is not None and following not in parents:
-        parents = [*parents, following]
-        entry = {**configurations[following], **entry}
-        following = configurations[following].get("inherits_from")
+    try:
+        entry = complete_entry(content, chosen)
+    except PlanError as error:
+        raise UnknownDatasetError(str(error), code=error.code) from None
     return Planned(
         plans=name,
         configuration=chosen,

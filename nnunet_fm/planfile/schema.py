@@ -18,6 +18,8 @@ KEY = "nnunet_fm"
 STOCK_KEY = "nnunet_fm_stock"
 VERSION = 1
 
+Method = Literal["selftraining", "entropymin"]
+"""Method of adaptation."""
 ADAPTATION_EPOCHS = {"selftraining": 20, "entropymin": 2}
 """Passes over the target's training cases by method, as published; longer entropy minimisation over-fits."""
 STOCK_ITERATIONS = 250_000
@@ -92,7 +94,7 @@ class Adaptation(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
-    method: Literal["selftraining", "entropymin"]
+    method: Method
     source: Name
     model_folder: str
     fold: Name = "0"

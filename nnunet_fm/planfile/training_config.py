@@ -131,11 +131,11 @@ def _parts(
         raise PlanError(f"plans '{plans.get('plans_name')}': {error}", code="weights-unknown") from None
 
 
-def check_configuration(config: TrainingConfig, plans: Mapping[str, Any], configuration: str) -> str | None:
-    """Check that the network can train a configuration; returns a warning or None.
+def complete_entry(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
+    """Entry of a configuration in the plans, with everything that it inherits from others.
 
     Raises:
-        PlanError: for a configuration of the wrong dimension, a recipe for the other one, or a cascade.
+        PlanError: for a configuration that does not exist or inherits from itself.
     """
     known = plans["configurations"]
     if configuration not in known:
@@ -145,12 +145,22 @@ def check_configuration(config: TrainingConfig, plans: Mapping[str, Any], config
         )
     entry: dict[str, Any] = {}
     chain, visited = configuration, []
-    while chain is not None:  # nnU-Net lets a configuration inherit from another
+    while chain is not None:
         visited.append(chain)
         entry = {**known[chain], **entry}
         chain = known[chain].get("inherits_from")
         if chain in visited:
             raise PlanError(f"configuration '{configuration}' inherits from itself", code="configuration-circle")
+    return entry
+
+
+def check_configuration(config: TrainingConfig, plans: Mapping[str, Any], configuration: str) -> str | None:
+    """Check that the network can train a configuration; returns a warning or None.
+
+    Raises:
+        PlanError: for a configuration of the wrong dimension, a recipe for the other one, or a cascade.
+    """
+    entry = complete_entry(plans, configuration)
     where = f"plans '{plans.get('plans_name')}', configuration '{configuration}'"
     _check_numbers(entry, where)
     dim = len(entry["patch_size"])

@@ -28,7 +28,7 @@ from nnunet_fm.models.card import Recipe
 from nnunet_fm.models.names import PLANS_PREFIX, TRAINER_PREFIX
 from nnunet_fm.models.variants import on_dataset
 from nnunet_fm.planfile.eval_datasets import differences
-from nnunet_fm.planfile.schema import ADAPTATION_EPOCHS, Adaptation, PlanError, PlanKey, changed_recipe
+from nnunet_fm.planfile.schema import ADAPTATION_EPOCHS, Adaptation, Method, PlanError, PlanKey, changed_recipe
 from nnunet_fm.planfile.trained_model import Source, read_source
 from nnunet_fm.planfile.write import save_plans, write_json
 from nnunet_fm.plans.geometry import converter_slice_axis
@@ -38,8 +38,6 @@ from nnunet_fm.plans.plan import Decision, ModelPlan, RawDataset, merge_reasons,
 from nnunet_fm.preprocessing.fingerprint import fingerprint
 from nnunet_fm.preprocessing.raw import check_channels, read_dataset_json, training_cases
 from nnunet_fm.published_quirks import trains_norms_only
-
-Method = Literal["selftraining", "entropymin"]
 
 LABELLED = 3
 """Volumes with labels in self-training, as published."""

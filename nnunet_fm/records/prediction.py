@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
 from nnunet_fm.io.atomic_write import write_text
 from nnunet_fm.io.untrusted import read_model
 from nnunet_fm.records.machine import processor_name
+
+if TYPE_CHECKING:
+    import torch
 
 FILE = "prediction_times.json"
 
@@ -103,4 +106,6 @@ class PredictionTimes(BaseModel):
 
 def device_name(device: torch.device) -> str:
     """``cpu``, ``mps``, or ``cuda`` with the name of the GPU."""
+    import torch
+
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type

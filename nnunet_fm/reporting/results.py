@@ -12,10 +12,12 @@ from pydantic import BaseModel, ConfigDict
 
 from nnunet_fm.data.subjects import Subjects, own_name
 from nnunet_fm.metrics.scores_table import COLUMNS
+from nnunet_fm.planfile.schema import Method
 from nnunet_fm.records.training import TrainingRecord
 
 Control = Literal["stock", "resenc", "scratch"]
-Method = Literal["selftraining", "entropymin"]
+METHODS: dict[str, str] = {"selftraining": "self-training", "entropymin": "entropy minimisation"}
+"""Names of the methods of adaptation in labels and tables."""
 
 
 class Run(BaseModel):

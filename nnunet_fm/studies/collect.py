@@ -13,13 +13,12 @@ from nnunet_fm.data.subjects import read_subjects
 from nnunet_fm.errors import MissingFileError
 from nnunet_fm.io.untrusted import read_yaml
 from nnunet_fm.metrics.scores_table import read_scores
+from nnunet_fm.records.prediction import FILE as TIMES
 from nnunet_fm.reporting.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, TIME_COLUMNS, Results, Run
 from nnunet_fm.studies.cases import CaseSet, dataset_json, label_names, without_seen
 from nnunet_fm.studies.collect_trained import collect_results, read_records, trained_on
 from nnunet_fm.studies.job_markers import read_json_or_none
 from nnunet_fm.studies.testing import LEFT_OUT, TESTED
-
-TIMES = "prediction_times.json"
 
 
 def collect(folder: Path) -> Results:

@@ -18,12 +18,11 @@ from nnunet_fm.models.names import PLANS_PREFIX, Spec, UnknownNameError
 from nnunet_fm.models.registry import get_card, grammar
 from nnunet_fm.planfile.schema import STOCK_KEY, PlanKey, StockKey
 from nnunet_fm.records.training import TrainingRecord
-from nnunet_fm.reporting.results import FILE_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, Results, Run
+from nnunet_fm.reporting.results import FILE_COLUMNS, METHODS, RUN_COLUMNS, SCORE_COLUMNS, Results, Run
 from nnunet_fm.studies.cases import dataset_json, label_names
 from nnunet_fm.studies.datasets import find_dataset
 from nnunet_fm.studies.job_names import digest, join, plain, with_cases
 from nnunet_fm.studies.plans import PLANS
-from nnunet_fm.studies.rows import METHODS
 
 STOCK_TRAINERS = ("nnUNetTrainer", "fm_trainer_stock")
 

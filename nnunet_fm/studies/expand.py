@@ -10,11 +10,11 @@ from typing import Any
 from nnunet_fm.errors import code_of
 from nnunet_fm.models.card import ModelCard
 from nnunet_fm.planfile.schema import STOCK_ITERATIONS
-from nnunet_fm.reporting.results import Run
+from nnunet_fm.reporting.results import METHODS, Run
 from nnunet_fm.studies.datasets import Dataset, find_dataset
 from nnunet_fm.studies.job_names import digest, join, plain, with_cases
 from nnunet_fm.studies.plans import StudyPlan, adapted_plan, model_plan, stock_plan
-from nnunet_fm.studies.rows import METHODS, rows
+from nnunet_fm.studies.rows import rows
 from nnunet_fm.studies.schema import DEFAULT_SEED, Study, StudyError
 
 

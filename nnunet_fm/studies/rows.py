@@ -13,9 +13,6 @@ from nnunet_fm.reporting.results import Control
 from nnunet_fm.studies.job_names import join
 from nnunet_fm.studies.schema import Model, Study, StudyError
 
-METHODS = {"selftraining": "self-training", "entropymin": "entropy minimisation"}
-"""Names of the methods of adaptation in labels."""
-
 
 @dataclass(frozen=True)
 class Row:

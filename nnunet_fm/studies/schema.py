@@ -27,6 +27,7 @@ from nnunet_fm.metrics.scores_table import METRICS
 from nnunet_fm.models.card import Recipe, ScratchRecipe, read_mirror
 from nnunet_fm.models.names import PLANS_PREFIX, TRAINER_PREFIX, Spec, UnknownNameError
 from nnunet_fm.models.registry import get_card, grammar
+from nnunet_fm.planfile.schema import Method
 
 Variant = Literal["mission", "official", "thesis", "nnunet", "quick"]
 ResEnc = Annotated[
@@ -146,7 +147,7 @@ class Controls(_StudyPart):
 class Adapt(_StudyPart):
     """Adaptation of every model of another domain to a dataset; see ``nnunet-fm adapt``."""
 
-    method: Literal["selftraining", "entropymin"]
+    method: Method
     labelled: NonNegativeInt | None = None
     confidence: float | None = Field(None, ge=0, lt=1)
     update_every: PositiveInt | None = None

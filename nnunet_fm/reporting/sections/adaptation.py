@@ -5,11 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from nnunet_fm.reporting.generalisation import DG, DS, LOSS, SHIFT, adaptation
+from nnunet_fm.reporting.results import METHODS
 from nnunet_fm.reporting.sections.context import Context
 from nnunet_fm.reporting.sections.elements import Column, Section, Table
 from nnunet_fm.reporting.sections.numbers import signed
-
-METHODS = {"selftraining": "self-training", "entropymin": "entropy minimisation"}
 
 
 def adaptation_section(context: Context) -> Section:

@@ -12,7 +12,7 @@ import pandas as pd
 from nnunet_fm.metrics.label_map import read_label_map
 from nnunet_fm.metrics.labels import foreground, read_dataset_json
 from nnunet_fm.reporting.figures.style import plain_names
-from nnunet_fm.reporting.sections.adaptation import METHODS
+from nnunet_fm.reporting.results import METHODS
 from nnunet_fm.reporting.sections.context import Context
 
 MOST_DATASETS = 6
