@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from nnunet_fm.errors import one_line
 from nnunet_fm.io.locks import Holder, Lock
 from nnunet_fm.studies import data, gpus, testing, training
 from nnunet_fm.studies.job_context import JobContext, lock_path
@@ -63,10 +64,10 @@ def main(arguments: Sequence[str] | None = None, steps: Mapping[str, Callable[[J
         print(f"--- {_now()} {INTERRUPTED_BY}{error}", flush=True)
         return INTERRUPTED
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, CommandError):
-            reason = f"{reason}: {_last_line(markers.log(job['rule'], given.id))}"
+            reason = f"{error}: {_last_line(markers.log(job['rule'], given.id))}"
         else:
+            reason = one_line(error)
             traceback.print_exc()
         print(f"--- {_now()} failed: {reason}", flush=True)
         write_json(markers.failed(job["rule"], given.id), {"title": job["title"], "reason": reason})

@@ -324,10 +324,11 @@ def test_a_finished_step_leaves_its_mark_last(jobs: Path) -> None:
 
 def test_a_failed_step_says_why(jobs: Path) -> None:
     def work(context: JobContext) -> None:
-        raise StepError("no\n  luck")
+        raise StepError("no\n  luck", code="some-code")
 
     assert steps.main([str(jobs), "report-1"], {"report": work}) == 1
-    assert json.loads((jobs.parent / "failed" / "report" / "report-1.json").read_text())["reason"] == "no luck"
+    reason = json.loads((jobs.parent / "failed" / "report" / "report-1.json").read_text())["reason"]
+    assert reason == "no luck [some-code]"
     assert not (jobs.parent / "jobs").exists()
 
     def interrupted(context: JobContext) -> None:
