@@ -76,7 +76,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line: exit code 0 done, 1 failed with a one-line reason, 2 bad usage."""
+    """Run the command line: exit code 0 done, 1 failed with a one-line reason, 2 bad usage, 3 some cases failed."""
     choose_waiting()
     atexit.register(gc.freeze)  # else a garbage collection of all imported modules delays the exit by a second
     try:
@@ -88,4 +88,4 @@ def main() -> None:
         if isinstance(error, OSError) and error.errno == errno.ENOTDIR:
             reason += ": a part of this path is a file, correct the variable or option that names it"
         print(f"nnunet-fm: {reason}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(getattr(error, "exit_code", 1))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,6 +32,8 @@ Examples:
   nnunet-fm evaluate fold_0/validation labelsTr --chill --metrics Dice HD95
 
   nnunet-fm evaluate predictions labelsTs --per-slice --empty smoothed -o scores.json
+
+  nnunet-fm evaluate predictions --volumes -o volumes.csv
 
 Mind the order: predictions first. nnUNetv2_evaluate_folder takes the references first.
 
@@ -62,7 +64,10 @@ Predictions = Annotated[
     Path, typer.Argument(metavar="PRED", help="Folder of predicted label maps.", show_default=False)
 ]
 References = Annotated[
-    Path, typer.Argument(metavar="GT", help="Folder of references of the same names.", show_default=False)
+    Path | None,
+    typer.Argument(
+        metavar="GT", help="Folder of references of the same names; none with --volumes.", show_default=False
+    ),
 ]
 DatasetJson = Annotated[
     Path | None,
@@ -104,12 +109,15 @@ SizeFrom = Annotated[
     typer.Option("--size-from", help="Labels of the training cases.  [default: labelsTr beside GT, else GT]"),
 ]
 Chill = Annotated[bool, typer.Option("--chill", help="Leave out references without a prediction.")]
+Volumes = Annotated[
+    bool, typer.Option("--volumes", help="Without GT: measure the volume of each structure in PRED, in ml.")
+]
 Processes = Annotated[int, typer.Option("-np", min=1, help="Cases scored at the same time.")]
 
 
 def evaluate(
     predictions: Predictions,
-    references: References,
+    references: References = None,
     dataset_json: DatasetJson = None,
     output: Output = None,
     metrics: Metrics = None,
@@ -121,6 +129,7 @@ def evaluate(
     group_by: SizeGroups = GroupBy.training,
     size_from: SizeFrom = None,
     chill: Chill = False,
+    volumes: Volumes = False,
     processes: Processes = PROCESSES,
     quiet: Quiet = False,
     as_json: JsonObject = False,
@@ -128,6 +137,10 @@ def evaluate(
     """Dice, Jaccard, HD95 (mm), normalised surface Dice (NSD) and volumes (ml), per case and class."""
     from nnunet_fm.metrics.scores_table import METRICS
 
+    if volumes and references is not None:
+        raise OptionError("scores against GT have the volumes already: drop --volumes", code="option-conflict")
+    if references is None and not volumes:
+        raise OptionError("give GT, the folder of references, or --volumes", code="option-incomplete")
     chosen = _metrics(metrics, METRICS)
     if slice_axis is not None and slice_axis.lower() not in AXES:
         raise OptionError(
@@ -141,6 +154,10 @@ def evaluate(
         raise OptionError(
             "with --group-by case no training cases are looked at", param_hint="--size-from", code="option-conflict"
         )
+
+    if references is None:
+        _volumes(predictions, dataset_json, output, processes, quiet=quiet, as_json=as_json)
+        return
 
     from nnunet_fm.metrics.evaluation import EvaluationOptions
     from nnunet_fm.metrics.evaluation import evaluate as run
@@ -161,6 +178,27 @@ def evaluate(
         _print(done.scores)
         if output is not None:
             print(f"\n{output}")
+
+
+def _volumes(
+    folder: Path, dataset_json: Path | None, output: Path | None, processes: int, *, quiet: bool, as_json: bool
+) -> None:
+    """Measure the volumes of a folder's structures; write and print them."""
+    from nnunet_fm.io.atomic_write import write_text
+    from nnunet_fm.metrics.volumes import measure_volumes
+
+    with bars(hidden=quiet) as progress:
+        table = measure_volumes(folder, dataset_json, processes=processes, progress=progress("cases"))
+    rows = json.loads(table.to_json(orient="records"))
+    records: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        is_csv = output.suffix.lower() == ".csv"
+        write_text(output, table.to_csv(index=False) if is_csv else json.dumps(rows, indent=1) + "\n")
+    if as_json:
+        print(json.dumps(rows))
+    elif not quiet:
+        print_table([{name: f"{v:.2f}" if name == "ml" else str(v) for name, v in row.items()} for row in records])
 
 
 def _metrics(names: list[str] | None, known: tuple[str, ...]) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 
 import typer
 
@@ -18,6 +20,11 @@ from nnunet_fm.cli.console import bars, results_only
 from nnunet_fm.cli.option_error import OptionError
 from nnunet_fm.cli.options import Quiet
 from nnunet_fm.cpu.lazy_imports import importing_lightly, without_collection
+from nnunet_fm.errors import one_line
+
+if TYPE_CHECKING:
+    from nnunet_fm.inference.cases import CaseFailure
+    from nnunet_fm.records.prediction import CaseTimes, PredictionTimes
 
 EPILOG = """
 Examples:
@@ -29,6 +36,9 @@ Examples:
   nnunet-fm predict -i imagesTr -o OUT -d 501 -c 2d -f 0 --cases case_03 case_07 -device cpu -npp 0 -nps 0
 
 OUT/prediction_times.json has the seconds of each case; -npp 0 -nps 0 times them undisturbed.
+
+Exit codes: 0 all done, 1 nothing was predicted, 2 bad options, 3 some cases failed or files were left out,
+130 interrupted.
 """
 
 
@@ -88,7 +98,10 @@ Cases = Annotated[
     list[str] | None,
     typer.Option("--cases", help="Predict only these cases of the input folder.", metavar="NAME …"),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the times as JSON.")]
+Log = Annotated[
+    Path | None, typer.Option("--log", help="File to add a line to for each case and for the end, with the time.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print times, failed cases, skipped files and the error as JSON.")]
 
 
 def predict(
@@ -115,41 +128,100 @@ def predict(
     disable_progress_bar: DisableProgressBar = False,
     not_on_device: NotOnDevice = False,
     cases: Cases = None,
+    log: Log = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict as nnUNetv2_predict does, record the seconds of each case, and go on when one fails."""
     _check_model(model, dataset, configuration, plans, trainer)
     _check_values(folds, device, step_size, num_parts, part_id)
+    report = _Report(log)
+    failure: Exception | None = None
+    times: PredictionTimes | None = None
     with results_only(as_json=as_json, quiet=quiet):
-        with without_collection():
-            import torch
-        with importing_lightly():
-            from nnunet_fm.inference.inputs import ALL_FOLDS, ModelName, PredictionRequest
-            from nnunet_fm.inference.predict import PredictionError, predict_request
+        try:
+            with without_collection():
+                import torch
+            with importing_lightly():
+                from nnunet_fm.inference.inputs import ALL_FOLDS, ModelName, PredictionRequest
+                from nnunet_fm.inference.predict import predict_request
 
-        request = PredictionRequest(
-            model or ModelName(str(dataset), trainer, plans, str(configuration)), images, output,
-            folds=[int(fold) if fold.isdigit() else fold for fold in folds] if folds else ALL_FOLDS,
-            checkpoint=checkpoint, cases=cases, device=torch.device(device), tile_step_size=step_size,
-            mirroring=not disable_tta, save_probabilities=save_probabilities, overwrite=not continue_prediction,
-            processes_preprocessing=preprocessing, processes_export=exporting, previous_stage=previous_stage,
-            num_parts=num_parts, part_id=part_id, on_device=not not_on_device, verbose=verbose,
-        )  # fmt: skip
-        failure = None
-        with bars(hidden=disable_progress_bar or quiet) as bar:
-            try:
+            request = PredictionRequest(
+                model or ModelName(str(dataset), trainer, plans, str(configuration)), images, output,
+                folds=[int(fold) if fold.isdigit() else fold for fold in folds] if folds else ALL_FOLDS,
+                checkpoint=checkpoint, cases=cases, device=torch.device(device), tile_step_size=step_size,
+                mirroring=not disable_tta, save_probabilities=save_probabilities, overwrite=not continue_prediction,
+                processes_preprocessing=preprocessing, processes_export=exporting, previous_stage=previous_stage,
+                num_parts=num_parts, part_id=part_id, on_device=not not_on_device, verbose=verbose,
+            )  # fmt: skip
+            with bars(hidden=disable_progress_bar or quiet) as bar:
                 times = predict_request(
-                    request, on_case=_report_case, on_progress=bar("cases"), loading=importing_lightly
+                    request, on_case=report.case, on_progress=bar("cases"), loading=importing_lightly
                 )
-            except PredictionError as error:
-                failure, times = error, error.times
+        except KeyboardInterrupt:
+            report.interrupted()
+            raise typer.Exit(130) from None
+        except Exception as error:
+            failure, times = error, getattr(error, "times", None)
     if as_json:
-        print(times.model_dump_json(indent=1))
-    elif not quiet:
+        print(json.dumps(_content(times, failure), indent=1))
+    elif times is not None and not quiet:
         print(times.summary())
+    report.end(times, failure)
     if failure is not None:
         raise failure
+
+
+class _Report:
+    """Lines about the cases of a prediction: printed, and added to a log file with the time.
+
+    Args:
+        log: file of the log; None for no log.
+    """
+
+    def __init__(self, log: Path | None) -> None:
+        self._log, self._done = log, 0
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+
+    def case(self, case: str, result: CaseTimes | CaseFailure) -> None:
+        """Report that a case is done, or why it failed."""
+        if isinstance(reason := getattr(result, "reason", None), str):
+            self._write(f"{case} failed: {reason}", to=sys.stderr)
+        else:
+            self._done += 1
+            self._write(f"{case} done, {cast('CaseTimes', result).total:.1f} s")
+
+    def interrupted(self) -> None:
+        """Report how much is done, and how to go on."""
+        done = "1 case is done" if self._done == 1 else f"{self._done} cases are done"
+        self._write(f"interrupted, {done}: the same command with --continue_prediction goes on", to=sys.stderr)
+
+    def end(self, times: PredictionTimes | None, failure: Exception | None) -> None:
+        """Add the end to the log; it is printed elsewhere."""
+        if times is not None:
+            self._add(times.summary())
+        if failure is not None:
+            self._add(one_line(failure))
+
+    def _write(self, line: str, to: TextIO | None = None) -> None:
+        print(line, file=to or sys.stdout, flush=True)
+        self._add(line)
+
+    def _add(self, line: str) -> None:
+        if self._log is not None:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
+
+
+def _content(times: PredictionTimes | None, failure: Exception | None) -> dict[str, Any]:
+    """Return what ``--json`` prints: times of the cases, failed cases, skipped files and the error."""
+    return {
+        **({"cases": {}} if times is None else times.model_dump()),
+        "failed": getattr(failure, "failed", {}),
+        "skipped": getattr(failure, "left_out", {}),
+        "error": None if failure is None else {"code": getattr(failure, "code", "error"), "message": str(failure)},
+    }
 
 
 def _check_model(model: Path | None, dataset: str | None, configuration: str | None, plans: str, trainer: str) -> None:
@@ -178,13 +250,3 @@ def _check_values(folds: list[str] | None, device: str, step_size: float, num_pa
         raise OptionError(
             f"{part_id} is too large: parts count from 0 to {num_parts - 1}", param_hint="-part_id", code="option-value"
         )
-
-
-def _report_case(case: str, result: object) -> None:
-    """Print that a case is done, or why it failed."""
-    from nnunet_fm.inference.cases import CaseFailure
-
-    if isinstance(result, CaseFailure):
-        print(f"{case} failed: {result.reason}", file=sys.stderr)
-    else:
-        print(f"{case} done", flush=True)

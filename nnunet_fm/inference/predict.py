@@ -28,6 +28,8 @@ class PredictionError(FMError, RuntimeError):
     """Some cases could not be predicted, or some files of the input folder are no cases; all others were predicted."""
 
     code = "cases-failed"
+    exit_code = 3
+    """Exit code of a command that this error ends."""
 
     def __init__(
         self, failed: Mapping[str, str], times: PredictionTimes, left_out: Mapping[str, str] | None = None

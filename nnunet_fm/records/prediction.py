@@ -28,6 +28,11 @@ class CaseTimes(BaseModel):
     inference: float
     export: float
 
+    @property
+    def total(self) -> float:
+        """Seconds of all steps."""
+        return self.reading + self.preprocessing + self.inference + self.export
+
 
 STEPS = tuple(CaseTimes.model_fields)
 
