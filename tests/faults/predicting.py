@@ -39,7 +39,7 @@ def refused(at: Bench, *arguments: str | Path) -> Seen:
 
 def others_predicted(at: Bench, damaged: Path, images: Path, **model: object) -> Seen:
     """One of several images cannot be predicted; all others have to be."""
-    seen = at.fails(*call(at.model(**model), images, at.root / "out"))
+    seen = at.fails(*call(at.model(**model), images, at.root / "out"), exit_code=3)
     done = {file.name for file in (at.root / "out").glob("*.nii.gz")}
     cases = {f"{file.name[:7]}.nii.gz" for file in images.iterdir()}
     assert cases - done == {f"{damaged.name[:7]}.nii.gz"}, done
@@ -50,7 +50,7 @@ def others_predicted(at: Bench, damaged: Path, images: Path, **model: object) ->
 @fault(
     STAGE,
     "One of three images is cut off in its middle, which SimpleITK reads as zeros.",
-    happens="the case is named, all others are predicted, exit code 1",
+    happens="the case is named, all others are predicted, exit code 3",
     keeps="the label maps of the others",
     code="cases-failed",
     case="image-cut-off",
@@ -64,7 +64,7 @@ def an_image_cut_off_among_good_ones(at: Bench) -> Seen:
 @fault(
     STAGE,
     "One of three images is a text file with the name of an image.",
-    happens="the case is named, all others are predicted, exit code 1",
+    happens="the case is named, all others are predicted, exit code 3",
     keeps="the label maps of the others",
     code="cases-failed",
     case="image-damaged",
@@ -78,7 +78,7 @@ def an_image_that_is_none(at: Bench) -> Seen:
 @fault(
     STAGE,
     "One image is a series in time: it has four dimensions.",
-    happens="the case is named, all others are predicted, exit code 1",
+    happens="the case is named, all others are predicted, exit code 3",
     keeps="the label maps of the others",
     code="cases-failed",
     case="channels-count",
@@ -93,7 +93,7 @@ def a_4d_image(at: Bench) -> Seen:
 @fault(
     STAGE,
     "The two channels of one case have different sizes.",
-    happens="the case is named, all others are predicted, exit code 1",
+    happens="the case is named, all others are predicted, exit code 3",
     keeps="the label maps of the others",
     code="cases-failed",
     says="Not all input images have the same shape",
@@ -161,7 +161,7 @@ def renamed(at: Bench, old: str, new: str, **model: object) -> Seen:
 @fault(
     STAGE,
     "One image lacks the ending that the model was trained on; it lies beside two that have it.",
-    happens="the case is named, all others are predicted, exit code 1",
+    happens="the case is named, all others are predicted, exit code 3",
     keeps="the label maps of the others",
     code="cases-failed",
     says="does not end in .nii.gz",
@@ -328,7 +328,7 @@ def an_image_of_one_slice(at: Bench) -> None:
 @fault(
     STAGE,
     "A .nrrd image has a voxel that is NaN.",
-    happens="the case is named, all others are predicted, exit code 1",
+    happens="the case is named, all others are predicted, exit code 3",
     keeps="the label maps of the others",
     code="cases-failed",
     says="NaN or infinite",
@@ -341,7 +341,7 @@ def an_image_with_nan(at: Bench) -> Seen:
             image[4, 3, 2] = float("nan")
         sitk.WriteImage(image, str(file).replace(".nii.gz", ".nrrd"))
         file.unlink()
-    seen = at.fails(*call(at.model(file_ending=".nrrd"), images, at.root / "out"))
+    seen = at.fails(*call(at.model(file_ending=".nrrd"), images, at.root / "out"), exit_code=3)
     assert {file.name for file in (at.root / "out").glob("*.nrrd")} == {"case_00.nrrd", "case_02.nrrd"}
     return seen
 
@@ -460,7 +460,7 @@ def killed_in_export(at: Bench) -> None:
 @fault(
     STAGE,
     "The disk is full when the label maps are written.",
-    happens="each case is named, exit code 1",
+    happens="each case is named, exit code 3",
     keeps="no half-written label map; the same command works later",
     code="cases-failed",
     case="prediction-not-written",
@@ -469,7 +469,7 @@ def a_full_disk_in_export(at: Bench) -> Seen:
     images, model, output = at.images(2, shape=(56, 60, 58)), at.model(), at.root / "out"
     output.mkdir()
     with at.full_disk(5000):
-        seen = at.fails(*call(model, images, output))
+        seen = at.fails(*call(model, images, output), exit_code=3)
     assert "case_00" in seen.text and "case_01" in seen.text, seen
     assert list(output.glob("*.nii.gz")) == [] and not list(output.glob(".*.partial"))
     code, printed = at.command(*call(model, images, output, "--continue_prediction"))

@@ -157,10 +157,10 @@ class Bench:
         assert "Traceback" not in printed.getvalue(), printed.getvalue()
         return int(ended.value.code or 0), printed.getvalue()
 
-    def fails(self, *arguments: str | Path) -> Seen:
-        """Run ``nnunet-fm``, which has to fail with exit code 1; its last line."""
+    def fails(self, *arguments: str | Path, exit_code: int = 1) -> Seen:
+        """Run ``nnunet-fm``, which has to fail with this exit code; its last line."""
         ended, printed = self.command(*arguments)
-        assert ended == 1, (ended, printed)
+        assert ended == exit_code, (ended, printed)
         return seen_in(printed.strip().splitlines()[-1])
 
     def raises(self, kind: type[BaseException] | tuple[type[BaseException], ...], run: Callable[[], object]) -> Seen:
