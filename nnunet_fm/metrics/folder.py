@@ -68,17 +68,10 @@ def evaluate_folder(
     Warns:
         UserWarning: for labels that ``labels`` does not list, and for files that differ in origin or direction.
     """
-    unknown = set(metrics) - set(METRICS)
-    if unknown or not metrics:
-        raise InvalidValueError(
-            f"unknown metrics {sorted(unknown)}: choose from {', '.join(METRICS)}", code="metric-unknown"
-        )
     classes, ignore = scored_classes(labels, include_background)
     if not classes:
         raise InvalidValueError("there is no class to score: 'labels' has the background alone", code="classes-none")
-    settings = ScoringOptions(
-        classes, ignore, [m for m in METRICS if m in metrics], tolerance, empty, per_slice, slice_axis
-    )
+    settings = ScoringOptions(classes, ignore, _in_order(metrics), tolerance, empty, per_slice, slice_axis)
     pairs = paired_files(predictions, references, file_ending, cases)
     tasks = [(*files, settings) for files in pairs.values()]
     scores = dict(zip(pairs, over_files(score_files, tasks, processes, progress), strict=True))
@@ -116,6 +109,16 @@ def paired_files(
             f"no case of {references} has a prediction (*{file_ending}) in {predictions}", code="predictions-missing"
         )
     return {case: (found[case], expected[case]) for case in wanted}
+
+
+def _in_order(metrics: Sequence[str]) -> list[str]:
+    """Metrics in the order of `METRICS`; raises an InvalidValueError for an unknown one, or without any."""
+    unknown = set(metrics) - set(METRICS)
+    if unknown or not metrics:
+        raise InvalidValueError(
+            f"unknown metrics {sorted(unknown)}: choose from {', '.join(METRICS)}", code="metric-unknown"
+        )
+    return [metric for metric in METRICS if metric in metrics]
 
 
 def named(names: Sequence[str]) -> str:
