@@ -142,19 +142,7 @@ def evaluate(
     if references is None and not volumes:
         raise OptionError("give GT, the folder of references, or --volumes", code="option-incomplete")
     chosen = _metrics(metrics, METRICS)
-    if slice_axis is not None and slice_axis.lower() not in AXES:
-        raise OptionError(
-            f"'{slice_axis}' is not one of {', '.join(AXES)}", param_hint="--slice-axis", code="option-value"
-        )
-    if not (math.isfinite(tolerance) and tolerance >= 0):
-        raise OptionError(f"{tolerance} mm is no distance", param_hint="--tolerance", code="option-value")
-    if output is not None and output.suffix.lower() not in (".csv", ".json"):
-        raise OptionError(f"'{output}' ends neither in .csv nor in .json", param_hint="-o", code="option-value")
-    if group_by is GroupBy.case and size_from is not None:
-        raise OptionError(
-            "with --group-by case no training cases are looked at", param_hint="--size-from", code="option-conflict"
-        )
-
+    _check_values(slice_axis, tolerance, output, group_by, size_from)
     if references is None:
         _volumes(predictions, dataset_json, output, processes, quiet=quiet, as_json=as_json)
         return
@@ -178,6 +166,24 @@ def evaluate(
         _print(done.scores)
         if output is not None:
             print(f"\n{output}")
+
+
+def _check_values(
+    slice_axis: str | None, tolerance: float, output: Path | None, group_by: GroupBy, size_from: Path | None
+) -> None:
+    """Raise an OptionError for the first option with an illegal value."""
+    if slice_axis is not None and slice_axis.lower() not in AXES:
+        raise OptionError(
+            f"'{slice_axis}' is not one of {', '.join(AXES)}", param_hint="--slice-axis", code="option-value"
+        )
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise OptionError(f"{tolerance} mm is no distance", param_hint="--tolerance", code="option-value")
+    if output is not None and output.suffix.lower() not in (".csv", ".json"):
+        raise OptionError(f"'{output}' ends neither in .csv nor in .json", param_hint="-o", code="option-value")
+    if group_by is GroupBy.case and size_from is not None:
+        raise OptionError(
+            "with --group-by case no training cases are looked at", param_hint="--size-from", code="option-conflict"
+        )
 
 
 def _volumes(
