@@ -1,4 +1,4 @@
-"""Training cases whose label maps nothing may look at: they are replaced before anything is drawn or moved by them."""
+"""Training cases with hidden labels: label maps are replaced before patches are drawn or augmented."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 OUTSIDE = -1
-"""nnU-Net's label of what lies outside the image's nonzero region."""
+"""nnU-Net's label of voxels outside the image's nonzero region."""
 
 
 class HiddenLabels:
-    """nnU-Net's dataset with a marker in place of the labels of all cases but some.
+    """nnU-Net's dataset, in which all cases but the labelled ones have a marker instead of labels.
 
-    Where a loader would centre patches on labelled voxels of such a case it is given one at random, anew every time.
+    Patches that a loader would centre on a labelled voxel of such a case are centred on a random one.
 
     Args:
         data: nnU-Net's dataset.
         labelled: cases that keep their labels.
-        marker: label that no class has.
-        keep_outside: leave the marks of what lies outside the image's nonzero region, which nnU-Net's masked
-            normalisation needs.
+        marker: label of no class.
+        keep_outside: whether to keep `OUTSIDE`, which nnU-Net's masked normalisation needs.
     """
 
     def __init__(self, data: Any, labelled: Collection[str], marker: int, *, keep_outside: bool = False) -> None:
@@ -39,16 +38,19 @@ class HiddenLabels:
         if identifier in self.labelled:
             return data, segmentation, previous, properties
         shape = tuple(data.shape[1:])
-        anywhere = np.array([[0, *(np.random.randint(edge) for edge in shape)]])
+        anywhere = np.array([[0, *(np.random.randint(size) for size in shape)]])
         locations = {label: anywhere for label in properties.get("class_locations", {})}
         hidden = _Hidden((1, *shape), self.marker, segmentation if self.keep_outside else None)
         return data, hidden, previous, {**properties, "class_locations": locations}
 
 
 class _Hidden:
-    """A segmentation of a shape that is a marker everywhere; made when a patch is cut out, so that it takes no memory.
+    """A segmentation with the same marker everywhere, computed only for the patches that are cut out of it.
 
-    Where ``outside`` is given, a segmentation, its `OUTSIDE` is told as well.
+    Args:
+        shape: shape of the segmentation.
+        marker: its value.
+        outside: segmentation from which `OUTSIDE` is kept; None without.
     """
 
     def __init__(self, shape: tuple[int, ...], marker: int, outside: Any = None) -> None:
@@ -62,12 +64,12 @@ class _Hidden:
 
 
 def outside_marker(marker: int) -> int:
-    """Label of what lies outside the image in a patch whose labels are hidden by a marker."""
+    """Label of pixels outside the image in patches whose labels are hidden by ``marker``."""
     return marker + 1
 
 
 class MarkOutside(SegOnlyTransform):
-    """Marks what lies outside the image in patches of cases without labels: padding, and what a rotation brings in."""
+    """Mark pixels outside the image in patches of cases without labels, which padding and rotation bring in."""
 
     def __init__(self, marker: int) -> None:
         super().__init__()
@@ -79,7 +81,7 @@ class MarkOutside(SegOnlyTransform):
 
 
 def keep_hidden(pipeline: ComposeTransforms, marker: int) -> ComposeTransforms:
-    """Training transforms that leave patches without labels as such, where nnU-Net makes background of padding."""
+    """Add `MarkOutside` to training transforms, before nnU-Net turns padding into background."""
     transforms = list(pipeline.transforms)
     place = next(i for i, transform in enumerate(transforms) if isinstance(transform, RemoveLabelTransform))
     return ComposeTransforms([*transforms[:place], MarkOutside(marker), *transforms[place:]])

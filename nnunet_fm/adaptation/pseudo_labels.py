@@ -1,4 +1,4 @@
-"""Pseudo-labels of what a model is sure of, and the pool of these and of true labels that self-training learns from."""
+"""Pseudo-labels from confident predictions, and the pool of pseudo-labels and true labels for self-training."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from nnunet_fm.losses.adaptation import NOT_COUNTED
 
 @torch.no_grad()
 def predict(network: nn.Module, images: Tensor) -> Tensor:
-    """Logits ``(B, K, …)`` as in prediction: eval mode, full resolution; the network is left in its own mode.
+    """Predict logits ``(B, K, …)`` of full resolution in eval mode; the network's mode is restored.
 
-    A head of two stages gives the mean of both then.
+    In eval mode a head of two stages returns the mean of both.
     """
     training = network.training
     network.eval()
@@ -28,11 +28,11 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def pseudo_labels(logits: Tensor, confidence: float, *, regions: bool = False) -> Tensor:
-    """What a model predicts where its largest probability is at least ``confidence``, `NOT_COUNTED` elsewhere.
+    """Predicted labels where the largest probability is at least ``confidence``, `NOT_COUNTED` elsewhere.
 
     Args:
         logits: ``(B, K, …)``.
-        confidence: of the class; with regions of being inside or outside, for each region by itself.
+        confidence: smallest probability of the class; for each region, of being inside or outside.
         regions: whether outputs are regions (sigmoid) instead of classes (softmax).
 
     Returns:
@@ -52,11 +52,11 @@ def read_target(
     """Labels and unlabelled pixels of a loader's target of full resolution.
 
     Args:
-        target: label map ``(B, 1, …)``; or regions ``(B, R + 2 [+ 1], …)``, after which come the unlabelled pixels,
-            those outside the image and, where there is an ignore label, the ignored ones.
+        target: label map ``(B, 1, …)``; or regions ``(B, R + 2 [+ 1], …)`` with further channels for unlabelled pixels,
+            pixels outside the image and, with an ignore label, ignored pixels.
         marker: label of unlabelled pixels.
-        regions: their number, 0 for label maps.
-        ignore_label: as nnU-Net's.
+        regions: number of regions, 0 for label maps.
+        ignore_label: nnU-Net's ignore label; None without.
 
     Returns:
         Labels ``(B, 1, …)`` or ``(B, R, …)``, `NOT_COUNTED` where ignored or outside; unlabelled pixels
@@ -74,12 +74,12 @@ def read_target(
 
 
 def pool(labels: Tensor, unlabelled: Tensor, pseudo: Tensor) -> Tensor:
-    """Target of a batch: true labels, and pseudo-labels where there are none; shapes as `read_target` gives them."""
+    """Target of a batch: true labels, and pseudo-labels for unlabelled pixels; shapes as in `read_target`."""
     return torch.where(unlabelled, pseudo, labels)
 
 
 def at_scales(target: Tensor, like: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
-    """A target of full resolution in the sizes of a loader's targets, by nnU-Net's rule for deep supervision."""
+    """Resize a target of full resolution to the sizes of a loader's targets, by nnU-Net's rule for deep supervision."""
     if isinstance(like, Tensor):
         return target
     sizes = [scale.shape[2:] for scale in like]

@@ -1,4 +1,4 @@
-"""A teacher that makes pseudo-labels: a copy of the student, renewed now and then or averaged over time."""
+"""Teacher of self-training: a copy of the student, updated at intervals or averaged over time."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from torch import Tensor, nn
 
 
 class Teacher:
-    """A copy of a network whose trained weights follow those of the network.
-
-    What is frozen is not copied: both hold the same tensors.
+    """A copy of a network whose trained weights follow those of the network; frozen weights are shared.
 
     Args:
-        student: the network, with the weights that the teacher begins with.
-        momentum: an update keeps this share of the teacher's weights; None takes the student's as they are.
+        student: the network, with the teacher's initial weights.
+        momentum: share of the teacher's weights that an update keeps; None copies the student's.
     """
 
     def __init__(self, student: nn.Module, momentum: float | None = None) -> None:
@@ -26,7 +24,7 @@ class Teacher:
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
-        """Follow the student: trained weights by the momentum, buffers (statistics of batch norms) as they are."""
+        """Update trained weights with the momentum; buffers (statistics of batch norms) are copied."""
         for weight, of_student in zip(self.network.parameters(), student.parameters(), strict=True):
             if of_student.requires_grad:
                 weight.lerp_(of_student, 1 - (self.momentum or 0.0))
@@ -40,7 +38,7 @@ class Teacher:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         mine = self.state_dict()
         for name, tensor in state.items():
             mine[name].copy_(tensor)

@@ -1,4 +1,4 @@
-"""Which part of a trained network an adaptation trains."""
+"""Choice of the part of a trained network that an adaptation trains."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.networks.base import FoundationNetwork
 
 ADDED = ("stem", "rein", "ladder")
-"""Modules beside encoder and decoder: the mapping of image channels, and what adapters add."""
+"""Modules beside encoder and decoder: the channel stem, and modules of adapters."""
 
 
 def set_trainable(
     network: FoundationNetwork, part: Literal["head", "adapter", "all"], *, norms_only: bool = False
 ) -> None:
-    """Freeze what an adaptation leaves alone; frozen modules stay in eval mode, after ``network.train()`` too.
+    """Freeze the parts that an adaptation does not train; frozen modules stay in eval mode after ``network.train()``.
 
     Args:
-        network: as it was built for the source's training.
-        part: ``head``: what comes after the encoder, in 2D the decode head with its neck, in 3D the decoder; adapters
-            and channel stems stay as they are. A network that is not made of two such parts (plain U-Nets, Swin-Unet)
-            is trained whole. ``adapter``: what the source's training trained. ``all``: everything.
-        norms_only: of the head, only parameters with "norm" in their names, as Tent (arXiv 2006.10726).
+        network: network as built for the source's training.
+        part: ``head`` trains the decode head with its neck in 2D, the decoder in 3D, and the whole network if it has no
+            separate encoder (plain U-Nets, Swin-Unet). ``adapter`` trains the parameters that the source's training
+            trained, ``all`` everything.
+        norms_only: whether to train only parameters of the head with "norm" in their names, like Tent (arXiv
+            2006.10726).
 
     Raises:
-        ValueError: if no parameter of the head has such a name.
+        ValueError: if no parameter of the head has "norm" in its name.
     """
     if part == "all":
         network.requires_grad_(True)

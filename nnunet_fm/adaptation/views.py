@@ -1,6 +1,6 @@
-"""Two views of every training image: moved alike, but only the strong one distorted in its intensities.
+"""Two views of every training image with the same spatial augmentation; only the strong view's intensities change.
 
-Pseudo-labels of the weak view are labels of the strong one, pixel by pixel.
+Pseudo-labels of the weak view are therefore labels of the strong view, pixel by pixel.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from nnunet_fm.data.slice_augmentation import GreyLevels
 
 
 class Double(ImageOnlyTransform):
-    """The image twice: ``(C, …)`` -> ``(2 C, …)``, weak view first."""
+    """Repeat the image: ``(C, …)`` -> ``(2 C, …)``, weak view first."""
 
     def _apply_to_image(self, img: Tensor, **params: Any) -> Tensor:
         return torch.cat([img, img])
 
 
 class OnStrongView(ImageOnlyTransform):
-    """Another transform, of the second half of the channels."""
+    """Apply a transform to the second half of the channels."""
 
     def __init__(self, transform: BasicTransform) -> None:
         super().__init__()
@@ -41,8 +41,8 @@ def in_two_views(pipeline: ComposeTransforms, channels: int) -> ComposeTransform
     """Training transforms that return two views of an image, ``(C, …)`` -> ``(2 C, …)``, and one segmentation.
 
     Args:
-        pipeline: transforms of images with ``channels`` channels. Spatial ones treat all channels alike, so that they
-            move both views by the same draw; those of the image alone are for the strong view.
+        pipeline: transforms of images with C channels. Spatial transforms treat all channels alike, so that both views
+            move by the same draw; transforms of intensities are applied to the strong view only.
         channels: C.
     """
     return ComposeTransforms([Double(), *_in_two_views(pipeline.transforms, channels)])

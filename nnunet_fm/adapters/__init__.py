@@ -18,17 +18,17 @@ ADAPTERS = {
     "rein_lora": ("rein", "rein_lora"),
     "ladder": ("ladder", "ladder"),
 }
-"""Name -> module of this package, function of a network, and of arguments of its own."""
+"""Name -> module of this package, and its function, which takes a network and arguments of the adapter."""
 
 DEFAULT_BRANCH = "dinov2_s"
 """The second backbone of a ladder, as in the thesis."""
 
 
 def apply_adapter(name: str, network: Adaptable, **arguments: Any) -> None:
-    """Change `network` in place so that training adapts it in the way called `name`.
+    """Apply the adapter ``name`` to a network, in place.
 
     Raises:
-        ValueError: for an unknown name, or a network that it is not for.
+        ValueError: for an unknown name, or a network without the parts that the adapter needs.
     """
     if name not in ADAPTERS:
         raise InvalidValueError(

@@ -1,4 +1,4 @@
-"""What a network must offer to be adapted, and what adapters share."""
+"""Interface of networks for adapters, and functions that adapters share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nnunet_fm.errors import InvalidValueError
 
 
 class Adaptable(Protocol):
-    """A network that says where its pre-trained encoder is, and keeps frozen submodules in eval mode."""
+    """A network that names its pre-trained encoder, and keeps frozen submodules in eval mode."""
 
     frozen: tuple[str, ...]
 
@@ -28,7 +28,7 @@ class Adaptable(Protocol):
 
 
 class Adaptable2D(Adaptable, Protocol):
-    """A 2D backbone and a decode head, with places for what refines tokens and for a second branch."""
+    """A 2D backbone and a decode head, with attributes for a module that refines tokens and for a second branch."""
 
     backbone: Any
     head: Any
@@ -43,10 +43,10 @@ class Adaptable2D(Adaptable, Protocol):
 
 
 def with_backbone(network: Adaptable, place: str) -> Adaptable2D:
-    """The network as one that has a `place` for an adapter's module.
+    """Check that a network has the attribute ``place`` for an adapter's module, and return the network.
 
     Raises:
-        ValueError: if it has none.
+        ValueError: for a network without this attribute.
     """
     if not hasattr(network, place):
         raise InvalidValueError(
@@ -57,5 +57,5 @@ def with_backbone(network: Adaptable, place: str) -> Adaptable2D:
 
 
 def in_encoder(name: str, network: Adaptable) -> bool:
-    """True for the name of a parameter or submodule that belongs to the pre-trained encoder."""
+    """Whether the parameter or submodule of this name belongs to the pre-trained encoder."""
     return any(name == key or name.startswith(f"{key}.") for key in network.encoder_keys)

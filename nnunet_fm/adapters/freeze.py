@@ -6,9 +6,9 @@ from nnunet_fm.adapters.base import Adaptable, in_encoder
 
 
 def freeze(network: Adaptable) -> None:
-    """The encoder gets no gradient and stays in eval mode, also after ``network.train()``.
+    """Freeze the encoder: no gradient, and eval mode also after ``network.train()``.
 
-    Autograd records nothing of it, unless a trained layer (a channel stem) comes before.
+    Autograd does not record the encoder, unless a trained layer (a channel stem) comes before it.
     """
     for name, parameter in network.named_parameters():
         if in_encoder(name, network):

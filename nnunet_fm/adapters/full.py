@@ -6,6 +6,6 @@ from nnunet_fm.adapters.base import Adaptable
 
 
 def full(network: Adaptable) -> None:
-    """Every parameter is trained."""
+    """Train all parameters, except those that the network never trains."""
     network.requires_grad_(True)
     network.frozen = ()

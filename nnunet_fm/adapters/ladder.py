@@ -15,13 +15,13 @@ from nnunet_fm.adapters.freeze import freeze
 
 
 class Ladder(nn.Module):
-    """Mixes each feature map of a backbone with one of a second branch, by a learned gate per map.
+    """Mix each feature map of a backbone with one of a second branch, by a learned gate.
 
     Args:
-        branch: images ``(B, 3, Y, X)`` -> a map ``(B, channels, h, w)`` for each of the backbone's.
-        branch_channels: of each of the branch's maps.
-        big_channels: of each of the backbone's maps. The branch's get as many by a 1x1 convolution and a batch norm,
-            where they differ.
+        branch: module from images ``(B, 3, Y, X)`` to a feature map ``(B, channels, h, w)`` for each of the backbone's.
+        branch_channels: channels of each feature map of the branch.
+        big_channels: channels of each feature map of the backbone; if they differ, a 1x1 convolution and a batch norm
+            convert those of the branch.
     """
 
     def __init__(self, branch: nn.Module, branch_channels: Sequence[int], big_channels: Sequence[int]) -> None:
@@ -31,11 +31,11 @@ class Ladder(nn.Module):
         self.alpha = nn.ParameterList(nn.Parameter(torch.zeros(1)) for _ in big_channels)
 
     def forward(self, x: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Images and the backbone's maps -> mixed maps in the shapes of the backbone's."""
+        """Images and the backbone's feature maps -> mixed feature maps in the shapes of the backbone's."""
         return self.mix(maps, self.branch(x))
 
     def mix(self, big: Sequence[Tensor], small: Sequence[Tensor]) -> list[Tensor]:
-        """Maps ``(B, big_channels, h, w)`` and ``(B, branch_channels, h', w')``, pair by pair -> one of each pair."""
+        """Mix feature maps ``(B, big_channels, h, w)`` and ``(B, branch_channels, h', w')`` pair by pair."""
         mixed = []
         for ours, theirs, neck, alpha in zip(big, small, self.necks_y2_ch, self.alpha, strict=True):
             gate = torch.sigmoid(alpha)
@@ -43,7 +43,7 @@ class Ladder(nn.Module):
         return mixed
 
     def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """An official state dict of the branch's backbone under this module's names; all else here starts anew."""
+        """Convert an official state dict of the branch's backbone; gates and necks start anew."""
         converted: dict[str, Tensor] = self.branch.from_official(state_dict)  # type: ignore[operator]
         return {f"branch.{name}": tensor for name, tensor in converted.items()}
 
@@ -55,7 +55,7 @@ def _neck(channels: int, to_channels: int) -> nn.Module:
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize ``(B, C, h', w')`` to ``(B, C, h, w)``: shrinking averages areas, enlarging is bilinear."""
+    """Resize ``(B, C, h', w')`` to ``(B, C, h, w)``: downsampling averages areas, upsampling is bilinear."""
     if x.shape[-2:] == size:
         return x
     if x.shape[-2] > size[0]:
@@ -64,12 +64,12 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def ladder(network: Adaptable, *, branch: str = DEFAULT_BRANCH) -> None:
-    """Freeze the backbone and train a small one beside it, with the head, and with gates that mix their maps.
+    """Freeze the backbone, and train the head, a second backbone, and the gates that mix the feature maps of both.
 
-    A neck that officially ends the backbone (SAM's) goes there from the head, and is frozen with it.
+    A neck that officially belongs to the backbone (SAM's) moves there from the head, and is frozen with it.
 
     Args:
-        network: to change.
+        network: changed in place.
         branch: name of the second backbone.
 
     Raises:
@@ -85,7 +85,7 @@ def ladder(network: Adaptable, *, branch: str = DEFAULT_BRANCH) -> None:
 
 
 def _channels(backbone: Any, maps: int) -> list[int]:
-    """Channels of each map, last block first, as they leave a backbone that may have a neck."""
+    """Channels of each feature map of a backbone that may have a neck, last block first."""
     channels = [int(backbone.embed_dim)] * maps
     if backbone.neck is not None:
         channels[0] = int(backbone.neck[0].out_channels)

@@ -15,19 +15,19 @@ from nnunet_fm.errors import InvalidValueError
 def lora(network: Adaptable, *, rank: int = 16, alpha: float = 32, targets: Sequence[str] | None = None) -> None:
     """Give each linear layer of the encoder a trained low-rank update and freeze the encoder itself.
 
-    An encoder without linear layers (STU-Net, ResNet) gets them on its convolutions. Everything outside the encoder is
-    trained. Batch norms of the encoder keep their pre-trained statistics; its dropout works as in full training.
+    In an encoder without linear layers (STU-Net, ResNet) convolutions get the updates. Everything outside the encoder
+    is trained. Batch norms of the encoder keep their pre-trained statistics; its dropout is on, like in full training.
 
     Args:
-        network: to change.
-        rank: of the updates.
-        alpha: an update starts at zero and enters as ``alpha / rank`` times B A.
-        targets: ends of the names of the layers that get one, such as "qkv" or "attn.proj"; None: all.
+        network: changed in place.
+        rank: rank of the updates.
+        alpha: the update is ``alpha / rank`` times B A; it starts at zero.
+        targets: ends of the names of the layers to update, such as "qkv" or "attn.proj"; None for all.
 
     Raises:
         ValueError: if no layer has such a name.
     """
-    from peft import LoraConfig, inject_adapter_in_model  # two seconds that only this adapter is worth
+    from peft import LoraConfig, inject_adapter_in_model  # here, because the import takes two seconds
 
     wanted = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
     inside = [(name, module) for name, module in network.named_modules() if in_encoder(name, network)]

@@ -15,16 +15,16 @@ from nnunet_fm.errors import InvalidValueError
 
 
 class Rein(nn.Module):
-    """A set of learned tokens per block, to which patch tokens attend; names are those of the official module.
+    """Learned tokens for each block, to which patch tokens attend; parameters have their official names.
 
     Args:
         depth: number of blocks.
         width: channels C of the patch tokens.
-        patch_size: edge in pixels of a patch; it sets the range of the initial tokens.
-        tokens: learned tokens per block.
-        rank: None learns the tokens themselves, a number their factors of this rank (Rein-LoRA).
-        scale: what refinements are multiplied by at the start; one number for all blocks, learned.
-        query_link: hold the two layers of `queries`, which no output depends on.
+        patch_size: size in pixels of a patch, on which the range of the initial tokens depends.
+        tokens: number of learned tokens per block.
+        rank: None to learn the tokens themselves, a number to learn factors of this rank (Rein-LoRA).
+        scale: initial value of the learned factor on the refinements of all blocks.
+        query_link: whether to have the two idle layers of `queries`.
         query_width: channels of a query.
     """
 
@@ -58,10 +58,9 @@ class Rein(nn.Module):
             self.merge = nn.Linear(3 * query_width, query_width)
 
     def forward(self, block: int, x: Tensor) -> Tensor:
-        """Patch tokens ``(B, N, C)`` that leave a block -> refined ones.
+        """Refine the patch tokens ``(B, N, C)`` of a block.
 
-        The first learned token takes its share of the attention and gives nothing for it, so that a patch can be
-        left as it is.
+        The first learned token gets attention but has no value, so that a patch can stay unchanged.
         """
         tokens = self.tokens(block)
         attention = F.softmax(x @ tokens.T / math.sqrt(x.shape[-1]), dim=-1)
@@ -75,7 +74,7 @@ class Rein(nn.Module):
         return self.learnable_tokens_a[block] @ self.learnable_tokens_b[block]
 
     def queries(self) -> Tensor:
-        """Object queries ``(tokens, query_width)`` that the official model hands to a Mask2Former decoder."""
+        """Object queries ``(tokens, query_width)`` of the official model, for a Mask2Former decoder; unused here."""
         of_blocks = self.transform(self.tokens(slice(None)))
         pooled = torch.stack((of_blocks.amax(dim=0), of_blocks.mean(dim=0), of_blocks[-1]), dim=-1)
         return cast(Tensor, self.merge(pooled.flatten(1)))
@@ -84,10 +83,10 @@ class Rein(nn.Module):
 def rein(
     network: Adaptable, *, tokens: int = 100, rank: int | None = None, scale: float = 0.001, query_link: bool = True
 ) -> None:
-    """Freeze the backbone and refine its tokens after every block; head and refinement are trained.
+    """Freeze the backbone, and train the head and a refinement of the tokens after every block.
 
-    The head gets the maps without the backbone's final norm, as officially. Published counts hold two layers without
-    any effect; ``query_link=False`` leaves them out.
+    The head gets feature maps without the backbone's final norm, like in the official code. ``query_link=False`` leaves
+    out two idle layers, which published parameter counts include.
 
     Raises:
         ValueError: for a network without a backbone of blocks of one width.
@@ -114,5 +113,5 @@ def rein(
 def rein_lora(
     network: Adaptable, *, tokens: int = 100, rank: int = 16, scale: float = 0.001, query_link: bool = True
 ) -> None:
-    """`rein` with learned tokens that are products of two factors of a low rank."""
+    """Apply `rein` with learned tokens that are products of two low-rank factors."""
     rein(network, tokens=tokens, rank=rank, scale=scale, query_link=query_link)

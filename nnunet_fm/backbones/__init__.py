@@ -29,7 +29,7 @@ def create_backbone(name: str, image_size: int | tuple[int, int], **changes: Any
 
     Args:
         name: a key of `BACKBONES`.
-        image_size: edge in pixels, or ``(Y, X)``.
+        image_size: size in pixels, or ``(Y, X)``.
         changes: arguments of the backbone's class that differ from `BACKBONES`.
 
     Raises:
@@ -40,7 +40,7 @@ def create_backbone(name: str, image_size: int | tuple[int, int], **changes: Any
 
 
 def image_multiple(name: str) -> int:
-    """The number of which an image's edge in pixels must be a multiple for the backbone of this name.
+    """Number of pixels of which the image size of a backbone must be a multiple.
 
     Raises:
         ValueError: for an unknown name.
@@ -50,7 +50,7 @@ def image_multiple(name: str) -> int:
 
 
 def native_size(name: str) -> int:
-    """Edge in pixels of the images that the official file of the backbone of this name was trained on; as above."""
+    """Image size in pixels that a backbone's official file was trained on; raises ValueError for an unknown name."""
     return _entry(name)[0].native_size
 
 

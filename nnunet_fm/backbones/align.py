@@ -1,4 +1,4 @@
-"""Bring the maps of all stages of a convolutional backbone to the shape of the last one's."""
+"""Bring the feature maps of all stages of a convolutional backbone to the shape of the last one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nnunet_fm.backbones.base import Backbone
 
 
 class Align(nn.Module):
-    """Brings a map of an earlier stage to the channels and the grid of the last: 1x1 convolution, norm, area mean."""
+    """Bring a feature map to the channels and grid of the last stage: 1x1 convolution, norm, area mean."""
 
     def __init__(self, channels: int, to_channels: int, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Align(nn.Module):
 
 
 def alignment(backbone: Backbone, blocks: Sequence[int]) -> nn.ModuleDict:
-    """An `Align` for each block whose map has not the last one's shape, by its place in `blocks`."""
+    """An `Align` for each block whose feature map differs in shape from the last one, by its index in ``blocks``."""
     own = (backbone.embed_dim, backbone.grid)
     shapes = [backbone.map_shape(block) for block in blocks]
     return nn.ModuleDict({str(i): Align(c, *own) for i, (c, grid) in enumerate(shapes) if (c, grid) != own})

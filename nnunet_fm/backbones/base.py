@@ -1,4 +1,4 @@
-"""What every 2D backbone declares."""
+"""Base class of all 2D backbones."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from torch import Tensor, nn
 from nnunet_fm.errors import InvalidValueError
 
 Norm = Literal["all", "last", "none"]
-"""Which maps get the backbone's final norm: all, that of the last block only, or none."""
+"""Which feature maps get the backbone's final norm: all, only that of the last block, or none."""
 
 Refine = Callable[[int, Tensor], Tensor]
-"""``(index of the block, tokens (B, N, C)) -> tokens``: what an adapter makes of the tokens that leave a block."""
+"""``(index of the block, tokens (B, N, C)) -> tokens``: refinement of a block's tokens by an adapter."""
 
 PAIR = 2
-"""Heads that take two maps want the last block's and an early one's."""
+"""Heads of two feature maps take those of the last block and of `Backbone.early_block`."""
 
 
 class Backbone(nn.Module):
-    """A 2D encoder that gives the feature maps of its blocks.
+    """A 2D encoder that returns the feature maps of its blocks.
 
     Attributes:
-        embed_dim: channels of the last block's map.
-        patch_size: edge in pixels that an element of the last map stands for.
-        native_size: edge in pixels of the images that the positions of the official file are for.
+        embed_dim: channels of the last block's feature map.
+        patch_size: size in pixels of an element of the last feature map.
+        native_size: image size in pixels for which the official file has positions.
         depth: number of blocks.
-        grid: ``(h, w)`` of the last map.
-        early_block: the block whose map heads of two maps want beside the last one's.
-        key_to_patch_embed: the submodule that turns pixels into tokens.
-        keys_to_in_proj: the layers whose weights depend on the image's channels.
-        key_to_lpe: the learned position embedding, if there is one.
-        norm: which maps get the final norm where the caller does not say.
-        takes_neck: whether the official encoder ends in a neck (SAM's), which then is a part of it.
-        neck: applied to the last block's map in place of the final norm, where a network has put one here.
+        grid: ``(h, w)`` of the last feature map.
+        early_block: block whose feature map heads take beside the last one, if they take two.
+        key_to_patch_embed: name of the submodule that embeds patches.
+        keys_to_in_proj: names of the layers whose weights depend on the image's channels.
+        key_to_lpe: name of the learned position embedding; None without one.
+        norm: which feature maps get the final norm by default.
+        takes_neck: whether the official encoder ends in a neck, like SAM's.
+        neck: module applied to the last feature map instead of the final norm, if a network has set one.
     """
 
     embed_dim: int
@@ -54,23 +54,23 @@ class Backbone(nn.Module):
     def __init__(self, **arguments: Any) -> None:
         """Takes ``image_size``, the edge in pixels or ``(Y, X)``, and the family's own arguments."""
         super().__init__()
-        self.neck = None  # in a class attribute's shadow a submodule would not be found
+        self.neck = None  # not in the class: a class attribute would hide a submodule registered later
 
     @classmethod
     def image_multiple(cls, **arguments: Any) -> int:
-        """The number of which an image's edges must be multiples, from the constructor's arguments."""
+        """Number of which the image size must be a multiple, for these constructor arguments."""
         return cls.patch_size
 
     @property
     def default_blocks(self) -> tuple[int, ...]:
-        """Blocks in the order in which heads take them: the last one first."""
+        """Blocks in the order in which heads take their feature maps, last first."""
         return tuple(reversed(range(self.depth)))
 
     def blocks_for(self, maps: int) -> tuple[int, ...]:
-        """Blocks whose maps a head of so many maps takes: the last ones, last first; for two, the last and the early.
+        """Blocks for a head of ``maps`` feature maps: the last ones, last first; for two, the last and `early_block`.
 
         Raises:
-            ValueError: for more maps than blocks.
+            ValueError: for more feature maps than blocks.
         """
         if maps == PAIR:
             return (self.depth - 1, self.early_block)
@@ -81,7 +81,7 @@ class Backbone(nn.Module):
         return self.default_blocks[:maps]
 
     def map_shape(self, block: int) -> tuple[int, tuple[int, int]]:
-        """Channels and ``(h, w)`` of a block's map, without a neck."""
+        """Channels and ``(h, w)`` of a block's feature map, before a neck."""
         return self.embed_dim, self.grid
 
     @abstractmethod
@@ -93,22 +93,22 @@ class Backbone(nn.Module):
         Args:
             x: ``(B, 3, Y, X)`` of the size the backbone was built for.
             blocks: indices of blocks, each once.
-            norm: which maps get the final norm; None for the family's own way.
-            refine: called after every block; its result goes into the next one. It sees all tokens but the class
-                token (with registers, the registers as well, as the official Rein does), row by row.
+            norm: which feature maps get the final norm; None for the family's default.
+            refine: function ``(block, tokens) -> tokens`` that is applied after every block to all tokens but the class
+                token. Like the official Rein it also gets register tokens.
 
         Returns:
             One ``(B, channels, h, w)`` per entry of `blocks`, in that order, without class and register tokens.
         """
 
     def refit(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of such a backbone for images of another size, under its own names, fitted to this one's."""
+        """Fit weights of the same backbone for another image size to this one."""
         return dict(state_dict)
 
     @abstractmethod
     def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """An official state dict under this module's names and in its shapes.
+        """Convert an official state dict to this module's names and shapes.
 
-        Names that belong to no layer here are passed on as they are, so that a strict load lists them. Tensors that
-        stay as they are must be passed on as the same objects, not as copies: the load report counts others as adapted.
+        Names without a layer are kept, so that loading reports them. Unchanged tensors must stay the same objects: the
+        load report counts copies as adapted.
         """

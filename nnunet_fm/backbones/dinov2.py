@@ -15,22 +15,22 @@ from nnunet_fm.errors import InvalidValueError
 
 PATCH_SIZE = 14
 UNUSED = frozenset({"mask_token"})
-"""Official names without a role outside pre-training."""
+"""Official names that only pre-training uses."""
 
 
 class DINOv2(ViTBackbone):
     """A DINOv2 ViT for images of one size.
 
-    timm resamples positions by another rule than the official code, so the network is built at its final size and
-    `from_official` resamples.
+    The network is built at its final size and `from_official` resamples positions, because timm's rule for resampling
+    differs from the official one.
 
     Args:
         size: "small", "base", "large" or "giant".
-        registers: the variant with four register tokens.
-        image_size: edge in pixels, or ``(Y, X)``; multiples of 14.
+        registers: whether there are four register tokens.
+        image_size: size in pixels, or ``(Y, X)``; multiples of 14.
 
     Raises:
-        ValueError: if an edge is no multiple of 14.
+        ValueError: if a size is no multiple of 14.
     """
 
     patch_size = PATCH_SIZE
@@ -39,18 +39,18 @@ class DINOv2(ViTBackbone):
 
     def __init__(self, size: str, *, registers: bool, image_size: int | tuple[int, int]) -> None:
         super().__init__()
-        edges = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if any(edge < PATCH_SIZE or edge % PATCH_SIZE for edge in edges):
+        sizes = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if any(length < PATCH_SIZE or length % PATCH_SIZE for length in sizes):
             raise InvalidValueError(
                 f"DINOv2 takes image edges that are multiples of {PATCH_SIZE}, got {image_size}", code="image-edges"
             )
         name = f"vit_{size}_patch{PATCH_SIZE}{'_reg4' if registers else ''}_dinov2"
-        self.vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=edges)
+        self.vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=sizes)
         use_fast_attention(self.vit)
         self.registers = registers
         self.embed_dim = int(self.vit.embed_dim)
         self.depth = len(self.vit.blocks)
-        self.grid = (edges[0] // PATCH_SIZE, edges[1] // PATCH_SIZE)
+        self.grid = (sizes[0] // PATCH_SIZE, sizes[1] // PATCH_SIZE)
         self.position_antialias = registers
         self.position_offset = 0.0 if registers else 0.1
 
@@ -61,7 +61,7 @@ class DINOv2(ViTBackbone):
             patches = resample_positions(
                 patches, self.grid, antialias=self.position_antialias, offset=self.position_offset
             )
-            if self.registers and "cls_token" in ours:  # timm keeps positions of patches only in this variant
+            if self.registers and "cls_token" in ours:  # with registers, timm has positions of patches only
                 ours["cls_token"] = ours["cls_token"] + class_position
                 ours["pos_embed"] = patches
             else:

@@ -20,15 +20,15 @@ PATCH_SIZES = {"base": 16, "large": 16, "huge": 14}
 class MAE(ViTBackbone):
     """An MAE encoder for images of one size.
 
-    Positions are known for images of 224 pixels; for another size they are resampled bicubically when weights are
-    loaded, as the official fine-tuning does.
+    Official positions are for images of 224 pixels. For another size they are resampled bicubically when weights are
+    loaded, like in the official fine-tuning.
 
     Args:
         size: "base", "large" or "huge".
-        image_size: edge in pixels, or ``(Y, X)``; multiples of 16, of 14 for "huge".
+        image_size: size in pixels, or ``(Y, X)``; multiples of 16, of 14 for "huge".
 
     Raises:
-        ValueError: if an edge is no such multiple.
+        ValueError: if a size is no such multiple.
     """
 
     norm: Norm = "last"
@@ -36,18 +36,18 @@ class MAE(ViTBackbone):
     def __init__(self, size: str, *, image_size: int | tuple[int, int]) -> None:
         super().__init__()
         self.patch_size = PATCH_SIZES[size]
-        edges = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if any(edge < self.patch_size or edge % self.patch_size for edge in edges):
+        sizes = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if any(length < self.patch_size or length % self.patch_size for length in sizes):
             raise InvalidValueError(
                 f"MAE {size} takes image edges that are multiples of {self.patch_size}, got {image_size}",
                 code="image-edges",
             )
         name = f"vit_{size}_patch{self.patch_size}_224.mae"
-        self.vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=edges)
+        self.vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=sizes)
         use_fast_attention(self.vit)
         self.embed_dim = int(self.vit.embed_dim)
         self.depth = len(self.vit.blocks)
-        self.grid = (edges[0] // self.patch_size, edges[1] // self.patch_size)
+        self.grid = (sizes[0] // self.patch_size, sizes[1] // self.patch_size)
 
     @classmethod
     def image_multiple(cls, **arguments: Any) -> int:

@@ -15,22 +15,22 @@ STEM = ("conv1", "bn1", "relu", "maxpool")
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 STEM_STRIDE = 4
 WIDTH = 64
-"""Pixels along an edge of an element, and channels before expansion, of the first stage; later ones double both."""
+"""Size in pixels of an element, and channels before expansion, of the first stage; later stages double both."""
 
 
 class ResNet(Backbone):
-    """A torchvision ResNet that gives the maps of its residual blocks, counted over all stages.
+    """A torchvision ResNet; its blocks are the residual blocks of all stages.
 
-    Maps of different stages differ in channels and grid, see `map_shape`.
+    Feature maps of different stages differ in channels and grid, see `map_shape`.
 
     Args:
         layers: 18, 34, 50, 101 or 152.
-        skip_last_stage: build the network without its last stage, ``layer4``, and leave that of a file out.
-        image_size: edge in pixels, or ``(Y, X)``; multiples of 32, of 16 without the last stage, so that the maps of
-            all stages cover the same pixels.
+        skip_last_stage: whether to build the network without its last stage, ``layer4``.
+        image_size: size in pixels, or ``(Y, X)``; multiples of 32, of 16 without the last stage, so that the feature
+            maps of all stages cover the same pixels.
 
     Raises:
-        ValueError: if an edge is no such multiple.
+        ValueError: if a size is no such multiple.
     """
 
     key_to_patch_embed = "resnet.conv1"
@@ -39,8 +39,8 @@ class ResNet(Backbone):
     def __init__(self, layers: int, *, image_size: int | tuple[int, int], skip_last_stage: bool = False) -> None:
         super().__init__()
         self.patch_size = self.image_multiple(skip_last_stage=skip_last_stage)
-        self.edges = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if any(edge < self.patch_size or edge % self.patch_size for edge in self.edges):
+        self.sizes = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if any(length < self.patch_size or length % self.patch_size for length in self.sizes):
             raise InvalidValueError(
                 f"this ResNet takes image edges that are multiples of {self.patch_size}, got {image_size}",
                 code="image-edges",
@@ -59,12 +59,12 @@ class ResNet(Backbone):
         stage, module = self._blocks()[block]
         stride = STEM_STRIDE * 2**stage
         channels = WIDTH * 2**stage * int(module.expansion)  # type: ignore[arg-type]
-        return channels, (self.edges[0] // stride, self.edges[1] // stride)
+        return channels, (self.sizes[0] // stride, self.sizes[1] // stride)
 
     def features(
         self, x: Tensor, blocks: Sequence[int], *, norm: Norm | None = None, refine: Refine | None = None
     ) -> list[Tensor]:
-        """As in `Backbone.features`; there is no final norm and there are no tokens.
+        """See `Backbone.features`; a ResNet has neither a final norm nor tokens.
 
         Raises:
             ValueError: if `refine` is given.

@@ -1,4 +1,4 @@
-"""What backbones on timm's plain vision transformer share: positions for any grid, and the loop over the blocks."""
+"""Base of backbones on timm's plain vision transformer: positions for any grid, and the loop over the blocks."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from nnunet_fm.backbones.base import Backbone, Norm, Refine
 
 
 def resample_positions(patches: Tensor, grid: tuple[int, int], *, antialias: bool, offset: float) -> Tensor:
-    """Resample position embeddings of a square grid bicubically, as the official code does at run time.
+    """Resample position embeddings of a square grid bicubically, like the official code at run time.
 
     Args:
         patches: ``(1, n * n, D)``, row by row, without the class token's entry.
         grid: wanted ``(h, w)``.
-        antialias: low-pass filter when shrinking.
-        offset: if not zero, samples are spaced by the factor ``(g + offset) / n`` in each direction rather than
-            ``g / n``; the published models without registers were trained with 0.1.
+        antialias: whether to filter before downsampling.
+        offset: if not zero, the scale factor of each axis is ``(g + offset) / n`` instead of ``g / n``; the published
+            models without registers were trained with 0.1.
 
     Returns:
         ``(1, h * w, D)``.
     """
-    edge = math.isqrt(patches.shape[1])
-    if grid == (edge, edge):
+    size = math.isqrt(patches.shape[1])
+    if grid == (size, size):
         return patches
-    image = patches.float().reshape(1, edge, edge, -1).permute(0, 3, 1, 2)
+    image = patches.float().reshape(1, size, size, -1).permute(0, 3, 1, 2)
     if offset:
-        factor = ((grid[0] + offset) / edge, (grid[1] + offset) / edge)
+        factor = ((grid[0] + offset) / size, (grid[1] + offset) / size)
         image = F.interpolate(image, scale_factor=factor, mode="bicubic", antialias=antialias)
     else:
         image = F.interpolate(image, size=grid, mode="bicubic", antialias=antialias)
@@ -46,7 +46,7 @@ class ViTBackbone(Backbone):
     key_to_lpe = "vit.pos_embed"
     position_antialias = False
     position_offset = 0.0
-    """How positions are resampled for another grid, as in `resample_positions`."""
+    """Arguments of `resample_positions` for another grid."""
     vit: VisionTransformer
 
     def features(
@@ -70,13 +70,13 @@ class ViTBackbone(Backbone):
         mine = self.vit.pos_embed
         if positions is None or positions.shape == mine.shape or positions.ndim != mine.ndim:
             return ours
-        of_tokens = mine.shape[1] - self.grid[0] * self.grid[1]  # the class token's come first, where there are any
-        patches = positions[:, of_tokens:]
+        prefix = mine.shape[1] - self.grid[0] * self.grid[1]  # positions of the class token come first, if it has one
+        patches = positions[:, prefix:]
         if math.isqrt(patches.shape[1]) ** 2 == patches.shape[1] > 0:
             patches = resample_positions(
                 patches, self.grid, antialias=self.position_antialias, offset=self.position_offset
             )
-            ours[self.key_to_lpe] = torch.cat((positions[:, :of_tokens], patches), dim=1)
+            ours[self.key_to_lpe] = torch.cat((positions[:, :prefix], patches), dim=1)
         return ours
 
     def _map(self, tokens: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ HEADS: dict[str, tuple[str, str, dict[str, Any]]] = {
 """Name -> module of this package, class, arguments."""
 
 STARTED_FROM_FILES = frozenset({"samdec", "samdec_frozen_pe", "hqsam", "hsam", "hqhsam"})
-"""Heads that start from an official file of their own, through ``from_official``."""
+"""Heads that start from an official file of their own, by ``from_official``."""
 
 
 def create_head(name: str, features: FeatureMaps, num_classes: int, **changes: Any) -> Head:
@@ -35,7 +35,7 @@ def create_head(name: str, features: FeatureMaps, num_classes: int, **changes: A
 
     Args:
         name: a key of `HEADS`.
-        features: what the backbone gives.
+        features: shape of the backbone's feature maps.
         num_classes: output channels.
         changes: arguments of the head's class that differ from `HEADS`.
 
@@ -47,7 +47,7 @@ def create_head(name: str, features: FeatureMaps, num_classes: int, **changes: A
 
 
 def head_class(name: str) -> type[Head]:
-    """The class of a head; raises as `create_head`."""
+    """The class of a head; raises ValueError for an unknown name."""
     return _entry(name)[0]
 
 

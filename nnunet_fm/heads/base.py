@@ -1,4 +1,4 @@
-"""What every 2D decode head declares."""
+"""Base class of all 2D decode heads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class FeatureMaps(NamedTuple):
-    """What a head is given: maps ``(B, channels, *grid)``, each element of which stands for a patch of the image."""
+    """Shape of a backbone's feature maps ``(B, channels, *grid)``, and size in pixels of the patch of an element."""
 
     channels: int
     grid: tuple[int, int]
@@ -18,17 +18,17 @@ class FeatureMaps(NamedTuple):
 
 
 class Head(nn.Module):
-    """Turns feature maps of a backbone into logits; built as ``Head(features: FeatureMaps, num_classes, **own)``.
+    """Decode feature maps of a backbone to logits; built as ``Head(features: FeatureMaps, num_classes, **own)``.
 
     Attributes:
-        maps: how many feature maps it takes: the last blocks', last first; two stand for the last and an early one.
-        loss_weights: weights of its outputs in the training loss; more than one entry for a head of several stages.
+        maps: number of feature maps; those of the last blocks, last first; two are the last and an early one.
+        loss_weights: weights of the outputs in the training loss; more than one entry for a head of several stages.
         keys_to_classifier: prefixes of the parameters that depend on the number of classes.
-        frozen_keys: submodules that are never trained.
-        find_unused_parameters: whether trained parameters exist that no output depends on, there for official names.
-        neck: turns the last map into what the decoder takes; None where the backbone does.
-        neck_in_backbone: whether the neck belongs to the backbone where that officially has one.
-        starts_mask_decoder: whether ``from_official`` gives tensors of the mask decoder, too.
+        frozen_keys: names of submodules that are never trained.
+        find_unused_parameters: whether some trained parameters get no gradient, see `published_quirks.IDLE_LAYERS`.
+        neck: module between the last feature map and the decoder; None if the backbone has it.
+        neck_in_backbone: whether the neck belongs to a backbone that officially has one.
+        starts_mask_decoder: whether ``from_official`` also loads the mask decoder.
     """
 
     maps: int
@@ -42,12 +42,12 @@ class Head(nn.Module):
 
     def __init__(self, features: FeatureMaps, num_classes: int, **own: Any) -> None:
         super().__init__()
-        self.neck = None  # in a class attribute's shadow a submodule would not be found
+        self.neck = None  # not in the class: a class attribute would hide a submodule registered later
 
     @abstractmethod
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Logits of `maps` feature maps ``(B, C, h, w)``, last block first.
+        """Decode `maps` feature maps ``(B, C, h, w)``, last block first.
 
         Returns:
-            ``(B, K, h', w')`` of any resolution: in training one per entry of `loss_weights`, in evaluation one.
+            Logits ``(B, K, h', w')`` of any resolution: in training one per entry of `loss_weights`, in evaluation one.
         """

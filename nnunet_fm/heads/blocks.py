@@ -1,4 +1,4 @@
-"""Convolution blocks that several decode heads are made of; submodules have the names of the published heads."""
+"""Convolution blocks of several decode heads; submodules have the names of the published heads."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 
 def level_widths(width: int, blocks: int, factor: int, num_classes: int) -> list[int]:
-    """Channels of the deepest level and of those above it, each `factor` times fewer.
+    """Channels of the deepest level and of the ``blocks`` levels above it, each ``factor`` times fewer.
 
-    The deepest has `width` channels, or more where the last one would have fewer than classes.
+    The deepest level has ``width`` channels, or more, so that the last level has at least one channel per class.
     """
     deepest = max(width, num_classes * factor**blocks)
     return [deepest // factor**block for block in range(blocks + 1)]
@@ -40,9 +40,9 @@ class ConvReLUNorm(nn.Module):
 
 
 class RecurrentConv(nn.Module):
-    """One 3x3 convolution applied several times, each time with its own batch norm after the ReLU.
+    """One 3x3 convolution applied several times, each with its own batch norm after the ReLU.
 
-    From the second time on, a second convolution of the block's input is added: ``(B, channels, h, w)`` -> the same.
+    From the second time on, a second convolution of the block's input is added: ``(B, channels, h, w)`` -> same shape.
     """
 
     def __init__(self, channels: int, steps: int) -> None:
@@ -60,10 +60,9 @@ class RecurrentConv(nn.Module):
 
 
 class ConvChain(nn.Module):
-    """Two convolution blocks with a residual sum around those that keep the width.
+    """Two convolution blocks with a residual around both if input and output widths are equal, else around the second.
 
-    A block that keeps the width is recurrent if there is more than one step: ``(B, in_channels, h, w)`` ->
-    ``(B, out_channels, h, w)``.
+    A block of equal widths is recurrent for ``steps > 1``: ``(B, in_channels, h, w)`` -> ``(B, out_channels, h, w)``.
     """
 
     def __init__(self, in_channels: int, out_channels: int, steps: int) -> None:

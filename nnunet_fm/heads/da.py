@@ -15,8 +15,8 @@ from nnunet_fm.heads.blocks import ConvNormReLU
 class DAHead(Head):
     """Attention among positions and attention among channels, summed; names as in MMSegmentation.
 
-    24,351,791 parameters at 4 x 768 channels and 15 classes, 6,944,687 with 120 channels. They count a classifier of
-    each branch alone, which serves an auxiliary loss that the head is not trained with here.
+    24,351,791 parameters at 4 x 768 channels and 15 classes, 6,944,687 with 120 channels. The count includes a
+    classifier per branch, which is idle here: it is for an auxiliary loss.
 
     Args:
         features: channels of each feature map; any grid.
@@ -58,7 +58,7 @@ class DAHead(Head):
         return [self.conv_seg(self.dropout(positions + channels))]
 
     def branches(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """What the position and the channel branch make of the maps, ``(B, channels, h, w)`` each."""
+        """Outputs of the position branch and of the channel branch, ``(B, channels, h, w)`` each."""
         x = torch.cat(list(features), dim=1)
         positions = self.pam_out_conv(self.pam(self.pam_in_conv(x)))
         return positions, self.cam_out_conv(self.cam(self.cam_in_conv(x)))
@@ -76,7 +76,7 @@ class _Scale(nn.Module):
 
 
 class _PositionAttention(nn.Module):
-    """Every position attends to all, with logits that are not scaled: ``(B, C, h, w)`` -> the same."""
+    """Attention among all positions, with unscaled logits: ``(B, C, h, w)`` -> same shape."""
 
     def __init__(self, channels: int, key_channels: int) -> None:
         super().__init__()
@@ -92,9 +92,9 @@ class _PositionAttention(nn.Module):
 
 
 class _ChannelAttention(nn.Module):
-    """Every channel attends to those least like it: ``(B, C, h, w)`` -> the same.
+    """Attention of every channel to the least similar channels: ``(B, C, h, w)`` -> same shape.
 
-    The paper's softmax of (largest similarity of the row - similarity) is the softmax of the negative similarity.
+    The paper's softmax of (largest similarity of the row - similarity) equals the softmax of the negative similarity.
     """
 
     def __init__(self) -> None:
@@ -107,6 +107,6 @@ class _ChannelAttention(nn.Module):
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention without a scale, ``(B, N, d)`` -> ``(B, N, d)``; keeps no N x N matrix where a fused kernel exists."""
+    """Unscaled attention, ``(B, N, d)`` -> ``(B, N, d)``; a fused kernel, where it exists, stores no N x N matrix."""
     query, key, value = (t.contiguous().unsqueeze(1) for t in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value, scale=1.0).squeeze(1)

@@ -16,14 +16,13 @@ from nnunet_fm.heads.sam_decoder import Decoded, Embedded, dot
 class HQHSAMHead(TwoStageHead):
     """The thesis's own head (arXiv 2409.07960): 17,317,051 parameters for 15 classes and 196 patches of 768 channels.
 
-    The first stage's mask of a class is the mean of SAM's and that of high quality. It hands on two masks more, SAM's
-    of the first token and that of high quality of the last.
+    The first stage's mask of a class is the mean of SAM's mask and the high-quality mask. The second stage gets two
+    further masks: SAM's mask of the first token and the high-quality mask of the last.
 
     Args:
-        features: channels and grid of the last block's map and the early one's; parameters depend on the number of
-            patches.
+        features: channels and grid of the last and the early feature map; parameters depend on the number of patches.
         num_classes: output channels.
-        repaired: as in `hsam_decoder.RefiningDecoder`, a departure from the published head.
+        repaired: see `hsam_decoder.RefiningDecoder`.
     """
 
     maps = 2
@@ -37,7 +36,7 @@ class HQHSAMHead(TwoStageHead):
     def first_stage(self, embedded: Embedded, features: Sequence[Tensor]) -> tuple[Decoded, Tensor]:
         decoded = self.mask_decoder(embedded)
         sam, fine = decoded.upscaled, self.mask_decoder.high_quality(decoded, embedded, features[1])
-        mean = (sam + fine) / 2  # the kernels being the same, the mean of maps gives the mean of masks
+        mean = (sam + fine) / 2  # with the same kernels, the mean of feature maps gives the mean of masks
         kernels = self.mask_decoder.kernels(decoded.tokens)
         masks = (dot(kernels[:, :1], sam), dot(kernels[:, 1:-1], mean), dot(kernels[:, -1:], fine))
         return decoded._replace(upscaled=mean), torch.cat(masks, dim=1)

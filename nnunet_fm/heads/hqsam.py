@@ -1,4 +1,4 @@
-"""HQ-SAM's mask decoder as a decode head: SAM's, with a map of finer features from an early block."""
+"""HQ-SAM's mask decoder as a decode head: SAM's decoder with finer features of an early block."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from nnunet_fm.heads.sam_decoder import (
 
 
 class HQMaskDecoder(BatchedMaskDecoder):
-    """SAM's mask decoder with a token of high quality behind the others, and a map of its own.
+    """SAM's mask decoder with a high-quality token behind the others, and a high-quality feature map.
 
     Args:
-        masks: number of masks beside the first and that of high quality.
-        early_channels: channels of the early block's map.
+        masks: number of masks beside the first one and the high-quality one.
+        early_channels: channels of the early block's feature map.
     """
 
     def __init__(self, masks: int, early_channels: int) -> None:
@@ -51,23 +51,23 @@ class HQMaskDecoder(BatchedMaskDecoder):
         return (*self.output_hypernetworks_mlps, self.hf_mlp)
 
     def fine(self, embedded: Embedded, early: Tensor) -> Tensor:
-        """Fine features ``(B, C / 8, 4 h, 4 w)`` of the embedding and the early block's map."""
+        """Fine features ``(B, C / 8, 4 h, 4 w)`` of the embedding and the early block's feature map."""
         return self.embedding_encoder(embedded.image) + self.compress_vit_feat(early)
 
     def high_quality(self, decoded: Decoded, embedded: Embedded, early: Tensor) -> Tensor:
-        """The map of high quality ``(B, C / 8, 4 h, 4 w)`` beside SAM's own, `decoded.upscaled`."""
+        """High-quality feature map ``(B, C / 8, 4 h, 4 w)`` beside SAM's own, ``decoded.upscaled``."""
         return self.embedding_maskfeature(decoded.upscaled) + self.fine(embedded, early)
 
 
 class HQSAMHead(SAMHead):
     """HQ-SAM's decoder (Ke et al., arXiv 2306.01567), all of it trained: 7,606,972 parameters for 15 classes.
 
-    As published in the thesis, and other than officially, every class has its mask of high quality: the classes'
-    kernels are multiplied with either map. Training sees the masks of high quality alone; in evaluation SAM's are
-    added. The token of high quality has no mask in the output and acts through the attention of tokens.
+    Every class has a high-quality mask, like in the thesis and unlike the official code: the kernels of the classes are
+    multiplied with both feature maps. Training uses only the high-quality masks; evaluation adds SAM's. The
+    high-quality token has no mask in the output; it acts through the attention of tokens.
 
     Args:
-        features: channels and grid of the last block's map and the early one's.
+        features: channels and grid of the last and the early feature map.
         num_classes: output channels.
     """
 

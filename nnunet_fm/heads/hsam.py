@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nnunet_fm.cpu.upsample import enlarge
+from nnunet_fm.cpu.upsample import upsample
 from nnunet_fm.heads.base import FeatureMaps
 from nnunet_fm.heads.hsam_decoder import RefiningDecoder, cross_first_transformer
 from nnunet_fm.heads.sam_base import SAMHead
@@ -19,20 +19,19 @@ NOISE = 0.2
 
 
 class TwoStageHead(SAMHead):
-    """A mask decoder, and H-SAM's second stage, which refines its masks; both are supervised.
+    """A mask decoder and H-SAM's second stage, which refines its masks; both are supervised.
 
-    Training returns the logits of both stages, each at its own resolution; evaluation their mean.
-
-    A subclass gives the first stage through `first_stage`.
+    Training returns the logits of both stages, each at its own resolution, evaluation their mean. A subclass implements
+    `first_stage`.
 
     Args:
-        features: channels and grid of the maps; parameters depend on the number of patches.
+        features: channels and grid of the feature maps; parameters depend on the number of patches.
         num_classes: output channels.
-        repaired: as in `hsam_decoder.RefiningDecoder`, a departure from the published head.
+        repaired: see `hsam_decoder.RefiningDecoder`.
 
     Attributes:
-        further_masks: how many masks each stage has beside those of the classes.
-        classes: which masks are those of the classes.
+        further_masks: number of masks of each stage beside those of the classes.
+        classes: indices of the classes' masks.
     """
 
     loss_weights = (0.4, 0.6)
@@ -53,7 +52,7 @@ class TwoStageHead(SAMHead):
 
     @abstractmethod
     def first_stage(self, embedded: Embedded, features: Sequence[Tensor]) -> tuple[Decoded, Tensor]:
-        """What the first stage makes of the images, and all its masks ``(B, T, 4 h, 4 w)``."""
+        """Output of the first stage, and all its masks ``(B, T, 4 h, 4 w)``."""
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         embedded = self.embed(features[0])
@@ -65,19 +64,19 @@ class TwoStageHead(SAMHead):
         second = dot(self.mask_decoder2.kernels(refined.tokens, self.classes), refined.upscaled)
         if self.training:
             return [first, second]
-        return [(enlarge(first, second.shape[2:]) + second) / 2]
+        return [(upsample(first, second.shape[2:]) + second) / 2]
 
 
 class HSAMHead(TwoStageHead):
     """H-SAM's decoders (Cheng et al., arXiv 2403.18271): 15,978,153 parameters for 15 classes and 196 patches.
 
-    As in the thesis, each stage has a mask without a class beside those of the classes, and rare classes are left to
-    the sampling.
+    Like in the thesis, each stage has a mask without a class beside those of the classes, and the loss does not weight
+    rare classes.
 
     Args:
-        features: channels and grid of the last block's map; parameters depend on the number of patches.
+        features: channels and grid of the last feature map; parameters depend on the number of patches.
         num_classes: output channels.
-        repaired: as in `hsam_decoder.RefiningDecoder`, a departure from the published head.
+        repaired: see `hsam_decoder.RefiningDecoder`.
     """
 
     further_masks = 1

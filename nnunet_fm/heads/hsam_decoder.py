@@ -1,4 +1,4 @@
-"""H-SAM's decoders (Cheng et al., arXiv 2403.18271): tokens see the image first; a second stage refines masks."""
+"""H-SAM's decoders (Cheng et al., arXiv 2403.18271): tokens attend to the image first; a second stage refines masks."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def self_attend(block: TwoWayBlock, queries: Tensor, query_pe: Tensor) -> Tensor
 
 
 def cross_first_transformer() -> TwoWay:
-    """The transformer of H-SAM's first stage, the rest of which is SAM's mask decoder."""
+    """The transformer of H-SAM's first stage, which is SAM's mask decoder otherwise."""
     return TwoWay(CrossFirstBlock(first=index == 0) for index in range(DEPTH))
 
 
 class MaskedAttention(FusedAttention):
-    """Attention at full width whose weights are multiplied, after the softmax, by prior masks.
+    """Attention at full width whose weights are multiplied by prior masks after the softmax.
 
-    The three norms are never run; they have official names and, whatever the grid, official sizes.
+    The three norms are idle; they have official names and sizes for any grid.
     """
 
     def __init__(self) -> None:
@@ -81,11 +81,11 @@ class MaskedAttention(FusedAttention):
 
 
 class MaskedBlock(TwoWayBlock):
-    """A block in the order of `CrossFirstBlock` in which tokens and image see each other through prior masks.
+    """A block in the order of `CrossFirstBlock` with prior masks on the attention between tokens and image.
 
     Args:
-        first: as in `TwoWayBlock`.
-        every_grid: whether tokens see the image through the masks on any grid, not on the published ones alone.
+        first: see `TwoWayBlock`.
+        every_grid: whether the masks act on tokens for any grid, not only for `GRIDS_WITH_PRIOR`.
     """
 
     def __init__(self, *, first: bool, every_grid: bool) -> None:
@@ -98,7 +98,7 @@ class MaskedBlock(TwoWayBlock):
     def forward(
         self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, prior: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As `CrossFirstBlock.forward`, with prior masks ``(B, T, N)``."""
+        """See `CrossFirstBlock.forward`; prior masks are ``(B, T, N)``."""
         visible = prior if self.every_grid or prior.shape[2] in GRIDS_WITH_PRIOR else None
         seen = self.cross_attn_token_to_image(queries + query_pe, keys + key_pe, keys, visible)
         queries = self_attend(self, self.norm2(queries + self.dropout(seen)), query_pe)
@@ -107,7 +107,7 @@ class MaskedBlock(TwoWayBlock):
 
 
 class MaskedTwoWay(TwoWay):
-    """SAM's transformer of blocks that work through prior masks."""
+    """SAM's transformer with blocks that use prior masks."""
 
     def __init__(self, *, every_grid: bool) -> None:
         super().__init__(MaskedBlock(first=index == 0, every_grid=every_grid) for index in range(DEPTH))
@@ -127,17 +127,16 @@ class MaskedTwoWay(TwoWay):
 
 
 class RefiningDecoder(nn.Module):
-    """H-SAM's second stage: decodes the image again through the masks of the first, at four times their size.
+    """H-SAM's second stage: decode the image again with the masks of the first as priors, at four times their size.
 
-    Parameters have their official names. Published is an attention map over the image that a softmax over its single
-    channel turns into ones, so that the embedding is doubled whatever the layers say that lead there (attention and
-    MLP with the patches as width, and a choice among the masks). They are there and, unless repaired, never run.
+    Parameters have their official names. In the published code an attention map over the image becomes one everywhere,
+    by a softmax over its single channel, and doubles the embedding. The layers that compute this map (`self_attn` to
+    `med_sel`) are idle unless repaired.
 
     Args:
         masks: number of masks T.
         patches: number of patches N, the width of those layers.
-        repaired: take that softmax over the patches, and let tokens see the image through the prior masks on every
-            grid: a departure from the published code.
+        repaired: whether to depart from the published code: softmax over the patches, prior masks on every grid.
     """
 
     def __init__(self, masks: int, patches: int, *, repaired: bool = False) -> None:
@@ -162,12 +161,12 @@ class RefiningDecoder(nn.Module):
         self.med_sel = nn.Sequential(nn.Linear(masks, 1), nn.ReLU())
 
     def forward(self, embedded: Embedded, masks: Tensor, first: Decoded) -> Decoded:
-        """Tokens and the map ``(B, C / 16, 16 h, 16 w)`` that they are for.
+        """Tokens, and the feature map ``(B, C / 16, 16 h, 16 w)`` for their kernels.
 
         Args:
-            embedded: what the first stage was given.
-            masks: its masks, ``(B, T, 4 h, 4 w)``.
-            first: what it made of the images.
+            embedded: input of the first stage.
+            masks: masks of the first stage, ``(B, T, 4 h, 4 w)``.
+            first: output of the first stage.
         """
         grid = embedded.image.shape[2:]
         prior = F.interpolate(masks, size=grid, mode="bilinear", align_corners=False).softmax(dim=1)
@@ -180,7 +179,7 @@ class RefiningDecoder(nn.Module):
         return Decoded(tokens, image, upscaled)
 
     def attention_map(self, first: Decoded) -> Tensor:
-        """Where the first stage's tokens and image agree, summing to one over the image: ``(B, 1, h, w)``."""
+        """Agreement of the first stage's tokens with the image, sums to one over the image: ``(B, 1, h, w)``."""
         x = first.tokens @ first.image.flatten(2)
         x = self.norm1(self.self_attn(x, x, x))
         x = self.norm2(self.self_attn2(x, x, x))
@@ -189,5 +188,5 @@ class RefiningDecoder(nn.Module):
         return to_map(x, first.image.shape[2:])
 
     def kernels(self, tokens: Tensor, which: slice = slice(None)) -> Tensor:
-        """What tokens ``(B, T, C)`` are multiplied with the map as, ``(B, T', C / 16)``, for T' of them."""
+        """Kernels ``(B, T', C / 16)`` of T' of the tokens ``(B, T, C)``."""
         return apply_each(list(self.output_hypernetworks_mlps2)[which], tokens[:, which])

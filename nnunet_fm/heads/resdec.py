@@ -1,4 +1,4 @@
-"""The ResNet head: residual blocks of recurrent convolutions that enlarge the last maps step by step."""
+"""The ResNet head: residual blocks of recurrent convolutions that upsample the last feature maps step by step."""
 
 from __future__ import annotations
 

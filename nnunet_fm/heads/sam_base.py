@@ -1,4 +1,4 @@
-"""What heads of the SAM family share: neck, prompt encoder, positions, and the official weights of all parts."""
+"""Base of heads of the SAM family: neck, prompt encoder, positions, and official weights of all parts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnunet_fm.heads.base import FeatureMaps, Head
 from nnunet_fm.heads.sam_decoder import WIDTH, BatchedMaskDecoder, ChannelNorm, Embedded
 
 SAM_PATCH = 16
-"""Edge in pixels of SAM's patches; the prompt encoder is built for their grid whatever the backbone's is."""
+"""Size in pixels of SAM's patches; the prompt encoder has their grid for any backbone."""
 MASK_PROMPT_WIDTH = 16
 
 
@@ -30,25 +30,25 @@ def sam_neck(channels: int) -> nn.Sequential:
 
 
 class SAMHead(Head):
-    """A neck, SAM's prompt encoder, to which no prompt is given, and a mask decoder.
+    """A neck, SAM's prompt encoder without a prompt, and a mask decoder.
 
-    A subclass gives the decoder, and gets what that takes from `embed`. Neck and prompt encoder start from SAM's
-    weights, the mask decoder, as published, from random ones. A mask is that of a class, but the first, which
-    officially is for unambiguous prompts: it is left out of the logits.
+    A subclass sets the decoder, whose input is that of `embed`. Neck and prompt encoder start from SAM's weights, the
+    mask decoder from random ones (as published). There is a mask per class; the first mask, officially for unambiguous
+    prompts, is left out of the logits.
     """
 
     maps = 1
-    find_unused_parameters = True  # embeddings of points, boxes and masks; predicted IoU; kernel of the first mask
+    find_unused_parameters = True  # of embeddings of points, boxes and masks, predicted IoU, kernel of the first mask
     keys_to_classifier: tuple[str, ...] = (
         "mask_decoder.mask_tokens",
-        "mask_decoder.output_hypernetworks_mlps",  # as a whole: a file for more classes has more of them
+        "mask_decoder.output_hypernetworks_mlps",  # all of them: their number is that of the classes
         "mask_decoder.iou_prediction_head.layers.2",
     )
     mask_decoder: BatchedMaskDecoder
 
     def __init__(self, features: FeatureMaps, num_classes: int) -> None:
         super().__init__(features, num_classes)
-        height, width = (max(edge * features.patch_size // SAM_PATCH, 1) for edge in features.grid)
+        height, width = (max(size * features.patch_size // SAM_PATCH, 1) for size in features.grid)
         self.neck = sam_neck(features.channels)
         self.prompt_encoder = PromptEncoder(
             embed_dim=WIDTH,
@@ -58,7 +58,7 @@ class SAMHead(Head):
         )
 
     def embed(self, last: Tensor) -> Embedded:
-        """What the decoder takes, from the last block's map ``(B, C, h, w)``, or from the backbone's neck."""
+        """Input of the decoder from the last block's feature map ``(B, C, h, w)``, or from the backbone's neck."""
         image = last if self.neck is None else self.neck(last)
         prompt = self.prompt_encoder.no_mask_embed.weight[..., None, None]
         return Embedded(image, prompt, self._positions(image.shape[2:]))
@@ -66,7 +66,7 @@ class SAMHead(Head):
     def _positions(self, grid: torch.Size) -> Tensor:
         """Positions ``(1, 256, *grid)``, resized from those on the prompt encoder's own grid.
 
-        This leaves autocast: in bfloat16 the phases of the sines would keep two digits.
+        This leaves autocast, because in bfloat16 the phases of the sines would have two digits.
         """
         device = self.prompt_encoder.no_mask_embed.weight.device.type
         available = torch.amp.is_autocast_available(device)  # not on the meta device
@@ -80,10 +80,10 @@ class SAMHead(Head):
         return F.interpolate(positions, size=grid, mode="bilinear", align_corners=False)
 
     def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of a whole official SAM, MedSAM or HQ-SAM that this head starts from, under its own names.
+        """Convert the tensors of a whole official SAM, MedSAM or HQ-SAM that this head starts from.
 
-        The neck's are left out if the file is for a backbone of another width, or if the neck is in the backbone;
-        those of the mask decoder unless `starts_mask_decoder` is set, and where they do not fit.
+        The neck is left out if the file is for a backbone of another width, or if the backbone has the neck. The mask
+        decoder is left out unless `starts_mask_decoder` is set, and where shapes differ.
 
         Raises:
             ValueError: if the file lacks tensors of the neck or the prompt encoder, or a wanted mask decoder.

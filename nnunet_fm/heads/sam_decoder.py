@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 WIDTH = 256
-"""Channels of the embedding that the neck gives and all attention works in."""
+"""Channels of the neck's embedding and of all attention."""
 HEADS = 8
 DEPTH = 2
 MLP_WIDTH = 2048
 DOWNSAMPLE = 2
-"""SAM's cross attentions work in a space of so many times fewer channels."""
+"""Factor by which SAM's cross attentions reduce the channels."""
 
 
 class Embedded(NamedTuple):
-    """What a decoder is given of B images.
+    """Input of a decoder for B images.
 
     Attributes:
-        image: ``(B, C, h, w)``, from the neck.
-        prompt: ``(1, C, 1, 1)``, the prompt encoder's answer to no prompt, added everywhere.
+        image: embedding from the neck, ``(B, C, h, w)``.
+        prompt: embedding of an absent prompt, ``(1, C, 1, 1)``, added everywhere.
         positions: ``(1, C, h, w)``.
     """
 
@@ -36,12 +36,12 @@ class Embedded(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What a decoder makes of B images.
+    """Output of a decoder for B images.
 
     Attributes:
         tokens: ``(B, T, C)``, one for each mask.
         image: ``(B, C, h, w)``.
-        upscaled: ``(B, C', h', w')``, the map that a token's kernel is multiplied with.
+        upscaled: feature map ``(B, C', h', w')`` to multiply with the kernel of each token.
     """
 
     tokens: Tensor
@@ -50,7 +50,7 @@ class Decoded(NamedTuple):
 
 
 class ChannelNorm(LayerNorm2d):
-    """SAM's norm over the channels of ``(B, C, h, w)`` in one fused call; fastest where channels lie innermost."""
+    """SAM's norm over the channels of ``(B, C, h, w)`` in one fused call; fastest for channels-last memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
@@ -61,12 +61,12 @@ class FusedAttention(Attention):
     """SAM's attention without a stored attention matrix."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries ``(B, M, C)`` look at keys and values ``(B, N, C)``: ``(B, M, C)``."""
+        """Queries ``(B, M, C)``, keys and values ``(B, N, C)`` -> ``(B, M, C)``."""
         out = F.scaled_dot_product_attention(*self.heads(q, k, v))
         return self.out_proj(self._recombine_heads(out))
 
     def heads(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values projected and cut into heads, ``(B, heads, M or N, channels)`` each."""
+        """Project queries, keys and values, and split them into heads: ``(B, heads, M or N, channels)`` each."""
         q, k, v = self.q_proj(q), self.k_proj(k), self.v_proj(v)
         return (
             self._separate_heads(q, self.num_heads),
@@ -76,10 +76,10 @@ class FusedAttention(Attention):
 
 
 class TwoWayBlock(TwoWayAttentionBlock):
-    """Tokens attend to each other, then to the image, pass an MLP, and the image attends to them.
+    """Self-attention of tokens, attention of tokens to the image, MLP, and attention of the image to tokens.
 
     Args:
-        first: in the first block tokens attend to each other without their embedding as position, and no residual.
+        first: whether this is the first block, whose self-attention has neither positions nor a residual.
     """
 
     def __init__(self, *, first: bool) -> None:
@@ -93,7 +93,7 @@ class TwoWay(TwoWayTransformer):
     """SAM's transformer between tokens and image.
 
     Args:
-        blocks: the blocks in its official place.
+        blocks: blocks that replace the official ones.
     """
 
     def __init__(self, blocks: Iterable[nn.Module] | None = None) -> None:
@@ -104,14 +104,13 @@ class TwoWay(TwoWayTransformer):
 
 
 class BatchedMaskDecoder(MaskDecoder):
-    """SAM's mask decoder, where the official one takes a single image.
+    """SAM's mask decoder for a batch; the official one takes a single image.
 
-    Parameters have their official names. The predicted IoU is of no use in semantic segmentation, so its layers are
-    there but never run.
+    Parameters have their official names. The layers of the predicted IoU are idle.
 
     Args:
         masks: number of masks beside the first, which officially is for unambiguous prompts.
-        transformer: between tokens and image.
+        transformer: transformer between tokens and image.
     """
 
     def __init__(self, masks: int, transformer: TwoWayTransformer) -> None:
@@ -119,7 +118,7 @@ class BatchedMaskDecoder(MaskDecoder):
         self.output_upscaling = nn.Sequential(*upscaling(WIDTH, WIDTH // 4, WIDTH // 8), nn.GELU())
 
     def forward(self, embedded: Embedded) -> Decoded:
-        """Tokens and the map ``(B, C / 8, 4 h, 4 w)`` that they are for."""
+        """Tokens, and the feature map ``(B, C / 8, 4 h, 4 w)`` for their kernels."""
         tokens = self.all_tokens().expand(len(embedded.image), -1, -1)
         image = embedded.image + embedded.prompt
         tokens, image_tokens = self.transformer(image, embedded.positions, tokens)
@@ -127,15 +126,15 @@ class BatchedMaskDecoder(MaskDecoder):
         return Decoded(tokens[:, 1:], image, self.output_upscaling(image))
 
     def all_tokens(self) -> Tensor:
-        """``(1 + T, C)``: the token of the IoU, then one for each mask."""
+        """Token of the IoU, then one for each mask, ``(1 + T, C)``."""
         return torch.cat((self.iou_token.weight, self.mask_tokens.weight))
 
     def kernels(self, tokens: Tensor, which: slice = slice(None)) -> Tensor:
-        """What mask tokens ``(B, T, C)`` are multiplied with the map as, ``(B, T', C / 8)``, for T' of them."""
+        """Kernels ``(B, T', C / 8)`` of T' of the mask tokens ``(B, T, C)``."""
         return apply_each(list(self.kernel_networks())[which], tokens[:, which])
 
     def kernel_networks(self) -> Iterable[nn.Module]:
-        """One network for each token."""
+        """Networks from tokens to kernels, one for each token."""
         return self.output_hypernetworks_mlps
 
 
@@ -150,15 +149,15 @@ def upscaling(channels: int, middle: int, out: int) -> nn.Sequential:
 
 
 def apply_each(networks: Sequence[nn.Module], tokens: Tensor) -> Tensor:
-    """Each of T networks to its own of the tokens ``(B, T, C)``: ``(B, T, C')``."""
+    """Apply T networks to one token each: ``(B, T, C)`` -> ``(B, T, C')``."""
     return torch.stack([network(token) for network, token in zip(networks, tokens.unbind(1), strict=True)], dim=1)
 
 
 def dot(kernels: Tensor, maps: Tensor) -> Tensor:
-    """Kernels ``(B, T, C)`` times maps ``(B, C, h, w)``: ``(B, T, h, w)``."""
+    """Multiply kernels ``(B, T, C)`` with feature maps ``(B, C, h, w)``: masks ``(B, T, h, w)``."""
     return (kernels @ maps.flatten(2)).unflatten(2, maps.shape[2:])
 
 
 def to_map(tokens: Tensor, grid: Sequence[int]) -> Tensor:
-    """``(B, h * w, C)`` -> ``(B, C, h, w)`` with channels innermost in memory, the fastest for what follows."""
+    """``(B, h * w, C)`` -> ``(B, C, h, w)`` in channels-last memory, which is fastest for the next layers."""
     return tokens.transpose(1, 2).unflatten(2, grid)

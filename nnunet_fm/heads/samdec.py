@@ -18,7 +18,7 @@ class SAMDecHead(SAMHead):
     6,220 fewer with a frozen prompt encoder.
 
     Args:
-        features: channels and grid of the last block's map.
+        features: channels and grid of the last feature map.
         num_classes: output channels.
         train_prompt_encoder: whether the prompt encoder is trained.
     """

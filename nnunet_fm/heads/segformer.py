@@ -1,4 +1,4 @@
-"""The all-MLP head of SegFormer (Xie et al., NeurIPS 2021, arXiv 2105.15203), for maps of one grid."""
+"""The all-MLP head of SegFormer (Xie et al., NeurIPS 2021, arXiv 2105.15203), for feature maps of one grid."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from nnunet_fm.heads.blocks import ConvChain, UpBlock, level_widths, upsampling
 
 
 class UNetHead(Head):
-    """The last group of maps goes up, and at each level meets an earlier group that was enlarged by itself.
+    """Upsample the last group of feature maps, joined at each level with an earlier group upsampled by itself.
 
     39,101,847 parameters at 10 x 768 channels and 15 classes, 7,873,125 at a width of 240. Logits are
     ``factor ** blocks`` times the grid.
@@ -62,16 +62,16 @@ class UNetHead(Head):
         return [self.conv_seg(self.dropout(x))]
 
     def _level(self, features: Sequence[Tensor], index: int) -> Tensor:
-        """The maps of a level, deepest first, in one: ``(B, width, h, w)``."""
+        """One feature map ``(B, width, h, w)`` of a level's group; level 0 is the deepest."""
         group = features[index * self.group : (index + 1) * self.group]
         return self.in_ch_reducer[index](torch.cat(list(group), dim=1))
 
 
 class _Level(nn.Module):
-    """Joins what comes from below with a skip that went through an up block for every level that it climbs.
+    """Join the upsampled feature map of the level below with a skip, which has one up block for each level.
 
     Args:
-        widths: channels of the deepest level, of the one above it, and so on up to what comes from below.
+        widths: channels of the levels below, deepest first.
         factor: as for `UNetHead`.
         steps: as for `UNetHead`.
     """

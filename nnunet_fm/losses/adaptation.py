@@ -1,7 +1,7 @@
-"""Losses that adapt a model with few labels or none: entropy of predictions, cross-entropy over a pool of pixels.
+"""Losses of adaptation with few labels or none: entropy of predictions, cross-entropy over a pool of pixels.
 
-Both take the logits of one output, of exclusive classes (softmax) or of regions that may overlap (sigmoid), and compute
-in float32.
+Both take the logits of one output, for exclusive classes (softmax) or overlapping regions (sigmoid), and compute in
+float32.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NOT_COUNTED = -1
-"""Value of a target where nothing is known, or no image is: the pixel takes no part in the loss."""
+"""Value of a target for pixels that do not count in the loss: without a label, or outside the image."""
 
 
 def softmax_entropy(logits: Tensor) -> Tensor:
@@ -20,16 +20,16 @@ def softmax_entropy(logits: Tensor) -> Tensor:
 
 
 def sigmoid_entropy(logits: Tensor) -> Tensor:
-    """Entropy of every pixel's being in a region or not: logits ``(B, R, …)`` -> ``(B, R, …)``, from 0 to log 2.
+    """Binary entropy of every pixel and region: logits ``(B, R, …)`` -> ``(B, R, …)``, from 0 to log 2 nats.
 
-    No term is a difference, so that sure predictions have an entropy of zero, not of rounding errors.
+    The formula has no differences, so that the entropy of confident predictions is not a rounding error.
     """
     logits = logits.float()
     return logits.sigmoid() * F.softplus(-logits) + (-logits).sigmoid() * F.softplus(logits)
 
 
 class EntropyLoss(nn.Module):
-    """Mean entropy over the pixels of the images, and over regions where there are such; 0 where there are none.
+    """Mean entropy over all pixels that count, and over regions if outputs are regions; 0 if no pixel counts.
 
     Args:
         regions: whether outputs are regions.
@@ -42,7 +42,7 @@ class EntropyLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Logits ``(B, K, …)``, and a target ``(B, 1, …)`` or ``(B, R, …)`` -> scalar.
 
-        Of the target only `NOT_COUNTED` is looked at: padding, and what is ignored.
+        Only the value `NOT_COUNTED` of the target is used: padding and ignored pixels.
         """
         entropy, counted = self.entropy(logits), target != NOT_COUNTED
         if entropy.ndim < counted.ndim:
@@ -52,11 +52,11 @@ class EntropyLoss(nn.Module):
 
 
 class PooledCrossEntropy(nn.Module):
-    """Cross-entropy, averaged over the pixels of the whole batch that count; 0 where none does.
+    """Cross-entropy averaged over all pixels of the batch that count; 0 if no pixel counts.
 
     Args:
-        regions: whether targets are regions ``(B, R, …)`` instead of label maps ``(B, 1, …)``. Then it is the binary
-            cross-entropy, averaged over all pairs of pixel and region that count.
+        regions: whether targets are regions ``(B, R, …)`` instead of label maps ``(B, 1, …)``. Then the loss is the
+            binary cross-entropy, averaged over all pairs of pixel and region that count.
     """
 
     def __init__(self, *, regions: bool = False) -> None:
@@ -64,7 +64,7 @@ class PooledCrossEntropy(nn.Module):
         self.regions = regions
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Logits ``(B, K, …)`` and a target with `NOT_COUNTED` where nothing is known -> scalar."""
+        """Logits ``(B, K, …)`` and a target with `NOT_COUNTED` for pixels without a label -> scalar."""
         logits, counted = logits.float(), target != NOT_COUNTED
         if self.regions:
             loss = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0).float(), reduction="none")

@@ -1,4 +1,4 @@
-"""Dice + cross-entropy as MONAI's, supervision of enlarged outputs, and nnU-Net's own loss in fewer passes."""
+"""MONAI's Dice and cross-entropy, supervision of upsampled outputs, and nnU-Net's own loss, fused for a CPU."""
 
 from __future__ import annotations
 
@@ -22,16 +22,14 @@ class DiceCE(nn.Module):
     """Dice loss of every class, background included, plus cross-entropy; logits in, both weigh 1.
 
     Equals MONAI's ``DiceCELoss(softmax=True, to_onehot_y=True, include_background=True)``; the Dice is taken per
-    image and class. With ``regions`` each output is a sigmoid of its own: ``DiceLoss(sigmoid=True)`` plus binary
-    cross-entropy. (MONAI's ``DiceCELoss(sigmoid=True)`` is that for one region; for several it takes the
-    cross-entropy of a softmax, which overlapping regions are not.)
+    image and class. With ``regions`` it equals ``DiceLoss(sigmoid=True)`` plus binary cross-entropy. (MONAI's
+    ``DiceCELoss(sigmoid=True)`` equals that for one region only; for several it takes the cross-entropy of a softmax.)
 
-    Voxels with the ignore label contribute nothing, neither to sums nor to means.
+    Voxels with the ignore label count neither in sums nor in means.
 
     Args:
         regions: whether targets are regions ``(B, R, …)`` instead of label maps ``(B, 1, …)``.
-        ignore_label: the label to ignore; with regions nnU-Net marks these voxels in a last, additional channel,
-            whatever the label's value.
+        ignore_label: the label to ignore; with regions nnU-Net marks these voxels in a last, additional channel.
     """
 
     def __init__(self, *, regions: bool = False, ignore_label: int | None = None) -> None:
@@ -78,7 +76,7 @@ def _dice_of_sums(overlap: Tensor, total: Tensor) -> Tensor:
 
 
 class FusedDiceCE(nn.Module):
-    """nnU-Net's Dice and cross-entropy of exclusive classes, which on a CPU takes fewer passes over the logits.
+    """nnU-Net's Dice and cross-entropy of exclusive classes, with fewer passes over the logits on a CPU.
 
     Args:
         stock: nnU-Net's loss, with its weights and arguments.
@@ -115,15 +113,15 @@ class FusedDiceCE(nn.Module):
 
 
 def fused(loss: nn.Module) -> nn.Module:
-    """nnU-Net's loss as `FusedDiceCE`, if it is Dice and cross-entropy of exclusive classes; else as it is."""
-    # A compiled Dice is of another class: compilation makes one pass of several by itself.
+    """Wrap nnU-Net's Dice and cross-entropy of exclusive classes in `FusedDiceCE`; return any other loss unchanged."""
+    # A compiled Dice has another class; the compiler fuses passes by itself.
     if type(loss) is DC_and_CE_loss and type(loss.dc) is MemoryEfficientSoftDiceLoss:
         return FusedDiceCE(loss)
     return loss
 
 
 class OutputSupervision(nn.Module):
-    """Deep supervision as MIS-FM and PUMIT train: every output, enlarged to full resolution, against one target.
+    """Deep supervision of MIS-FM and PUMIT: every output, upsampled to full resolution, against one target.
 
     Weights are 1, 1/2, 1/4, … from the finest output on, divided by their sum.
     """

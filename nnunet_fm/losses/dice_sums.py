@@ -1,8 +1,7 @@
-"""The sums over voxels that Dice and cross-entropy are made of, in few passes over the logits.
+"""Sums over voxels for Dice and cross-entropy, in few passes over the logits.
 
-On a CPU a loss takes as long as its passes over arrays of the logits' size, of which PyTorch's operations need about
-thirty: softmax, label map with a channel per class, products, and their gradients. Here are seven. Everything after
-the sums, such as nnU-Net's Dice of a whole batch, is a matter of a few numbers.
+On a CPU the time of a loss is that of its passes over arrays of the logits' size. PyTorch's operations (softmax,
+one-hot labels, products, and their gradients) need about thirty passes, these functions seven.
 """
 
 from __future__ import annotations
@@ -15,24 +14,24 @@ from torch.autograd.function import once_differentiable
 
 
 class DiceSums(NamedTuple):
-    """Sums over all voxels that count, float32; derivable with respect to the logits."""
+    """Sums over all voxels that count, float32, differentiable with respect to the logits."""
 
     entropy: Tensor
     """Cross-entropy ``(B,)`` of every image."""
     overlap: Tensor
-    """Probability of each class where the label says so, ``(B, K)``."""
+    """Sum of each class's probability over the voxels of its label, ``(B, K)``."""
     predicted: Tensor
-    """Probability of each class, ``(B, K)``."""
+    """Sum of each class's probability over all voxels, ``(B, K)``."""
     truth: Tensor
     """Voxels of each class, ``(B, K)``."""
 
 
 def softmax_sums(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> DiceSums:
-    """Sums for classes that exclude each other.
+    """Sums for exclusive classes.
 
     Args:
         logits: float32 ``(B, K, …)``.
-        labels: from 0 to K - 1, ``(B, 1, …)`` of any type.
+        labels: label map with values from 0 to K - 1, ``(B, 1, …)`` of any type.
         mask: voxels that count, ``(B, 1, …)``; None for all of them.
     """
     flat = labels.reshape(len(labels), 1, -1).long()
@@ -43,7 +42,7 @@ def softmax_sums(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> 
 
 
 def _per_class(labels: Tensor, values: Tensor, classes: int) -> Tensor:
-    """Sums of values ``(B, 1, N)`` over the voxels of each label ``(B, 1, N)``: ``(B, K)``; added up in float64."""
+    """Sum up values ``(B, 1, N)`` over the voxels of each label ``(B, 1, N)`` in float64: ``(B, K)``."""
     pairs = zip(labels.flatten(1), values.flatten(1), strict=True)
     return torch.stack([torch.bincount(label, value.double(), classes) for label, value in pairs]).to(values.dtype)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class StagesLoss(nn.Module):
-    """The weighted sum of one loss over a head's stages; in evaluation, where there is one output, the loss itself."""
+    """Weighted sum of a loss over the stages of a head; in evaluation, the loss of the only output."""
 
     def __init__(self, loss: nn.Module, weights: Sequence[float]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What every network does alike: pad to a legal size, compute as a CPU does best, return float32."""
+"""Base class of all networks: pad to a legal size, use the fastest CPU kernels, return float32 logits."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from nnunet_fm.cpu.onednn_linear import fast_products
 
 
 def cpu_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 autocast for a CPU that gains from it, nothing elsewhere (see `processor.computes_in_bf16`)."""
+    """bfloat16 autocast for a CPU that gains from it, nothing elsewhere (see `cpu_features.computes_in_bf16`)."""
     if device.type == "cpu" and computes_in_bf16():
         return torch.autocast("cpu", dtype=torch.bfloat16)
     return nullcontext()
 
 
 def _leave_autocast(convolution: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-    """Before a convolution: compute in float32 what oneDNN gets wrong in bfloat16 (`guard_convolutions`)."""
+    """Forward pre-hook: leave autocast where oneDNN fails in bfloat16 (see `guard_convolutions`)."""
     (x,) = args
     if (
         x.device.type != "cpu"
@@ -46,11 +46,10 @@ def _enter_autocast(convolution: nn.Module, args: tuple[Tensor, ...], out: Tenso
 
 
 def guard_convolutions(network: nn.Module) -> None:
-    """Keep 3D convolutions of maps with two slices in float32 while they are trained on a CPU.
+    """Train 3D convolutions of feature maps with two slices in float32 on a CPU.
 
-    In bfloat16 oneDNN reads memory it never wrote for the weights' gradient of a convolution with a kernel of depth 3
-    over a map of depth 2 (seen with PyTorch 2.14): the gradient is noise then, or NaN. Such maps are the bottlenecks of
-    patches of 64 voxels in networks that halve them five times.
+    With a kernel of depth 3 and a feature map of depth 2, oneDNN's gradient of the weights in bfloat16 is noise or NaN,
+    because it reads uninitialised memory (seen with PyTorch 2.14). Bottlenecks of patches of 64 voxels have this depth.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv3d) and module.kernel_size[0] == 3 and not hasattr(module, "left_autocast"):
@@ -73,16 +72,16 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
     """Prefixes of the parameters that depend on the number of classes."""
     deep_supervision: bool = False
     frozen: tuple[str, ...] = ()
-    """Submodules that an adapter keeps in eval mode, so that their statistics and dropout stay as pre-trained."""
+    """Submodules that an adapter keeps in eval mode, so that batch statistics do not change and dropout is off."""
 
     adapter_arguments: Mapping[str, Mapping[str, Any]] = {}
-    """Name of an adapter -> arguments that differ from its own."""
+    """Name of an adapter -> arguments that differ from its defaults."""
 
     reversed_axes: bool = False
-    """Whether the weights know images as (x, y, z), as MONAI's readers give them, while nnU-Net's are (z, y, x)."""
+    """Whether the weights were trained on axes (x, y, z), the order of MONAI's readers; nnU-Net's is (z, y, x)."""
 
     convolutional: bool = False
-    """Whether convolutions of volumes take most of the time, so that a CPU gains from the channels-last order."""
+    """Whether 3D convolutions take most of the time, so that a CPU gains from the channels-last order."""
 
     load_report: object | None = None
     """What became of every tensor of the official files, where `nnunet_fm.create_model` has loaded them."""
@@ -93,17 +92,17 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
     def resolve_arguments(
         cls, arguments: Mapping[str, Any], *, patch_size: Sequence[int], spacing: Sequence[float]
     ) -> dict[str, Any]:
-        """Constructor arguments of a plan from those of the model card.
+        """Resolve the arguments of a model card to constructor arguments for a plan.
 
         Args:
-            arguments: the card's; may hold values such as ``auto``.
-            patch_size: the plan's, in voxels, one edge per axis.
-            spacing: the plan's, in mm, same axes.
+            arguments: arguments of the card, which may be ``auto``.
+            patch_size: patch of the plan in voxels, one size per axis.
+            spacing: spacing of the plan in mm, same axes.
         """
         return dict(arguments)
 
     def refit(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of such a network in another geometry, under its own names, fitted to this one's; others as they are.
+        """Fit weights of the same network in another geometry to this one; tensors that fit are unchanged.
 
         Raises:
             ValueError: for weights of another network.
@@ -118,24 +117,24 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
 
     @property
     def unused_keys(self) -> tuple[str, ...]:
-        """Submodules that no output depends on, there for the official names only; `requires_grad_` leaves them off."""
+        """Submodules without effect on any output, kept for official names; `requires_grad_` never trains them."""
         return ()
 
     @property
     def find_unused_parameters(self) -> bool:
-        """Whether some trained parameters get no gradient, so that DistributedDataParallel must look for them."""
+        """Whether some trained parameters get no gradient, the argument of DistributedDataParallel."""
         return False
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that never decay beside norms and biases, such as position embeddings."""
+        """Names of parameters without weight decay beside norms and biases, such as position embeddings."""
         return set()
 
     def wrap_loss(self, loss: nn.Module, *, regions: bool = False) -> nn.Module:
         """Wrap the recipe's loss of one output into the training loss ``(outputs, target) -> scalar``.
 
         Args:
-            loss: of the recipe.
-            regions: whether labels are regions that may overlap (sigmoid), not exclusive classes (softmax).
+            loss: loss of the recipe.
+            regions: whether labels are overlapping regions (sigmoid) instead of exclusive classes (softmax).
         """
         return loss
 
@@ -146,12 +145,12 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
         return self
 
     def compute_channels_last(self) -> None:
-        """Compute volumes channels-last from now on, where a CPU gains from it; nothing else changes."""
+        """Compute volumes channels-last where a CPU gains from it; results stay the same."""
         use_fast_layers(self)
         self._channels_last = True
 
     def reorders(self, device: torch.device) -> bool:
-        """Whether volumes on this device are computed channels-last; a compiler chooses the order itself."""
+        """Whether volumes on this device are computed channels-last; a compiler chooses the order by itself."""
         allowed = self._channels_last and device.type == "cpu" and not torch.compiler.is_compiling()
         return allowed and gains_from_channels_last()
 
@@ -163,17 +162,17 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
 
     @property
     def decoder(self) -> nn.Module:
-        """The module whose ``deep_supervision`` flag stock nnU-Net sets: this one."""
+        """This network: stock nnU-Net sets the flag ``deep_supervision`` of the module of this name."""
         return self
 
     @property
     @abstractmethod
     def size_multiple(self) -> tuple[int, ...]:
-        """Each spatial edge must be a multiple of this; one entry per axis."""
+        """Number of which the input's size must be a multiple, for each axis."""
 
     @property
     def several_outputs(self) -> bool:
-        """Whether a call returns all outputs as a list, now; else it returns the first."""
+        """Whether a forward pass returns all outputs as a list in the present mode; else it returns the first."""
         return self.deep_supervision
 
     @property
@@ -182,11 +181,11 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
         return None
 
     def legal_size(self, size: Sequence[int]) -> list[int]:
-        """Smallest size that the network takes and an input of `size` fits into, one edge per axis.
+        """Smallest legal size that an input of this size can be padded to, in voxels per axis.
 
-        Normalisation refuses a single element per channel, so the coarsest feature map keeps at least two.
+        The coarsest feature map keeps at least two elements per channel, because norms refuse a single one.
         """
-        legal = [-(-edge // step) * step for edge, step in zip(size, self.size_multiple, strict=True)]
+        legal = [-(-length // step) * step for length, step in zip(size, self.size_multiple, strict=True)]
         if legal == list(self.size_multiple):
             legal[-1] *= 2
         return legal
@@ -200,7 +199,7 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
             x = x.transpose(2, 4)
         size = x.shape[2:]
         legal = self.legal_size(size)
-        padding = [p for edge, full in zip(reversed(size), reversed(legal), strict=True) for p in (0, full - edge)]
+        padding = [p for old, new in zip(reversed(size), reversed(legal), strict=True) for p in (0, new - old)]
         if any(padding):
             x = F.pad(x, padding, mode="replicate")
         reordered = x.ndim == 5 and self.reorders(x.device)
@@ -222,6 +221,6 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
 
 
 def _crop(out: Tensor, size: Sequence[int], legal: Sequence[int]) -> Tensor:
-    """Cut the padded part off an output of any resolution, rounding as nnU-Net does for its training targets."""
-    edges = [round(edge * o / full) for edge, o, full in zip(size, out.shape[2:], legal, strict=True)]
-    return out[tuple([slice(None)] * 2 + [slice(0, edge) for edge in edges])]
+    """Crop the padding off an output of any resolution; sizes are rounded like nnU-Net's training targets."""
+    sizes = [round(length * o / full) for length, o, full in zip(size, out.shape[2:], legal, strict=True)]
+    return out[tuple([slice(None)] * 2 + [slice(0, length) for length in sizes])]

@@ -1,4 +1,4 @@
-"""Feature maps that a frozen 2D backbone has computed once, kept for the next time that the same slice comes."""
+"""Cache of the feature maps of a frozen 2D backbone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from torch import Tensor
 
 
 class FeatureCache:
-    """Maps by the content of the slice that they were computed from, in the computer's memory.
-
-    When it is full, the maps that nothing has asked for the longest go: there are patches that never come again.
+    """Feature maps by the content of their slice, in the computer's memory; the least recently used are dropped first.
 
     Args:
-        capacity: bytes of maps that are kept at most.
+        capacity: most bytes of feature maps.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -26,16 +24,16 @@ class FeatureCache:
         self._asked = self._found = 0
 
     def maps(self, slices: Tensor, compute: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
-        """Feature maps of a batch, those that are not known computed together.
+        """Feature maps of a batch; those that are not cached are computed together.
 
         Args:
-            slices: ``(B, C, Y, X)``; each one's values are its name.
-            compute: maps ``(n, …)`` of the slices with the given indices ``(n,)``, which never change.
+            slices: ``(B, C, Y, X)``, identified by their values.
+            compute: function from indices ``(n,)`` to the feature maps ``(n, …)`` of these slices.
 
         Returns:
-            The maps ``(B, …)``, as they were computed at first.
+            Feature maps ``(B, …)``.
         """
-        if torch.is_inference_mode_enabled():  # what is computed in it cannot be trained with
+        if torch.is_inference_mode_enabled():  # tensors of this mode cannot be used in training
             return compute(torch.arange(len(slices), device=slices.device))
         names = [_name(one) for one in slices.detach().cpu()]
         known = {name: self._maps[name] for name in names if name in self._maps}
@@ -43,7 +41,7 @@ class FeatureCache:
             self._maps.move_to_end(name)
         self._asked += len(names)
         self._found += sum(name in known for name in names)
-        missing = {name: names.index(name) for name in names if name not in known}  # the first of several alike
+        missing = {name: names.index(name) for name in names if name not in known}  # the first of equal slices
         if missing:
             computed = compute(torch.tensor(list(missing.values()), device=slices.device))
             known |= {name: [one[i] for one in computed] for i, name in enumerate(missing)}
@@ -52,14 +50,14 @@ class FeatureCache:
         return [torch.stack([one.to(slices.device) for one in same]) for same in each]
 
     def report(self) -> str:
-        """How many of the maps asked for since the last report were known, and what all take."""
+        """A sentence with the share of feature maps found since the last report, and the memory of all."""
         share = self._found / max(self._asked, 1)
         self._asked = self._found = 0
         kept = f"those of {len(self._maps)} slices take {self.bytes / 1e9:.2f} GB"
         return f"{share:.0%} of the feature maps were known; {kept}"
 
     def clear(self) -> None:
-        """Forget all maps: the backbone's weights have changed."""
+        """Drop all feature maps, after the backbone's weights have changed."""
         self._maps.clear()
         self.bytes = 0
 

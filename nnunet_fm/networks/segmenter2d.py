@@ -32,23 +32,23 @@ Normalisation = Literal["imagenet", "minmax"]
 
 
 class FoundationSegmenter2D(FoundationNetwork):
-    """Slices ``(B, C, Y, X)`` of any size to logits ``(B, K, Y, X)``, through a backbone of one square size.
+    """Segment slices ``(B, C, Y, X)`` of any size with a backbone of one square size; logits ``(B, K, Y, X)``.
 
     Args:
         input_channels: image channels; mapped to three as in `slices.to_rgb`.
         num_classes: output channels.
         backbone: name of a backbone.
         head: name of a decode head.
-        image_size: slices are resized to this edge in pixels, keeping their aspect ratio, and logits back.
+        image_size: size in pixels of the square that slices are padded and resized to; logits are resized back.
         input_range: "unit" for data in [0, 1]; "standardised" for data of about zero mean and unit variance, which
-            are fed as they are.
-        normalisation: what data in [0, 1] get: ImageNet's mean and standard deviation, or, as the official MedSAM
-            predicts, each slice scaled from its own minimum and maximum to [0, 1].
+            are not normalised again.
+        normalisation: for data in [0, 1]: "imagenet" standardises by ImageNet's mean and standard deviation, "minmax"
+            scales each slice from its own minimum and maximum to [0, 1], like the official MedSAM.
         faithful: repeat the thesis's code where it departs from its text, see `published_quirks`.
-        deep_supervision: accepted for a common signature; the stages of a head are supervised whatever it says.
+        deep_supervision: without effect, for the signature of all networks; stages of a head are always supervised.
         backbone_arguments: further arguments of the backbone.
-        head_arguments: name of a head -> further arguments, for the heads that the network may be built with.
-        adapter_arguments: name of an adapter -> its arguments, likewise.
+        head_arguments: name of a head -> its further arguments.
+        adapter_arguments: name of an adapter -> its further arguments.
 
     Raises:
         ValueError: for an unknown backbone, head, range or normalisation, or a size that the backbone cannot take.
@@ -94,13 +94,13 @@ class FoundationSegmenter2D(FoundationNetwork):
         if self.head.neck_in_backbone and self.backbone.takes_neck:
             self.neck_to_backbone()
         self.rein: nn.Module | None = None
-        """Refines the tokens after every block, where an adapter has put it here."""
+        """Module of an adapter that refines the tokens after every block."""
         self.feature_norm: Norm | None = None
-        """Which maps get the backbone's final norm, where an adapter has a wish."""
+        """Which feature maps get the backbone's final norm, if an adapter decides."""
         self.ladder: nn.Module | None = None
-        """``(images, maps) -> maps``: mixes in the maps of a second backbone, where an adapter has put it here."""
+        """Module of an adapter that mixes in a second backbone, ``(images, feature maps) -> feature maps``."""
         self.feature_cache: FeatureCache | None = None
-        """Knows the maps of slices that come again, where a training has put it here."""
+        """Cache of the backbone's feature maps, if the training uses one."""
         self.key_to_encoder = "backbone"
         if self.stem is None:
             self.key_to_stem = f"backbone.{self.backbone.key_to_patch_embed}"
@@ -139,23 +139,21 @@ class FoundationSegmenter2D(FoundationNetwork):
         return loss if len(self.head.loss_weights) == 1 else StagesLoss(loss, self.head.loss_weights)
 
     def neck_to_backbone(self) -> None:
-        """Make the head's neck a part of the backbone, which is what it officially is for SAM."""
+        """Move the head's neck to the backbone, where it is in the official SAM."""
         self.backbone.neck, self.head.neck = self.head.neck, None
 
     def second_branch(self, name: str) -> Branch:
-        """Another backbone, which gives a map for each of the head's, from the same relative depth."""
+        """Build a second backbone with a feature map for each of the head's, from the same relative depth."""
         multiple = image_multiple(name)
-        edge = max(self.image_size // multiple, 1) * multiple
+        size = max(self.image_size // multiple, 1) * multiple
         unit = self.input_range == "unit"
-        return Branch(create_backbone(name, edge), self.blocks, self.backbone, normalise=unit)
+        return Branch(create_backbone(name, size), self.blocks, self.backbone, normalise=unit)
 
     def keep_maps(self, capacity: int) -> FeatureCache:
-        """Keep the backbone's maps of slices, up to so many bytes of memory, for when the same slice comes again.
-
-        They are forgotten when weights are loaded.
+        """Cache the backbone's feature maps of slices, at most ``capacity`` bytes; loading weights clears the cache.
 
         Raises:
-            ValueError: if the maps of a slice change in training.
+            ValueError: if feature maps change in training.
         """
         if self.stem is not None:
             raise InvalidValueError(
@@ -185,7 +183,7 @@ class FoundationSegmenter2D(FoundationNetwork):
         return [from_square(logits, size) for logits in self.head(maps)]
 
     def backbone_maps(self, x: Tensor) -> list[Tensor]:
-        """The backbone's maps ``(B, C, h, w)`` for the head, the last block's first, of squares ``(B, 3, Y, X)``."""
+        """Feature maps ``(B, C, h, w)`` of square images ``(B, 3, Y, X)`` for the head, last block first."""
         return self.backbone.features(
             self._normalised(x),
             self.blocks,

@@ -1,4 +1,4 @@
-"""A second backbone beside the first, as the ladder adapter trains."""
+"""A second backbone beside the first, for the adapter ``ladder``."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from nnunet_fm.networks.slices import imagenet_normalise, resize_square
 
 
 class Branch(nn.Module):
-    """A second backbone beside another one: it gives a map for each of the other's, from the same relative depth.
+    """A second backbone with a feature map for each of the first one's, from the same relative depth.
 
     Args:
-        backbone: this branch's.
-        blocks: the blocks of the other backbone that the head takes.
-        beside: the other backbone.
-        normalise: whether images are in [0, 1] and get ImageNet's mean and standard deviation here.
+        backbone: the second backbone.
+        blocks: blocks of the first backbone whose feature maps the head takes.
+        beside: the first backbone.
+        normalise: whether images are in [0, 1], and are standardised here by ImageNet's statistics.
 
     Attributes:
-        channels: channels of its maps.
+        channels: channels of the feature maps.
     """
 
     def __init__(self, backbone: Backbone, blocks: Sequence[int], beside: Backbone, *, normalise: bool) -> None:
@@ -31,14 +31,13 @@ class Branch(nn.Module):
         if len(blocks) == PAIR:
             self.blocks = backbone.blocks_for(PAIR)
         else:
-            # halves go up: Python's round() would send three blocks of 24 to one of 12, and one to the next
+            # Round halves up. Python's round() goes to even, so that blocks would be spread unevenly.
             own, theirs = backbone.depth, beside.depth
             self.blocks = tuple(max((2 * (b + 1) * own + theirs) // (2 * theirs), 1) - 1 for b in blocks)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Square images ``(B, 3, Y, X)`` -> maps ``(B, channels, h, w)``, last block first."""
-        edge = self.backbone.grid[0] * self.backbone.patch_size
-        x = resize_square(x, edge)
+        """Square images ``(B, 3, Y, X)`` -> feature maps ``(B, channels, h, w)``, last block first."""
+        x = resize_square(x, self.backbone.grid[0] * self.backbone.patch_size)
         if self.normalise:
             x = imagenet_normalise(x)
         distinct = sorted(set(self.blocks))

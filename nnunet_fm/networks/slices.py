@@ -1,4 +1,4 @@
-"""How 2D networks take slices of any size and number of channels: to three channels, to a square, and back."""
+"""Slices of any size and number of channels for 2D backbones: to three channels, to a square, and back."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Per-channel statistics of RGB images in [0, 1], with which backbones of natural images were trained."""
+"""Mean and standard deviation per channel of RGB images in [0, 1], from ImageNet."""
 
 RGB = 3
 
 
 def channel_stem(input_channels: int) -> nn.Conv2d | None:
-    """A learned 1x1 convolution to three channels that starts as the mean of all; None where one or three come in."""
+    """A learned 1x1 convolution to three channels, initially the mean of all; None for one or three channels."""
     if input_channels in (1, RGB):
         return None
     stem = nn.Conv2d(input_channels, RGB, 1)
@@ -42,24 +42,24 @@ def scale_to_unit(x: Tensor) -> Tensor:
     return (x - low) / (high - low).clamp(min=1e-8)
 
 
-def to_square(x: Tensor, edge: int) -> Tensor:
-    """Pad ``(B, C, Y, X)`` at its end to a square and resize that to ``(B, C, edge, edge)``.
+def to_square(x: Tensor, size: int) -> Tensor:
+    """Pad ``(B, C, Y, X)`` at its end to a square and resize that to ``(B, C, size, size)``.
 
-    Shrinking averages areas, as bilinear sampling would skip pixels; enlarging is bilinear.
+    Downsampling averages areas, because bilinear sampling would skip pixels; upsampling is bilinear.
     """
     height, width = x.shape[2:]
     side = max(height, width)
     if height != width:
         x = F.pad(x, (0, side - width, 0, side - height), mode="replicate")
-    return resize_square(x, edge)
+    return resize_square(x, size)
 
 
-def resize_square(x: Tensor, edge: int) -> Tensor:
-    """Resize ``(B, C, side, side)`` to ``(B, C, edge, edge)`` as `to_square` does."""
+def resize_square(x: Tensor, size: int) -> Tensor:
+    """Resize ``(B, C, side, side)`` to ``(B, C, size, size)``, see `to_square`."""
     side = x.shape[-1]
-    if side > edge:
-        return F.interpolate(x, size=(edge, edge), mode="area")
-    return F.interpolate(x, size=(edge, edge), mode="bilinear", align_corners=False) if side < edge else x
+    if side > size:
+        return F.interpolate(x, size=(size, size), mode="area")
+    return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False) if side < size else x
 
 
 def from_square(logits: Tensor, size: Sequence[int]) -> Tensor:

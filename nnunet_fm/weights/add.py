@@ -1,4 +1,4 @@
-"""Put a file that a person has downloaded into the weights folder: found, unpacked, copied in one step."""
+"""Add a downloaded file to the weights folder: find it in a folder or archive, unpack it, copy it in one step."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from nnunet_fm.weights.cache import cache_folder, compute_sha256, pin, sha256
 from nnunet_fm.weights.files import WeightsFileError
 
 DAMAGED_ZIP = (zipfile.BadZipFile, ZlibError, LZMAError, EOFError, RuntimeError, NotImplementedError)
-"""What zipfile raises on members that are damaged or locked."""
+"""Exceptions of zipfile for members that are damaged or locked."""
 
 
 @contextmanager
 def opened(source: Path, names: Collection[str]) -> Iterator[tuple[Path, str]]:
-    """The checkpoint that a path stands for, and the name that it was offered under.
+    """Find the checkpoint at a path, and yield its present path and its original name.
 
-    A folder or an archive must hold exactly one file of the given names, at any depth. A file of an archive is
-    unpacked under a temporary name, which exists as long as the context.
+    A folder or an archive must hold exactly one file of the given names, at any depth. A file of an archive is unpacked
+    to a temporary file, which is removed at the end of the context.
 
     Raises:
         FileNotFoundError: if the path does not exist.
@@ -91,7 +91,7 @@ def install(source: Path, file_name: str, *, link: bool = False) -> Path:
 
 
 def _is_archive(path: Path) -> bool:
-    """True for a zip that is no checkpoint of ``torch.save``, which is a zip as well."""
+    """Whether a file is a zip archive but no checkpoint of ``torch.save``, which is also a zip archive."""
     if not is_zip(path):
         return False
     try:

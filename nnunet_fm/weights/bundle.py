@@ -1,4 +1,4 @@
-"""Rewrite slim checkpoints of a trained folder as full ones, which need no other file."""
+"""Rewrite the slim checkpoints of a trained folder as full ones, which need no official file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnunet_fm.weights.slim import expand_slim
 
 @dataclass(frozen=True)
 class Bundled:
-    """One checkpoint, and the official files whose tensors were put into it; none if it was full already."""
+    """A checkpoint, and the names of the official files whose tensors were added; none if it was full before."""
 
     path: Path
     bases: tuple[str, ...]
@@ -40,7 +40,7 @@ def checkpoints_of(folder: Path) -> list[Path]:
 
 
 def bundle(folder: Path) -> Iterator[Bundled]:
-    """Rewrite one checkpoint after the other, each in one step; full ones are left alone.
+    """Rewrite one checkpoint after the other, each in one step; full ones are not changed.
 
     Raises:
         FileNotFoundError: for a folder without checkpoints, or a base that is not in the weights folder.
@@ -56,7 +56,7 @@ def bundle(folder: Path) -> Iterator[Bundled]:
 
 
 def _alone(name: str, tensor: Tensor, path: Path) -> Tensor:
-    """The tensor in a storage of its own size: ``torch.save`` writes whole storages."""
+    """Copy a tensor to a storage of its own size, because ``torch.save`` writes whole storages."""
     size, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
     if size > stored:
         raise WeightsFileError(

@@ -1,4 +1,4 @@
-"""The folder that holds official weights files, and what to tell a user whose folder lacks one."""
+"""The folder of official weights files: finding files, hashes, and the message if a file is missing."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class ChangedFileError(FMError, ValueError):
 
 
 class MissingWeightsError(FMError, FileNotFoundError):
-    """No official weights at hand; the message says where to get them and where to put them."""
+    """An official file is not in the weights folder; the message says where to get it and where to put it."""
 
     code = "weights-missing"
 
 
 def cache_folder() -> Path:
-    """``$NNUNET_FM_WEIGHTS``, or ``~/.cache/nnunet_fm/weights``; it need not exist."""
+    """``$NNUNET_FM_WEIGHTS``, or ``~/.cache/nnunet_fm/weights``; the folder may not exist yet."""
     chosen = os.environ.get(CACHE_VARIABLE)
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "nnunet_fm" / "weights"
 
 
 def find(file_names: Sequence[str]) -> Path | None:
-    """The first of these files that lies in the cache folder, or None."""
+    """The first of these files that is in the weights folder, or None."""
     return next((path for name in file_names if (path := cache_folder() / name).is_file()), None)
 
 
@@ -49,13 +49,13 @@ def locate(checkpoint: str, file_names: Sequence[str], *, page: str, instead: st
 
     Args:
         checkpoint: name of the checkpoint, for the message.
-        file_names: names under which the publisher offers the file; any of them will do.
+        file_names: names under which the publisher offers the file, any of which is accepted.
         page: where a person downloads it.
         pull: whether ``nnunet-fm weights pull`` can download the file.
         instead: how to start from random weights, for the message: ``use the trainer fm_trainer_scratch``.
 
     Raises:
-        MissingWeightsError: if none of the files is in the cache folder.
+        MissingWeightsError: if none of the files is in the weights folder.
     """
     path = find(file_names)
     if path is None:
@@ -104,7 +104,7 @@ def _known(path: Path) -> dict[str, Any]:
 
 
 def pin(path: Path) -> str:
-    """Write down a file's SHA-256 beside it, as the one that it shall keep; returns it."""
+    """Pin a file's SHA-256: write it beside the file, so that `check_hash` notices a change; return it."""
     digest = sha256(path)
     from filelock import FileLock
 
@@ -115,7 +115,7 @@ def pin(path: Path) -> str:
 
 
 def pinned(path: Path) -> str | None:
-    """The SHA-256 that `pin` wrote down for a file of this name."""
+    """The SHA-256 that `pin` has written for a file of this name; None without one."""
     digest = _read_json(path.with_name(PIN_FILE)).get(path.name)
     return str(digest) if digest else None
 

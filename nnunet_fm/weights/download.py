@@ -1,8 +1,8 @@
-"""Download a file in one piece or several: resumed where it stopped, checked, and put in place in one step.
+"""Download a file: resume where an earlier download stopped, check it, and rename it in one step.
 
-Written here because neither pooch 1.9 nor huggingface_hub 2.4 keeps all of that: pooch starts anew after a broken
-connection; huggingface_hub reads files of the hub only, follows redirects to plain HTTP, keeps nothing of the last
-10 MB of a broken connection, and only warns where the disk is too full.
+Neither pooch 1.9 nor huggingface_hub 2.4 does all of that: pooch starts anew after a broken connection; huggingface_hub
+reads only files of the hub, follows redirects to plain HTTP, loses the last 10 MB of a broken connection, and only
+warns if the disk is too full.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ HUB = "https://huggingface.co"
 LOCAL = ("localhost", "127.0.0.1", "::1")
 CHUNK = 1 << 20
 TIMEOUT = 60
-"""Seconds without an answer after which a connection is given up."""
+"""Seconds without an answer after which a download fails."""
 
 LARGEST = 2**36
-"""Bytes after which a download is given up whose size neither a model card nor the server knows."""
+"""Largest download in bytes if neither the model card nor the server knows the size."""
 
 Progress = Callable[[int, int | None], None]
-"""Called with bytes at hand and bytes in all, None if the server does not say."""
+"""Called with bytes so far and bytes in all, None if the server does not say."""
 
 
 class DownloadError(FMError, RuntimeError):
@@ -47,7 +47,7 @@ class DownloadError(FMError, RuntimeError):
 
 
 def resolve(url: str) -> str:
-    """The address to ask: of a hub file (``hf://owner/repository/path``) at the hub, else the URL itself.
+    """Address of a download: the hub's for ``hf://owner/repository/path``, else the URL itself.
 
     Raises:
         DownloadError: for anything but HTTPS, or HTTP on this machine.
@@ -74,7 +74,7 @@ def download(
     check: Callable[[Path], object] = lambda path: None,
     progress: Progress = lambda done, total: None,
 ) -> str:
-    """Download to ``<target>.part``, check, rename and pin the hash; a later call goes on where one stopped.
+    """Download to ``<target>.part``, check, rename and pin the hash; a later call resumes an interrupted one.
 
     Args:
         url: ``https://…`` or ``hf://owner/repository/file``.
@@ -90,8 +90,8 @@ def download(
         SHA-256 of the file.
 
     Raises:
-        DownloadError: if the file cannot be had, or is not the expected one.
-        ValueError: what ``check`` raises; the file is removed then.
+        DownloadError: if the download fails, or the file is not the expected one.
+        ValueError: raised by ``check``; the file is removed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     archive = is_archive(url) and bool(members)
@@ -189,7 +189,7 @@ def _linked(headers: Message) -> str | None:
 
 
 def _total(answer: Any, url: str, size: int | None) -> int | None:
-    """Bytes of the whole file, as the server says."""
+    """Bytes of the whole file, from the server's answer."""
     if answer.headers.get_content_type() == "text/html":
         raise DownloadError(
             f"{url} answered with a web page instead of a file: download it by hand", code="download-web-page"
@@ -227,8 +227,8 @@ def _copy(answer: Any, file: IO[bytes], done: int, total: int | None, progress: 
     return done
 
 
-def _at_hand(partial: Path) -> tuple[int, str]:
-    """Bytes of an unfinished download, and the mark of the version that they belong to; none without a mark."""
+def _unfinished(partial: Path) -> tuple[int, str]:
+    """Bytes of an unfinished download, and the server's tag of the file's version; 0 bytes without a tag."""
     try:
         tag = _tag_file(partial).read_text(encoding="utf-8")
         return (partial.stat().st_size, tag) if tag else (0, "")
@@ -237,7 +237,7 @@ def _at_hand(partial: Path) -> tuple[int, str]:
 
 
 def _validator(headers: Message) -> str:
-    """What identifies this version of the file; nothing if the server gives no exact mark."""
+    """The server's tag of this version of the file; empty if there is no exact one."""
     tag = headers.get("ETag", "")
     return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
 

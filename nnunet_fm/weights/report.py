@@ -1,4 +1,4 @@
-"""What became of every tensor of an official file, and of the network: for people (text) and programs (JSON)."""
+"""Load report: the fate of every tensor of an official file and of the network, as text and JSON."""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ REPORT_NAME = "weights_report"
 
 @dataclass(frozen=True)
 class PartReport:
-    """One part of a network and the file that it was loaded from.
+    """Account of one part of a network and the file that it was loaded from.
 
-    ``matched`` lists names of the network; ``adapted`` and ``missing`` map them, ``dropped`` maps names of the file,
-    to what was done and why.
+    Attributes:
+        part: name of the part.
+        file: name of the file; None for a state dict.
+        sha256: hash of the file.
+        matched: names in the network.
+        adapted: name in the network -> what was changed.
+        dropped: name in the file -> why it was left out.
+        missing: name in the network -> why the file lacks it.
     """
 
     part: str
@@ -43,7 +49,7 @@ class PartReport:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Sections of all loaded parts; reports of several parts add up."""
+    """Reports of all loaded parts; reports can be added."""
 
     sections: tuple[PartReport, ...] = ()
 
