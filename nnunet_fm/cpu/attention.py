@@ -1,8 +1,7 @@
 """Self-attention of vision transformers in bfloat16 on a CPU, by plain matrix products.
 
-PyTorch's fused kernel stores no scores, but takes twice the time of products in bfloat16. Where nothing is stored for
-gradients, the scores of a few heads at a time do as well, and stay in the processor's cache. They are rounded to
-bfloat16, as autocast does where attention is written out.
+PyTorch's fused kernel stores no scores, but takes twice the time of products in bfloat16. Without gradients, the scores
+of a few heads at a time fit into the CPU's cache. They are rounded to bfloat16, like under autocast.
 """
 
 from __future__ import annotations
@@ -13,18 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SCORES = 2**19
-"""Scores of one product, of all its heads; 1 MB. A head with more has them all at once."""
+"""Largest number of scores in one product, 1 MB; a head with more is computed alone."""
 
 
 def use_fast_attention(network: nn.Module) -> None:
-    """Give the self-attention of timm's vision transformers in a network that of this file, in place."""
+    """Replace the self-attention of timm's vision transformers in a network by that of this file, in place."""
     for module in network.modules():
         if type(module) is Attention:
             module.__class__ = FastAttention
 
 
 class FastAttention(Attention):
-    """timm's attention of tokens ``(B, N, C)``, with `attend` where that is faster."""
+    """timm's attention of tokens ``(B, N, C)``, by `attend` if that is faster."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         images, tokens, channels = x.shape

@@ -1,9 +1,8 @@
-"""Networks of volumes that compute channels-last in memory on a CPU, where convolutions are faster so.
+"""3D layers for channels-last memory on a CPU, where convolutions are faster in this order.
 
-A channels-last volume has shape ``(B, C, Z, Y, X)`` like any other, and the channels of a voxel side by side. PyTorch's
-convolutions keep that order and its instance norm does not, nor has it a fast convolution of one voxel; the layers here
-are for these two. Their names, parameters and results are those of PyTorch's; in any other order of memory, and on
-other devices, they are PyTorch's.
+A channels-last volume has the shape ``(B, C, Z, Y, X)``, with the channels of a voxel side by side in memory. PyTorch's
+instance norm does not keep this order, and its convolutions of one voxel are slow; the layers here replace both. They
+have PyTorch's names, parameters and results. In any other order of memory, and on other devices, they call PyTorch.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """A volume ``(B, C, Z, Y, X)`` in channels-last order, copied if need be."""
+    """Convert a volume ``(B, C, Z, Y, X)`` to channels-last order; copied only if needed."""
     if x.shape[1] == 1 and x.is_contiguous():
-        # Both orders are one and the same then; only the stride tells convolutions which is meant.
+        # With one channel both orders are equal; convolutions recognise the order by the strides.
         return x.as_strided(x.shape, (x.stride(0), 1, *x.stride()[2:]))
     return x.contiguous(memory_format=FORMAT)
 
 
 def use_fast_layers(network: nn.Module) -> None:
-    """Give a network's convolutions and instance norms of volumes the layers of this file, in place."""
+    """Replace 3D convolutions and instance norms of a network by the layers of this file, in place."""
     for module in network.modules():
         if fast := FAST.get(type(module)):
             module.__class__ = fast
@@ -40,8 +39,8 @@ def use_fast_layers(network: nn.Module) -> None:
 class Conv3d(nn.Conv3d):
     """``nn.Conv3d`` that keeps the order, with matrix products for kernels of one voxel.
 
-    PyTorch's own of these go, with one thread, to code without vectors that wants the other order; and so do those of
-    few channels or voxels.
+    With one thread, or with few channels or voxels, PyTorch runs 1x1x1 convolutions in unvectorised code that needs
+    contiguous order.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -58,7 +57,7 @@ class Conv3d(nn.Conv3d):
 
 
 class ConvTranspose3d(nn.ConvTranspose3d):
-    """``nn.ConvTranspose3d`` that keeps the order, as `Conv3d` does."""
+    """``nn.ConvTranspose3d`` that keeps the order."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         out = super().forward(input, output_size)
@@ -66,13 +65,13 @@ class ConvTranspose3d(nn.ConvTranspose3d):
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):
-    """``nn.InstanceNorm3d`` that takes channels-last volumes as they are, forward and backward."""
+    """``nn.InstanceNorm3d`` that computes channels-last volumes without a copy, forward and backward."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self._is_fast_for(input):
             return super().forward(input)
         weight, bias = self.weight, self.bias
-        if weight is None and input.dtype == torch.bfloat16:  # or else mean and variance would be in bfloat16, too
+        if weight is None and input.dtype == torch.bfloat16:  # keeps mean and variance in float32
             weight, bias = (torch.full((input.shape[1],), value, dtype=torch.float32) for value in (1.0, 0.0))
         return cast(Tensor, _InstanceNorm.apply(input, weight, bias, self.eps))
 
@@ -92,11 +91,11 @@ class InstanceNorm3d(nn.InstanceNorm3d):
 def _statistics(image: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance ``(C,)`` of the channels of an image ``(1, C, Z, Y, X)``, in float32 or float64.
 
-    From those of its slices: PyTorch adds up channels-last volumes number by number, and a million of them in float32
-    would leave but four digits.
+    They are computed from the statistics of slices. PyTorch adds up channels-last volumes number by number, and after a
+    million numbers float32 has four correct digits left.
     """
     kind = torch.float64 if image.dtype == torch.float64 else torch.float32
-    # Running statistics, which no momentum changes, only say in which type to count.
+    # Running statistics set the type of the result; with a momentum of 0 they do not change.
     unused = torch.zeros(image.shape[1], dtype=kind), torch.ones(image.shape[1], dtype=kind)
     slices = [torch.batch_norm_update_stats(part, *unused, 0.0) for part in image.split(1, dim=2)]
     means, variances = (torch.stack(values).double() for values in zip(*slices, strict=True))
@@ -104,10 +103,7 @@ def _statistics(image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _InstanceNorm(torch.autograd.Function):
-    """Batch norms of the images of a batch, one by one, with the parameters of each channel shared.
-
-    As instance norm is defined; PyTorch's batch norm has code for channels-last volumes.
-    """
+    """Instance norm as a batch norm of each image, because PyTorch's batch norm supports channels-last volumes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -116,7 +112,7 @@ class _InstanceNorm(torch.autograd.Function):
         nothing = torch.empty(0, dtype=x.dtype if weight is None else weight.dtype)
         for i, image in enumerate(x.split(1)):
             mean, variance = _statistics(image)
-            # With given statistics it only shifts and scales.
+            # With given statistics, batch norm only shifts and scales.
             torch.native_batch_norm(
                 image, weight, bias, mean, variance, False, 0.0, eps, out=(out[i : i + 1], nothing, nothing.clone())
             )
@@ -132,7 +128,7 @@ class _InstanceNorm(torch.autograd.Function):
         x, weight, mean, deviation = ctx.saved_tensors
         grad = grad.contiguous(memory_format=FORMAT)
         needed = ctx.needs_input_grad[:3]
-        # Operations that PyTorch can derive again, for gradients of gradients.
+        # These operations are differentiable, for gradients of gradients.
         each = [
             torch.ops.aten.native_batch_norm_backward(
                 grad[i : i + 1], x[i : i + 1], weight, None, None, mean[i], deviation[i], True, ctx.eps, needed

@@ -1,7 +1,7 @@
-"""What this processor (CPU) computes faster than PyTorch's defaults would: found out once per process, in 20 ms.
+"""Choice of the fastest precision and library on this CPU, measured once per process in 20 ms.
 
-A measurement counts the time of one thread on one core, whatever else the machine does, and takes the best of many. The
-gain that it asks for lies far from those of all processors, so that the same one always decides alike.
+A measurement is the shortest of many times of one thread, so that other load on the machine does not count. The
+thresholds lie far from the gains of all known CPUs, so that a CPU always decides the same.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ BF16_SWITCH = "NNUNET_FM_BF16"
 ONEDNN_SWITCH = "NNUNET_FM_ONEDNN"
 CHANNELS_LAST_SWITCH = "NNUNET_FM_CHANNELS_LAST"
 EDGE = 256
-"""Of the square matrices that are multiplied: large enough for full speed, small enough for the cache of a core."""
+"""Size of the square matrices to multiply: large enough for full speed, small enough for the cache of a core."""
 ONEDNN_GAIN = 1.4
-"""Between the 1.0 of processors that Intel's MKL serves well and the 2.1 of AMD's Zen 5, far from both."""
+"""Smallest gain: far above the 1.0 of CPUs with a fast MKL, and far below the 2.1 of AMD's Zen 5."""
 BF16_GAIN = 1.2
-"""Processors with such instructions take half of the time or less; where they are emulated, it is more time."""
+"""Smallest gain: with bfloat16 instructions it is 2 or more, below 1 if they are emulated."""
 
 
 def computes_in_bf16() -> bool:
-    """Whether networks compute in bfloat16 on the CPU: as ``NNUNET_FM_BF16`` (0, 1) says, else if it is faster."""
+    """Whether networks compute in bfloat16 on the CPU: ``NNUNET_FM_BF16`` (0, 1) decides, else the speed."""
     return _switched(BF16_SWITCH, gains_from_bf16)
 
 
 def uses_onednn() -> bool:
-    """Whether float32 products go to oneDNN: as ``NNUNET_FM_ONEDNN`` (0, 1) says, else if it is faster."""
+    """Whether float32 products use oneDNN: ``NNUNET_FM_ONEDNN`` (0, 1) decides, else the speed."""
     return has_onednn() and _switched(ONEDNN_SWITCH, gains_from_onednn)
 
 
@@ -61,10 +61,9 @@ def gains_from_bf16() -> bool:
 
 @lru_cache(maxsize=1)
 def gains_from_onednn() -> bool:
-    """Whether oneDNN multiplies float32 matrices much faster than what PyTorch calls.
+    """Whether oneDNN multiplies float32 matrices much faster than MKL, which PyTorch uses.
 
-    That is MKL, which leaves half of the speed of AVX-512 unused on processors that are not Intel's. Without AVX-512
-    both are alike.
+    MKL uses half of the speed of AVX-512 on CPUs that are not Intel's. Without AVX-512 both are equally fast.
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not has_onednn():
         return False
@@ -74,16 +73,16 @@ def gains_from_onednn() -> bool:
 
 
 def gains_from_channels_last() -> bool:
-    """Whether to convolve volumes channels-last: as ``NNUNET_FM_CHANNELS_LAST`` (0, 1) says, else if it is faster.
+    """Whether to convolve volumes channels-last: ``NNUNET_FM_CHANNELS_LAST`` (0, 1) decides, else AVX-512.
 
-    Instruction sets decide, not a measurement: which is the faster order depends on the shape, and by less than noise.
-    oneDNN has its channels-last convolutions for AVX-512, and 1.1 to 1.6 times the speed with them.
+    With AVX-512 oneDNN's channels-last convolutions are 1.1 to 1.6 times as fast. Nothing is measured, because the gain
+    depends on the shape and is smaller than the noise.
     """
     return _switched(CHANNELS_LAST_SWITCH, lambda: has_onednn() and torch.backends.cpu.get_cpu_capability() == "AVX512")
 
 
 def _operands() -> tuple[Tensor, Tensor]:
-    """Factors of the product that is measured; ones, because nobody's random numbers are to be used up."""
+    """Matrices to multiply in a measurement; ones, because random ones would change the state of the generator."""
     x, weight = (torch.ones(EDGE, EDGE, dtype=torch.float32, device="cpu") for _ in range(2))
     return x, weight
 

@@ -1,6 +1,6 @@
-"""Imports of nnU-Net and timm without the heavy packages that they name and a prediction never uses.
+"""Lazy imports of heavy packages that nnU-Net and timm import but a prediction never uses.
 
-These are PyTorch's compiler, seaborn and scikit-learn, half of the time that the imports take.
+PyTorch's compiler, seaborn and scikit-learn take half of the import time.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ HEAVY = ("torch._dynamo", "torch._dynamo.utils", "seaborn", "sklearn.model_selec
 
 @contextmanager
 def importing_lightly() -> Iterator[None]:
-    """Whatever is imported meanwhile takes from `HEAVY` modules only names; what they are is imported when used.
+    """Context in which `HEAVY` modules are imported lazily, on first use.
 
-    Garbage is not looked for meanwhile: modules leave next to none, and going through their hundreds of thousands of
-    objects again and again takes a third of the time.
+    The garbage collector is off: imports leave next to no garbage, and looking for it takes a third of the time.
     """
-    import torch  # it must not meet a stand-in of a part of itself
+    import torch  # before its own parts are replaced by stand-ins
 
     missing = {name: _LateModule(name) for name in HEAVY if name not in sys.modules}
     compiler = torch.compiler
@@ -42,7 +41,7 @@ def importing_lightly() -> Iterator[None]:
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Python looks for no garbage meanwhile; what nothing refers to is freed all the same."""
+    """Context without the garbage collector for reference cycles; other objects are freed as always."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -53,7 +52,7 @@ def without_collection() -> Iterator[None]:
 
 
 def _disable_late(disable: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compiler.disable`` as a decorator that asks for the compiler when the function is called."""
+    """``torch.compiler.disable`` as a decorator that imports the compiler at the first call of the function."""
 
     def late(function: Callable[..., Any] | None = None, **how: Any) -> Callable[..., Any]:
         if function is None:
@@ -69,7 +68,7 @@ def _disable_late(disable: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _LateModule(ModuleType):
-    """A module of which every name is a stand-in for the real module's."""
+    """Stand-in for a module; each of its names is a stand-in for the real one."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -77,13 +76,13 @@ class _LateModule(ModuleType):
         return _StandIn(name, (), {"module": self})
 
     def leave(self) -> None:
-        """Leave the name to the real module."""
+        """Remove this stand-in, so that the real module can be imported."""
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
 
 
 class _StandIn(type):
-    """A class or function of a late module: can be called, and asked what is an instance of it."""
+    """Stand-in for a class or function of a lazy module; calls and instance checks use the real one."""
 
     module: _LateModule
 

@@ -1,4 +1,4 @@
-"""What this process may use of the machine: cores and memory, under the limits of a container or a batch system."""
+"""Cores and memory that this process may use, under the limits of a container or a batch system."""
 
 from __future__ import annotations
 

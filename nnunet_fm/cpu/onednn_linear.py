@@ -1,7 +1,7 @@
-"""Products of float32 matrices by oneDNN, forward and backward, where a CPU gains from it.
+"""Float32 matrix products by oneDNN, forward and backward, for CPUs on which it is faster.
 
-oneDNN comes with PyTorch, which itself hands it products in bfloat16 only and float32 to MKL. Results differ by
-rounding, 10^-6 of their size.
+PyTorch includes oneDNN but uses it for bfloat16 only, and MKL for float32. Results differ by rounding, 10^-6 of their
+size.
 """
 
 from __future__ import annotations
@@ -18,25 +18,24 @@ from torch.overrides import TorchFunctionMode
 from nnunet_fm.cpu.cpu_features import uses_onednn
 
 SMALL = 2**21
-"""Products of fewer multiplications stay with PyTorch: a call of oneDNN costs 12 microseconds."""
+"""Fewest multiplications for which oneDNN is faster; a call costs 12 microseconds."""
 THIN = 16
-"""Nor is a product faster that has fewer rows, columns or channels than this."""
+"""Smallest matrix size (rows, columns, channels) for which oneDNN is faster."""
 
 MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
 def fast_products(device: torch.device) -> AbstractContextManager[object]:
-    """Where it is faster, ``F.linear`` and products with a matrix go to oneDNN inside, so that all layers gain.
+    """Context in which ``F.linear`` and products with a matrix use oneDNN if it is faster; so do their gradients.
 
-    Gradients of what was computed inside go there, too, wherever they are computed. Nothing changes for other tensors
-    than float32 ones of a CPU, under autocast, and for a network that is being compiled or traced.
+    It only affects float32 tensors on a CPU, and has no effect under autocast or while a network is compiled or traced.
     """
     recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     return _FastProducts() if device.type == "cpu" and not recorded and uses_onednn() else nullcontext()
 
 
 class _FastProducts(TorchFunctionMode):
-    """Calls `linear` in place of PyTorch's functions while it is entered."""
+    """Call `linear` instead of PyTorch's functions in this context."""
 
     def __torch_function__(
         self,
@@ -46,7 +45,7 @@ class _FastProducts(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if types:  # tensors with functions of their own
+        if types:  # subclasses of tensors with functions of their own
             return func(*args, **kwargs)
         if func is F.linear:
             return _linear_or(func, *args, **kwargs)
@@ -58,14 +57,14 @@ class _FastProducts(TorchFunctionMode):
 
 
 def _linear_or(usual: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear`` with its own names of arguments."""
+    """`linear` if it is faster, else ``F.linear``; arguments have the names of the latter."""
     if is_faster(input, weight, bias):
         return linear(input, weight, bias)
     return usual(input, weight, bias)
 
 
 def is_faster(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether `linear` takes these tensors, and faster than PyTorch; to be asked where `uses_onednn` says yes."""
+    """Whether `linear` takes these tensors and is faster than PyTorch; call only if `uses_onednn` is True."""
     if x.ndim < 2 or weight.ndim != 2 or x.shape[-1] == 0:
         return False
     tensors = (x, weight) if bias is None else (x, weight, bias)
@@ -96,15 +95,15 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _dense(matrix: Tensor) -> Tensor:
-    """The matrix without gaps between its rows or columns, with which oneDNN is a thousand times slower."""
+    """Copy a matrix that has gaps between rows or columns, because oneDNN is a thousand times slower with gaps."""
     return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
 
 
 class _Product(torch.autograd.Function):
     """``a b + bias`` for ``(M, K)``, ``(K, N)`` and ``(N,)``.
 
-    It keeps the tensors that PyTorch's own product would keep, in the same order: a checkpointed part of a network
-    (``torch.utils.checkpoint``) is computed again when the mode has been left, and must find the same ones.
+    It saves the same tensors as PyTorch's own product, in the same order, for ``torch.utils.checkpoint``: that computes
+    a part of a network a second time outside of this context, and expects the same saved tensors.
     """
 
     @staticmethod
@@ -117,7 +116,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, b = reversed(ctx.saved_tensors) if ctx.swapped else ctx.saved_tensors
-        # A gradient of the gradient is left to PyTorch.
+        # PyTorch computes gradients of gradients.
         product = _with_gradient if torch.is_grad_enabled() else _product
         needs_a, needs_b, needs_bias = ctx.needs_input_grad
         return (

@@ -1,4 +1,4 @@
-"""Weights as a network needs them that only predicts on a CPU."""
+"""Weights in the type and memory order of prediction on a CPU."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from nnunet_fm.cpu.cpu_features import computes_in_bf16, gains_from_channels_las
 
 
 def prepack_weights(network: nn.Module) -> None:
-    """Put weights where autocast and convolutions would copy them to at every call: in bfloat16, channels-last.
+    """Convert weights of linear layers and 3D convolutions to bfloat16 and channels-last order, in place.
 
-    These are the matrices of linear layers and the kernels of volumes. Results stay what they are, and state dicts can
-    be loaded as before; training would lose precision.
+    Autocast and convolutions would convert them at every call. Results are the same and state dicts can be loaded as
+    before; for training the weights would be too coarse.
     """
     for module in network.modules():
         plain = isinstance(module, nn.Conv3d) and type(module).forward is nn.Conv3d.forward

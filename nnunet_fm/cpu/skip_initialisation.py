@@ -1,4 +1,4 @@
-"""Networks built without their random weights, for those that a checkpoint replaces: most of the time of building."""
+"""Building of networks without random weights, most of the building time, for loading a checkpoint afterwards."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.overrides import TorchFunctionMode
 LEFT_OUT = frozenset(
     (Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, init.uniform_, init.normal_, init.kaiming_uniform_)
 )
-"""What fills a tensor with random numbers, or makes normal ones of uniform ones; `torch.nn.init` calls these."""
+"""Functions that fill a tensor with random numbers, or transform uniform numbers to normal ones."""
 
 
 class WithoutRandomWeights(TorchFunctionMode):
-    """While entered, tensors that would be filled with random numbers are left as memory was.
+    """Context in which tensors are not filled with random numbers but stay uninitialised.
 
-    Only for a network whose every tensor is loaded afterwards, as a strict ``load_state_dict`` makes sure.
+    Use it only if every tensor is loaded afterwards, which a strict ``load_state_dict`` ensures.
     """
 
     def __torch_function__(

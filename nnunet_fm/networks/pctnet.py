@@ -1,8 +1,8 @@
 """PCT-Net: a pyramid of blocks that add a convolution and a Swin transformer path (Wang et al., arXiv 2306.16925).
 
-Parameter names and numbers are those of the official code (openmedlab/MIS-FM), so its checkpoints load as they are.
-The official code always holds three stems and three heads, of which the resolution mode uses one, and layer norms that
-it never applies; they are here, too, for the names, but are never trained.
+Parameters have the names and numbers of the official code (openmedlab/MIS-FM), so that its checkpoints load directly.
+Like the official code, the network has three stems and three heads, one of which the resolution mode uses, and layer
+norms that are never applied; idle layers are never trained.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nnunet_fm.published_quirks import pct_bias_rows
 Size = tuple[int, int, int]
 
 WINDOW, SHIFT = 6, 3
-"""Edge of an attention window in tokens, and how far every second block moves it."""
+"""Size of an attention window in tokens, and its shift in every second block."""
 
 HEADS = (4, 8, 16)
 """Attention heads at the three levels of the pyramid."""
@@ -40,7 +40,7 @@ RESOLUTIONS: dict[int, tuple[tuple[Size, Size], tuple[Size, Size]]] = {
 """Resolution mode -> (kernel, reduction) of the two levels above the pyramid: for thin, thicker and thick slices."""
 
 MASKED = -100.0
-"""Added to the attention between tokens that only the shift brought into one window."""
+"""Added to the attention between tokens that are neighbours only because of the shift."""
 
 TABLE, INDEX = "relative_position_bias_table", "relative_position_index"
 
@@ -122,11 +122,10 @@ def _offsets(window: int) -> Tensor:
 
 
 def fit_bias_table(table: Tensor, old: int, new: int) -> Tensor:
-    """Bias table ``(rows, heads)`` for windows of edge `new` from one that was learned with windows of edge `old`.
+    """Fit a bias table ``(rows, heads)`` for windows of size ``old`` to windows of size ``new``.
 
-    A row gets the mean of the old biases over all pairs of tokens that share it, which is the least-squares fit to
-    what the old window gave the same pairs. Offsets in tokens keep their meaning, because a window shrinks with the
-    patch and not with the resolution; beyond the old window the nearest offset counts. Unused rows are zero.
+    A row gets the mean of the old biases over all pairs of tokens that share it, the least-squares fit. Offsets outside
+    the old window get the bias of the nearest one. Unused rows are zero.
     """
     offsets = _offsets(new)
     pairs = table[pct_bias_rows(offsets.clamp(1 - old, old - 1), old).flatten()].double()
@@ -137,13 +136,13 @@ def fit_bias_table(table: Tensor, old: int, new: int) -> Tensor:
 
 
 def _window_of(table: Tensor) -> int | None:
-    """Window edge of a bias table with ``(2 * window - 1)**3`` rows; None for any other number of rows."""
-    edge = round(len(table) ** (1 / 3))
-    return (edge + 1) // 2 if edge % 2 and edge**3 == len(table) else None
+    """Window size of a bias table with ``(2 * window - 1)**3`` rows; None for any other number of rows."""
+    offsets = round(len(table) ** (1 / 3))
+    return (offsets + 1) // 2 if offsets % 2 and offsets**3 == len(table) else None
 
 
 def shift_masks(window: int, shift: int) -> Tensor:
-    """What to add to the attention within shifted windows, ``(8, window**3, window**3)``.
+    """Masks to add to the attention within shifted windows, ``(8, window**3, window**3)``.
 
     Tokens from both ends of an axis meet only in the last window along it. Which axes a window is the last of makes
     eight kinds of window, counted as binary digits z, y, x.
@@ -167,8 +166,8 @@ class PctWindowAttention(nn.Module):
     Args:
         channels: width of the tokens.
         heads: attention heads.
-        window: edge of the cubic windows in tokens.
-        shift: how far the windows were moved, 0 for not at all.
+        window: size of the cubic windows in tokens.
+        shift: shift of the windows in tokens, 0 for none.
         counts: windows along z, y, x.
         dropout: share of attention weights, and of outputs, set to zero in training.
     """
@@ -225,7 +224,7 @@ class MLP(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Window attention and MLP, each behind a layer norm and with a residual, on maps ``(B, Z, Y, X, C)``.
+    """Window attention and MLP, each after a layer norm and with a residual, on feature maps ``(B, Z, Y, X, C)``.
 
     Where the smallest edge of the map is `WINDOW` or less, it is the window's edge, and nothing is shifted. Maps are
     padded to whole windows with zeros after the norm; nothing masks the padding.
@@ -284,7 +283,7 @@ class Transformer(nn.Module):
 
 
 class ConvTransBlock(nn.Module):
-    """Sum of a convolution block and a transformer on the same map ``(B, C, Z, Y, X)``."""
+    """Sum of a convolution block and a transformer on the same feature map ``(B, C, Z, Y, X)``."""
 
     def __init__(self, channels: int, heads: int, size: Sequence[int], dropout: float) -> None:
         super().__init__()
@@ -326,7 +325,7 @@ class Pyramid(nn.Module):
         self.out_conv3 = Output(widths[1], num_classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Decoded maps at the first and second level."""
+        """Decoded feature maps at the first and second level."""
         e2 = self.convtrans_e2(x)
         e3 = self.convtrans_e3(self.down3(e2))
         e4 = self.convtrans_e4(self.down4(e3))
@@ -348,14 +347,14 @@ class Stem(nn.Module):
         self.down2 = Downsample(widths[1], widths[2], (3, 3, 3), step1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps of the two levels, and the input of the pyramid."""
+        """Feature maps of the two levels, and the input of the pyramid."""
         x0 = self.conv0(self.proj(x))
         x1 = self.conv1(self.down1(x0))
         return x0, x1, self.down2(x1)
 
 
 class PctHead(nn.Module):
-    """From the pyramid's decoded map back to the resolution of the image."""
+    """From the pyramid's decoded feature map back to the resolution of the image."""
 
     def __init__(self, num_classes: int, widths: Sequence[int], dropout: Sequence[float], mode: int) -> None:
         super().__init__()
@@ -368,7 +367,7 @@ class PctHead(nn.Module):
         self.out_conv1 = Output(widths[1], num_classes)
 
     def forward(self, x: Tensor, skip1: Tensor, skip0: Tensor) -> tuple[Tensor, Tensor]:
-        """Decoded maps at full resolution and one level below."""
+        """Decoded feature maps at full resolution and one level below."""
         d1 = self.conv1(self.up2(x, skip1))
         return self.conv0(self.up1(d1, skip0)), d1
 
@@ -447,7 +446,7 @@ class PCTNet(FoundationNetwork):
         """Fix the patch to the plan's, rounded up to what the levels divide."""
         multiple = _reductions(arguments["resolution_mode"])[-1]
         legal = [-(-edge // step) * step for edge, step in zip(patch_size, multiple, strict=True)]
-        if legal == list(multiple):  # batch norm refuses a single element per channel
+        if legal == list(multiple):  # batch norm needs more than one element per channel
             legal[-1] *= 2
         return {**arguments, "patch_size": legal}
 

@@ -1,7 +1,7 @@
 """Spatially adaptive convolution: one kernel for volumes of any slice thickness (Luo et al., arXiv 2312.07630).
 
-A volume whose slices are thicker than its pixels are wide is halved in-plane only, until its voxels are about cubic.
-How often that is needed is its degree of anisotropy; kernels made for cubic voxels are summed along depth meanwhile.
+A volume with slices thicker than its pixels is only halved in-plane until its voxels are about cubic. The number of
+these halvings is its degree of anisotropy. Until then, kernels for cubic voxels are summed along depth.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from torch.nn import functional as F
 from nnunet_fm.errors import InvalidValueError
 
 ROUNDING = 1e-5
-"""Relative error of spacings that is forgiven: files hold them in single precision, and 3 / 0.75 must count as 4."""
+"""Tolerated relative error of spacings, which files store in single precision: 3 / 0.75 must count as 4."""
 
 
 def anisotropy_degree(spacing: Sequence[float], stride: int) -> int:
     """floor(log2(slice spacing / smallest in-plane spacing)), from 0 (cubic) to log2(2 * stride).
 
     Args:
-        spacing: voxel edges ``(z, y, x)`` in mm, slices along z.
-        stride: in-plane stride of the layer that is to adapt, a power of two.
+        spacing: voxel spacing ``(z, y, x)`` in mm, slices along z.
+        stride: in-plane stride of the adaptive layer, a power of two.
     """
     ratio = min(max(spacing[0] / min(spacing[1:]) * (1 + ROUNDING), 1.0), 2.0 * stride)
     return int(ratio).bit_length() - 1
 
 
 def depth_stride(stride: int, degree: int, halvings: int = 0) -> int:
-    """Stride along depth that goes with an in-plane stride, in a volume already halved in-plane `halvings` times."""
+    """Stride along depth for an in-plane stride, in a volume that was halved in-plane ``halvings`` times before."""
     return max(stride >> max(degree - halvings, 0), 1)
 
 
@@ -48,9 +48,9 @@ def sum_depth(kernel: Tensor, depth: int) -> Tensor:
 
 
 class SpatiallyAdaptiveConv3d(nn.Conv3d):
-    """Convolution that adapts to the anisotropy of its input; a plain one while that is 0.
+    """Convolution that adapts to the anisotropy of its input; for cubic voxels a plain convolution.
 
-    The output has been halved in-plane ``log2(stride)`` times more than the input, which callers of a chain count.
+    It halves the input in-plane ``log2(stride)`` times; callers of several layers add that to ``halvings``.
     """
 
     def forward(self, x: Tensor, degree: int = 0, halvings: int = 0) -> Tensor:
@@ -59,7 +59,7 @@ class SpatiallyAdaptiveConv3d(nn.Conv3d):
         Args:
             x: the volume, or a feature map of it.
             degree: the volume's degree of anisotropy.
-            halvings: how often the map has been halved in-plane.
+            halvings: number of in-plane halvings before this layer.
 
         Raises:
             ValueError: for a kernel that has no summed form at this anisotropy.

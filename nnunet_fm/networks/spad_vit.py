@@ -23,24 +23,24 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def resample_positions(positions: Tensor, grid: Sequence[int]) -> Tensor:
-    """Resample position embeddings ``(1, D, Z, Y, X)``: averages along axes that shrink, then trilinear enlargement."""
-    shrunk = [min(old, new) for old, new in zip(positions.shape[2:], grid, strict=True)]
-    if shrunk != list(positions.shape[2:]):
-        positions = F.interpolate(positions, shrunk, mode="area")
-    if shrunk != list(grid):
+    """Resample position embeddings ``(1, D, Z, Y, X)``: downsampling by averages, then trilinear upsampling."""
+    downsampled = [min(old, new) for old, new in zip(positions.shape[2:], grid, strict=True)]
+    if downsampled != list(positions.shape[2:]):
+        positions = F.interpolate(positions, downsampled, mode="area")
+    if downsampled != list(grid):
         positions = F.interpolate(positions, list(grid), mode="trilinear", align_corners=False)
     return positions
 
 
 def rotary_table(grid: Sequence[int], head_width: int, device: torch.device) -> Rotation:
-    """Rotation of every token of a grid ``(z, y, x)``, after that of the class token, which stays as it is.
+    """Rotation of the class token (none), then of every token of a grid ``(z, y, x)``.
 
-    A channel pair turns by an angle of its depth plus one of its row (first half of the pairs) or column.
+    The angle of a channel pair is one for the depth plus one for the row (first half of the pairs) or the column.
     """
     pairs = head_width // 2
     steps = torch.arange(0, pairs, 2, dtype=torch.float32, device=device)
     in_plane, through = PLANE_BASE ** (-steps / pairs), DEPTH_BASE ** (-(steps + 1) / pairs)
-    z, y, x = (torch.arange(edge, dtype=torch.float32, device=device) for edge in grid)
+    z, y, x = (torch.arange(size, dtype=torch.float32, device=device) for size in grid)
     rows = torch.outer(y, in_plane)[:, None].expand(-1, len(x), -1)
     columns = torch.outer(x, in_plane)[None].expand(len(y), -1, -1)
     angles = torch.outer(z, through.repeat(2))[:, None, None] + torch.cat((rows, columns), dim=2)
@@ -73,7 +73,7 @@ class SpadAttention(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
-        # The biases take the type of the (autocast) products: a sum in float32 would double the memory of what follows.
+        # Biases get the type of the (autocast) products: a sum in float32 would double the memory of later tensors.
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         q, v = q + self.q_bias.to(q.dtype), v + self.v_bias.to(v.dtype)
         q, k = rotate(self._heads(q), rotation), rotate(self._heads(k), rotation)
@@ -128,10 +128,10 @@ class SpadViT(nn.Module):
     Args:
         in_channels: image channels.
         patch_size: ``(z, y, x)`` in voxels; pre-trained with (16, 16, 16).
-        pos_embed_shape: grid of the stored position embeddings, which every forward resamples to the tokens' grid.
-        width: of a token, 768 in ViT-B.
+        pos_embed_shape: grid of the stored position embeddings, which are resampled to the grid of the tokens.
+        width: channels of a token, 768 in ViT-B.
         depth: number of blocks.
-        num_heads: of the attention.
+        num_heads: attention heads.
 
     Raises:
         ValueError: if the heads' width is no multiple of 4, which the rotary embedding needs.
@@ -181,7 +181,7 @@ class SpadViT(nn.Module):
         grid = x.shape[2:]
         x = (x + resample_positions(self.pos_embed, grid)).flatten(2).transpose(1, 2)
         x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
-        # Computed anew, once per forward: a table kept from inference mode could not be used in training.
+        # Computed in each forward pass, because a table from inference mode could not be used in training.
         rotation = rotary_table(grid, self.head_width, x.device)
         tokens = []
         for block in self.blocks:

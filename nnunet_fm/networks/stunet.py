@@ -1,6 +1,6 @@
 """STU-Net: a residual 3D U-Net scaled in width and depth (Huang et al., arXiv 2304.06716).
 
-Parameter names and numbers are those of the official code (uni-medical/STU-Net), so its checkpoints load as they are.
+Parameters have the names and numbers of the official code (uni-medical/STU-Net), so that its checkpoints load directly.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.networks.base import FoundationNetwork
 
 SLOPE = 0.01
-"""Negative slope of every LeakyReLU, and of the He initialisation that goes with it."""
+"""Negative slope of every LeakyReLU and of the He initialisation."""
 
 LEVELS = 5
 """Down-sampling stages; the depth is fixed, so that one checkpoint fits every plan."""
 
 
 class HeConv3d(Conv3d):
-    """Convolution with He initialisation (arXiv 1502.01852), as the network was trained from scratch."""
+    """Convolution with He initialisation (arXiv 1502.01852), like in the official training from scratch."""
 
     def reset_parameters(self) -> None:
         nn.init.kaiming_normal_(self.weight, a=SLOPE)
@@ -35,7 +35,7 @@ class HeConv3d(Conv3d):
 class ResidualBlock(nn.Module):
     """conv - norm - LeakyReLU - conv - norm, plus shortcut, LeakyReLU.
 
-    The first block of a stage has a strided 1x1x1 convolution without norm as its shortcut, also where the width stays.
+    The first block of a stage has a strided 1x1x1 convolution without norm as its shortcut, also for equal widths.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: Sequence[int] = (1, 1, 1), first: bool) -> None:
@@ -48,7 +48,7 @@ class ResidualBlock(nn.Module):
         self.conv3 = HeConv3d(in_channels, out_channels, 1, step) if first else None
 
     def forward(self, x: Tensor) -> Tensor:
-        # In place where autograd does not need the value: instance norm keeps its input, not its output.
+        # In place: autograd keeps the input of instance norm, not its output.
         out = F.leaky_relu(self.norm1(self.conv1(x)), SLOPE, inplace=True)
         out = self.norm2(self.conv2(out))
         out += x if self.conv3 is None else self.conv3(x)
@@ -56,9 +56,9 @@ class ResidualBlock(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour enlargement by `stride` and a 1x1x1 convolution.
+    """Nearest-neighbour upsampling by ``stride`` and a 1x1x1 convolution.
 
-    Officially the convolution comes second. The two commute exactly, and on the small map it costs a fraction.
+    Officially the convolution comes second. The two commute, and on the small feature map the convolution is cheaper.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int]) -> None:

@@ -20,9 +20,9 @@ PATCH_SIZE = 4
 
 
 class PatchExpand(nn.Module):
-    """Enlarges a map: a linear layer makes `factor`² tokens of each, which are laid out as a square and normed.
+    """Upsampling, the inverse of patch merging: a linear layer expands each token to `factor`² tokens; then a norm.
 
-    The opposite of patch merging: ``(B, h, w, C)`` -> ``(B, factor * h, factor * w, out_channels)``.
+    ``(B, h, w, C)`` -> ``(B, factor * h, factor * w, out_channels)``.
     """
 
     def __init__(self, channels: int, out_channels: int, factor: int) -> None:
@@ -38,15 +38,15 @@ class PatchExpand(nn.Module):
 
 
 class Stage(nn.Module):
-    """Swin blocks at one resolution, every second one with shifted windows, and a change of resolution where given.
+    """Swin blocks at one resolution, every second one with shifted windows, and an optional change of resolution.
 
     Args:
-        channels: of the map.
-        grid: its edge; a multiple of the window's, or no larger.
-        num_heads: of each block.
-        window_size: edge of the windows.
-        drop_path: each block's probability of being skipped in training.
-        downsample, upsample: what follows the blocks.
+        channels: channels of the feature map.
+        grid: size of the square feature map; a multiple of ``window_size``, or no larger.
+        num_heads: attention heads of each block.
+        window_size: size of the windows in tokens.
+        drop_path: probability of skipping each block in training.
+        downsample, upsample: modules after the blocks.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Stage(nn.Module):
         )
         for module in self.blocks.modules():
             for name, buffer in list(module.named_buffers(recurse=False)):
-                module.register_buffer(name, buffer)  # which timm leaves out of the state dict, and the official not
+                module.register_buffer(name, buffer)  # persistent like in the official code, unlike in timm's
         self.downsample = downsample
         self.upsample = upsample
 
@@ -96,14 +96,14 @@ class SwinUNet(FoundationNetwork):
         embed_dim: channels of the first stage; every later one has twice as many.
         depths: blocks of each stage, of the encoder and, in reverse, of the decoder.
         num_heads: attention heads of each stage's blocks.
-        window_size: edge of the attention windows, in tokens.
-        drop_path: probability of skipping the encoder's last block in training; earlier ones are skipped less, and
-            the decoder's blocks like those of the same stage in the encoder.
-        image_size: slices are resized to this edge in pixels, keeping their aspect ratio, and logits back.
+        window_size: size of the attention windows in tokens.
+        drop_path: probability of skipping the encoder's last block in training; it rises linearly from 0 for the first
+            block. A decoder stage has the probabilities of the encoder's stage.
+        image_size: size in pixels of the square that slices are resized to, and logits back.
         deep_supervision: accepted for a common signature; there is one output.
 
     Raises:
-        ValueError: for an edge that does not halve evenly down to the last stage.
+        ValueError: for an image size that does not halve evenly down to the last stage.
     """
 
     key_to_head = ("output",)
@@ -122,7 +122,7 @@ class SwinUNet(FoundationNetwork):
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
-        # Encoder and decoder stand side by side under the network itself: it is its own encoder.
+        # Encoder and decoder have no common parent but the network itself, which counts as the encoder.
         self.key_to_encoder = ""
         self.stem: nn.Module | None = channel_stem(input_channels)
         self.key_to_stem = "patch_embed" if self.stem is None else "stem"
@@ -181,7 +181,7 @@ class SwinUNet(FoundationNetwork):
 
 
 def _initialise(module: nn.Module) -> None:
-    """Linear layers start as in the published network; norms and biases of positions do so already."""
+    """Initialise linear layers like the published network; timm's initial norms and position biases are the same."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

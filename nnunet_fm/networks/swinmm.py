@@ -1,6 +1,6 @@
-"""SwinMM: SwinUNETR that sees a volume from several sides (Wang et al., MICCAI 2023).
+"""SwinMM: SwinUNETR with several views of a volume (Wang et al., MICCAI 2023).
 
-Parameter names and numbers are those of the official code (UCSC-VLAA/SwinMM), so its checkpoints load as they are.
+Parameters have the names and numbers of the official code (UCSC-VLAA/SwinMM), so that its checkpoints load directly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VIEWS = 3
 """View 0 is the volume itself, view 1 has its first two axes exchanged, view 2 the first and the last."""
 
 FLOOR = -80.0
-"""Logarithm of the smallest probability that fusion tells from zero; float32 reaches down to -87."""
+"""Smallest logarithm of a probability after fusion; that of float32 is -87."""
 
 Views = tuple[int, int]
 
@@ -29,7 +29,7 @@ REGIONS_MARK = "regions"
 
 
 def exchange(x: Tensor, view: int) -> Tensor:
-    """``(B, C, X, Y, Z)`` of the volume's own frame in the frame of a view, and back: each view undoes itself."""
+    """Transform ``(B, C, X, Y, Z)`` from the volume's frame to that of a view; the same exchange transforms it back."""
     return x.transpose(2, 2 + view)
 
 
@@ -54,7 +54,7 @@ class CrossAttention(nn.Module):
 
 
 class FusionLayer(nn.Module):
-    """Both views attend to one another with shared weights; officially without residual connection and MLP."""
+    """Attention of both views to one another with shared weights, without residual and MLP (like the official code)."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Fusion(nn.Module):
     Args:
         dim: channels C.
         heads: attention heads.
-        grid: edge of the cubic token grid that the learned positions belong to; they are resampled to any other.
+        grid: size of the cubic token grid of the learned positions, which are resampled to any other grid.
         depth: layers.
     """
 
@@ -95,22 +95,21 @@ class Fusion(nn.Module):
 
 
 def resampled(positions: Tensor, size: Sequence[int]) -> Tensor:
-    """Positions ``(1, N, C)`` of a cubic grid as those ``(1, D*H*W, C)`` of a grid of another size, trilinearly."""
-    edge = round(positions.shape[1] ** (1 / 3))
-    if tuple(size) == (edge, edge, edge):
+    """Resample positions ``(1, N, C)`` of a cubic grid trilinearly to another grid: ``(1, D*H*W, C)``."""
+    length = round(positions.shape[1] ** (1 / 3))
+    if tuple(size) == (length, length, length):
         return positions
-    cube = positions.transpose(1, 2).unflatten(2, (edge, edge, edge))
+    cube = positions.transpose(1, 2).unflatten(2, (length, length, length))
     return F.interpolate(cube, size=tuple(size), mode="trilinear").flatten(2).transpose(1, 2)
 
 
 class MutualLoss(nn.Module):
     """Supervision of two views, and their divergence from one another.
 
-    The divergence is the mean over the views of the Kullback-Leibler divergence to the other view, averaged over all
-    elements as officially, with gradients through both sides; it needs no labels, so ignored voxels count. Summed over
-    both directions the divergence of two distributions is ``sum((p - q) * (logits of p - logits of q))``, because what
-    normalises the logits cancels. With regions, each output is a distribution of its own over inside and outside,
-    for which the same holds; these are two elements.
+    The divergence is the mean of both Kullback-Leibler divergences, averaged over all elements (like the official
+    code), with gradients through both sides; ignored voxels count. The sum of both divergences is
+    ``sum((p - q) * (logits of p - logits of q))``, because the normalisation of the logits cancels. With regions, each
+    output is a distribution over inside and outside, two elements.
 
     Args:
         loss: supervision of one output.
@@ -132,10 +131,10 @@ class MutualLoss(nn.Module):
 
 
 def mean_probability(outputs: Iterable[Tensor], regions: bool) -> Tensor:
-    """Float32 logits of the mean of the outputs' probabilities, which are taken one after the other.
+    """Float32 logits whose softmax (sigmoid with ``regions``) is the mean of the outputs' probabilities.
 
-    Softmax, or sigmoid with `regions`, of the result is the mean. No logarithm is below `FLOOR`: nnU-Net adds up
-    weighted logits of overlapping windows in half precision, where larger ones would become infinite.
+    Logarithms are clamped at `FLOOR`, because nnU-Net adds up weighted logits in half precision, where larger values
+    would become infinite. Outputs are read one after the other, to save memory.
     """
     sums: list[Tensor] = []
     count = 0
@@ -149,27 +148,28 @@ def mean_probability(outputs: Iterable[Tensor], regions: bool) -> Tensor:
 
 
 class SwinMM(SwinUNETR):
-    """SwinMM. In training it sees two of three views, at random; otherwise all pairs of them, and fuses six outputs.
+    """SwinMM. Training uses two of three views at random, evaluation all three pairs.
 
-    In training mode the output is a list of two, both in the frame of the input. In eval mode it is one tensor
-    whose softmax is the mean of six: of the views ``(i, i + 1 mod 3)`` for i = 0, 1, 2, two outputs each. Officially
-    windows are blended view by view and the six volumes are averaged then; here every window is averaged first.
+    In training mode the output is a list of two logits, both in the frame of the input. In eval mode the softmax of the
+    output is the mean of six: two for each of the pairs ``(i, i + 1 mod 3)``. It is taken in every window, while the
+    official code blends windows view by view and averages the six volumes.
 
     Args:
         input_channels: image channels.
         num_classes: output channels.
-        grid: edge of the token grid of the learned positions at the bottleneck, patch edge / 32: 2 for 64, 3 for 96.
-        fusion_depth: layers of cross attention; the official scripts build one, the official class by default two.
-        in_origin_view: let the views meet in the volume's own frame instead of that of the first view.
+        grid: size of the token grid of the learned positions at the bottleneck, patch size / 32: 2 for 64, 3 for 96.
+        fusion_depth: layers of cross attention; the official scripts build one, the default of the official class is
+            two.
+        in_origin_view: whether views are fused in the volume's own frame instead of that of the first view.
         feature_size: channels at full resolution; each halving after the first doubles them.
-        axes: order of the spatial axes that the weights know, ``zyx`` or ``xyz``.
+        axes: order of the spatial axes in which the weights were trained, ``zyx`` or ``xyz``.
         deep_supervision: without effect, there is one resolution.
     """
 
     regions: bool = False
-    """Whether outputs are independent probabilities of overlapping regions (sigmoid), which are fused otherwise.
+    """Whether outputs are independent probabilities of overlapping regions (sigmoid).
 
-    A plan does not tell, `wrap_loss` does; from then on the state dict carries it to prediction.
+    `wrap_loss` sets it in training; the state dict passes it on to prediction.
     """
 
     def __init__(
@@ -192,13 +192,13 @@ class SwinMM(SwinUNETR):
         self.cross_atte6 = Fusion(16 * feature_size, 24, grid, fusion_depth)
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """Features of one view, full resolution first; the last are the bottleneck. They depend on no other view."""
+        """Feature maps of one view, full resolution first, the bottleneck last."""
         hidden = self.swinViT(x)
         encoders = (self.encoder2, self.encoder3, self.encoder4, self.encoder5, self.encoder10)
         return [self.encoder1(x), *(encoder(h) for encoder, h in zip(encoders, hidden, strict=True))]
 
     def fuse(self, a: Tensor, b: Tensor, views: Views) -> tuple[Tensor, Tensor]:
-        """Bottlenecks of two views, each in its own frame, after they have met in a common one."""
+        """Fuse the bottlenecks of two views in a common frame; input and output are each in the frame of its view."""
         first, second = views
         if self.in_origin_view:
             a, b = self.cross_atte6(exchange(a, first), exchange(b, second))
@@ -207,7 +207,7 @@ class SwinMM(SwinUNETR):
         return a, exchange(exchange(b, first), second)
 
     def decode(self, bottleneck: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """Logits of one view in its own frame, from its fused bottleneck and what `encode` gave for it."""
+        """Logits of one view in its own frame, from its fused bottleneck and its feature maps of `encode`."""
         x = bottleneck
         decoders = (self.decoder5, self.decoder4, self.decoder3, self.decoder2, self.decoder1)
         for decoder, skip in zip(decoders, reversed(features[:-1]), strict=True):
@@ -215,7 +215,7 @@ class SwinMM(SwinUNETR):
         return self.out(x)
 
     def forward_views(self, a: Tensor, b: Tensor, views: Views) -> tuple[Tensor, Tensor]:
-        """The official forward pass: two inputs, each in the frame of its view, to the logits of each in its frame."""
+        """The official forward pass: logits of two inputs, each in the frame of its view."""
         features = self.encode(a), self.encode(b)
         fused = self.fuse(features[0][-1], features[1][-1], views)
         return self.decode(fused[0], features[0]), self.decode(fused[1], features[1])
@@ -248,7 +248,7 @@ class SwinMM(SwinUNETR):
         return super().no_weight_decay() | {"cross_atte6.position_embeddings"}
 
     def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Own names from those of the pre-training file (the Swin encoder alone) or of a fine-tuned network.
+        """Convert names of the pre-training file (only the Swin encoder) or of a fine-tuned network.
 
         Raises:
             ValueError: for the file of another network.
@@ -266,7 +266,7 @@ class SwinMM(SwinUNETR):
         positions = own.get("cross_atte6.position_embeddings")
         if positions is not None and positions.shape[1] != self.cross_atte6.grid**3:
             own["cross_atte6.position_embeddings"] = resampled(positions, [self.cross_atte6.grid] * 3)
-        own.pop(REGIONS_MARK, None)  # what is trained, not what was
+        own.pop(REGIONS_MARK, None)  # the new training decides
         if self.regions:
             own[REGIONS_MARK] = torch.tensor(True, device="cpu")
         return own
@@ -283,6 +283,6 @@ class SwinMM(SwinUNETR):
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def draw_views() -> Views:
-    """Two different views at random, from the CPU's generator: the network's device need not be asked."""
+    """Draw two different views from the CPU's generator, which does not wait for a GPU."""
     first, second, _ = torch.randperm(VIEWS, device="cpu").tolist()
     return first, second

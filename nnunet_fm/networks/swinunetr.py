@@ -1,7 +1,7 @@
 """SwinUNETR (Hatamizadeh et al., arXiv 2201.01266) as its official checkpoints were trained: SuPreM and DAE.
 
-Blocks are MONAI's. Parameter names and numbers are those of the official codes (MrGiovanni/SuPreM, and DAE in
-Project-MONAI/research-contributions), so their checkpoints load as they are.
+Blocks are MONAI's. Parameters have the names and numbers of the official code (MrGiovanni/SuPreM, and DAE in
+Project-MONAI/research-contributions), so that its checkpoints load directly.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ LEVELS = 5
 MERGED = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
 """Offsets (depth, height, width) of the sub-grids that patch merging concatenates, in MONAI up to 1.4.
 
-Two come twice and two not at all. Later versions of MONAI take every sub-grid once: same names and shapes, other
-outputs. All SwinUNETR weights known to us were trained with this order.
+Two come twice and two are missing. Later versions of MONAI take every sub-grid once, which changes outputs but no names
+or shapes. All published SwinUNETR weights that are known were trained with this order.
 """
 
 UNUSED = re.compile(r"^encoder(2|3|4|10)\.layer\.conv3\.")
 """Shortcut convolutions that MONAI 0.8 created for blocks of equal widths, saved, and never applied."""
 
 PRETEXT = re.compile(r"^(encoder\.mask_token$|encoder\.norm\.|out\.)")
-"""What only self-supervised training needs; its ``out`` reconstructs the image."""
+"""Names of self-supervised training only; its ``out`` reconstructs the image."""
 
 
 class PatchMerging(nn.Module):
-    """Halves every axis of ``(B, D, H, W, C)`` and doubles the channels, as MONAI's layer did up to version 1.4.
+    """Halve every axis of ``(B, D, H, W, C)`` and double the channels, like MONAI's layer up to version 1.4.
 
     Args:
         dim: channels C of the input.
-        norm_layer: normalisation of the concatenated channels, built with their number.
-        spatial_dims: 3; MONAI hands it over.
+        norm_layer: class of the norm over the concatenated channels.
+        spatial_dims: 3, passed by MONAI.
     """
 
     def __init__(self, dim: int, norm_layer: type[nn.LayerNorm] = nn.LayerNorm, spatial_dims: int = 3) -> None:
@@ -72,7 +72,7 @@ def swin_transformer(input_channels: int, feature_size: int = 48) -> SwinTransfo
     channels, each next one with twice as many.
     """
     default = torch.get_default_device()
-    with torch.device("cpu"):  # its constructor reads numbers off a tensor; on the meta device there are none
+    with torch.device("cpu"):  # the constructor reads values of a tensor, which the meta device lacks
         swin = SwinTransformer(
             in_chans=input_channels,
             embed_dim=feature_size,

@@ -1,4 +1,4 @@
-"""Plain U-Nets without pre-training, the lower bound of every comparison (Ronneberger et al., arXiv 1505.04597)."""
+"""Plain U-Nets without pre-training, the baseline of every comparison (Ronneberger et al., arXiv 1505.04597)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class VanillaUNet3D(FoundationNetwork):
 
 
 class DoubleConv(nn.Module):
-    """Twice: 3x3 convolution without bias, batch norm, ReLU."""
+    """Two times 3x3 convolution without bias, batch norm, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class VanillaUNet2D(FoundationNetwork):
         input_channels: image channels; mapped to three as in `slices.to_rgb`.
         num_classes: output channels.
         channels: width of each level; every level after the first halves the resolution.
-        image_size: slices are resized to this edge, keeping their aspect ratio, and logits back; None: no resizing.
+        image_size: size in pixels of the square that slices are resized to, and logits back; None for no resizing.
         deep_supervision: accepted for a common signature; there is one output.
     """
 
@@ -153,7 +153,7 @@ class VanillaUNet2D(FoundationNetwork):
 
     def legal_size(self, size: Sequence[int]) -> list[int]:
         smallest = 2**self.levels if self.image_size is None else 1
-        return [max(edge, smallest) for edge in size]
+        return [max(length, smallest) for length in size]
 
     def forward_logits(self, x: Tensor) -> list[Tensor]:
         size = x.shape[2:]

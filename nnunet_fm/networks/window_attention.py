@@ -1,4 +1,4 @@
-"""MONAI's window attention without the attention matrix in memory: same parameters, same numbers, less time."""
+"""MONAI's window attention without a stored attention matrix: same parameters, same results, less time."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class WindowAttention(swin_unetr.WindowAttention):
 
         Args:
             x: tokens ``(B * W, N, C)`` of W windows for each sample.
-            mask: what is added to the scores, ``(W, N, N)``, or None.
+            mask: added to the scores, ``(W, N, N)``; None without.
         """
         n = x.shape[1]
         windows = x.shape[0] if mask is None else mask.shape[0]
         index = self.relative_position_index[:n, :n].flatten()
-        # The gradient of table[index] takes ten times as long.
+        # `index_select`, because the gradient of table[index] takes ten times as long.
         bias = self.relative_position_bias_table.t().index_select(1, index).view(-1, n, n)
         qkv = self.qkv(x).unflatten(0, (-1, windows)).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = qkv.permute(3, 0, 1, 4, 2, 5)
@@ -51,7 +51,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Tensor
 
 
 def all_windows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
-    """`attend` with one call, for devices whose fused kernel gives a gradient of the bias."""
+    """`attend` with one call, for devices with a fused kernel that computes the gradient of the bias."""
     if mask is None:
         dims, scores = (0, 1), bias[None]
     else:
@@ -61,20 +61,20 @@ def all_windows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: T
 
 
 def _windows(query: Tensor) -> range:
-    """All windows; one stands for all on the meta device, where only sizes count."""
+    """Indices of all windows; on the meta device, where only sizes count, one."""
     return range(1 if query.is_meta else query.shape[1])
 
 
 class _WindowByWindow(torch.autograd.Function):
-    """`attend` on the CPU, whose fused kernel neither gives a gradient of the bias nor takes one mask per window.
+    """`attend` on the CPU, whose fused kernel has no gradient of the bias and no mask per window.
 
-    Scores of one window fit into the processor's cache; they are computed again for the backward pass.
+    Scores of one window fit into the CPU's cache; they are computed again in the backward pass.
     """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
         out = torch.empty_like(query)
-        with torch.autocast("cpu", enabled=False):  # which would round the bias
+        with torch.autocast("cpu", enabled=False):  # autocast would round the bias
             for w in _windows(query):
                 added = bias.detach() if mask is None else bias.detach() + mask[w]
                 out[:, w] = F.scaled_dot_product_attention(query[:, w], key[:, w], value[:, w], attn_mask=added[None])
