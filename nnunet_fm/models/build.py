@@ -19,10 +19,10 @@ from nnunet_fm.weights import slim
 Architecture = dict[str, Any]
 
 OURS = "nnunet_fm.networks."
-"""Where the networks of this package are; a plan may come from anybody, and to import a module is to run it."""
+"""Package of our networks. Other modules of a plan are not imported, because importing runs their code."""
 
-MIN_BOTTLENECK_EDGE = 4
-"""An axis is halved only while at least this many voxels remain, as in nnU-Net's own planner."""
+MIN_BOTTLENECK_SIZE = 4
+"""Fewest voxels of an axis after halving, like in nnU-Net's own planner."""
 
 UNIT_RANGE = frozenset(
     {"FMPercentileNormalization", "ScaleIntensity", "RescaleTo01Normalization", "RGBTo01Normalization"}
@@ -31,24 +31,24 @@ UNIT_RANGE = frozenset(
 
 
 def legal_patch(card: ModelCard, patch: Sequence[int], spacing: Sequence[float]) -> tuple[list[int], list[list[int]]]:
-    """Round a patch up to the next size that the network takes.
+    """Round a patch up to the next legal size of a network.
 
     Args:
         card: the model.
-        patch: wanted edges in voxels, one per axis.
+        patch: wanted size in voxels, one per axis.
         spacing: voxel spacing in mm, same axes.
 
     Returns:
-        Legal edges, and the strides per stage (first stage ``[1, 1, 1]``) where the network has configurable
-        pooling, else an empty list.
+        Legal size, and the strides per stage (first stage ``[1, 1, 1]``) if the network has configurable pooling, else
+        an empty list.
     """
     multiple = card.network.multiple
-    edges = [-(-max(edge, card.network.min_edge) // multiple) * multiple for edge in patch]
+    sizes = [-(-max(size, card.network.min_edge) // multiple) * multiple for size in patch]
     if card.network.max_pooling is None:
-        return edges, []
-    # Pooling follows nnU-Net's rule, so an axis of few or thick slices is pooled less; min_edge does not bind it.
-    thin = [max(1, edge) for edge in patch]
-    _, strides, _, rounded, _ = get_pool_and_conv_props(spacing, thin, MIN_BOTTLENECK_EDGE, card.network.max_pooling)
+        return sizes, []
+    # Pooling follows nnU-Net's rule: an axis of few or thick slices is pooled less, and may be smaller than min_edge.
+    thin = [max(1, size) for size in patch]
+    _, strides, _, rounded, _ = get_pool_and_conv_props(spacing, thin, MIN_BOTTLENECK_SIZE, card.network.max_pooling)
     return [int(e) for e in rounded], [list(s) for s in strides]
 
 
@@ -67,12 +67,12 @@ def architecture(
 
     Args:
         card: the model.
-        patch_size: the plan's, in voxels.
-        spacing: the plan's, in mm, same axes.
+        patch_size: patch of the plan in voxels.
+        spacing: spacing of the plan in mm, same axes.
         strides: pooling per stage, for networks with configurable pooling.
-        head: decode head of a 2D model; None takes the card's first.
-        normalization_schemes: schemes of the plan, one per channel; they tell a network that was pre-trained on
-            photographs whether its inputs lie in [0, 1].
+        head: decode head of a 2D model; None for the card's first.
+        normalization_schemes: schemes of the plan, one per channel, which decide ``input_range`` of networks that were
+            pre-trained on photographs.
         unit_channels: channels that the plan scales to [0, 1], for networks with an argument of this name.
         changes: arguments of the network that differ from the card's.
 
@@ -105,7 +105,7 @@ def architecture(
 def official_architecture(
     card: ModelCard, *, head: str | None = None, changes: Mapping[str, Any] | None = None
 ) -> Architecture:
-    """The ``architecture`` entry in the geometry that the official weights were trained in; arguments as above."""
+    """The ``architecture`` entry in the geometry of the official weights; arguments as in `architecture`."""
     geometry = card.variants["official"].geometry
     spacing = geometry.spacing if isinstance(geometry.spacing, list) else [1.0] * card.dim
     patch, strides = legal_patch(card, geometry.patch, spacing)
@@ -135,7 +135,7 @@ def network_class(class_path: str) -> type[FoundationNetwork]:
 
 
 def _of_cards() -> set[str]:
-    """Networks that model cards name, those of the user's own among them."""
+    """Class paths of all networks in model cards, including the user's own cards."""
     return {card.network.class_path for card in cards().values()}
 
 
@@ -147,12 +147,12 @@ def build_network(
     adapter: str | None = None,
     deep_supervision: bool = False,
 ) -> FoundationNetwork:
-    """Build the network of an ``architecture`` entry, with random weights; touches neither the net nor the disk.
+    """Build the network of an ``architecture`` entry with random weights, without access to the net or the disk.
 
-    It loads slim checkpoints as well as full ones (see `nnunet_fm.weights.slim`).
+    The network can load slim checkpoints, too (see `nnunet_fm.weights.slim`).
 
     Raises:
-        ImportError, TypeError: as `network_class`.
+        ImportError, TypeError: see `network_class`.
     """
     network = network_class(entry["network_class_name"])(
         input_channels, num_classes, deep_supervision=deep_supervision, **entry["arch_kwargs"]

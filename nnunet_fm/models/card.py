@@ -13,7 +13,7 @@ from nnunet_fm.models.names import VARIANTS, Parts
 Spacing = Annotated[list[PositiveFloat], Field(min_length=2, max_length=3)]
 Value = TypeVar("Value")
 Table = Annotated[dict[str, Value], BeforeValidator(lambda table: table or {})]
-"""A table by name that a variant empties with ``null``."""
+"""A table by name; a variant can empty it with ``null``."""
 Size = Annotated[list[PositiveInt], Field(min_length=2, max_length=3)]
 
 
@@ -22,7 +22,7 @@ class _CardPart(BaseModel):
 
 
 class ScratchRecipe(_CardPart):
-    """Recipe fields that have another value where the training starts from random weights; None: the recipe's own."""
+    """Recipe fields with another value in trainings from random weights; None: the recipe's value."""
 
     optimizer: Literal["sgd", "adam", "adamw"] | None = None
     learning_rate: PositiveFloat | None = None
@@ -31,7 +31,7 @@ class ScratchRecipe(_CardPart):
     warmup: float | None = Field(None, ge=0, lt=1)
 
     def changes(self) -> dict[str, Any]:
-        """The fields that are set, with their values."""
+        """Set fields -> their values."""
         return self.model_dump(exclude_none=True)
 
 
@@ -41,15 +41,15 @@ class Recipe(_CardPart):
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: PositiveFloat = 1e-2
     scratch: ScratchRecipe | None = Field(
-        None, description="what differs in a training from random weights (a trainer that ends in _scratch)"
+        None, description="changes for a training from random weights (a trainer that ends in _scratch)"
     )
     weight_decay: float = Field(3e-5, ge=0)
     decay_norms: bool = Field(True, description="weight decay on norms, biases and positions, too")
-    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the rate for each layer below the head")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate for each layer below the head")
     momentum: float = Field(0.99, ge=0, lt=1, description="SGD with Nesterov momentum")
     schedule: Literal["poly", "warmup_cosine", "warmup_linear", "constant"] = "poly"
     poly_exponent: PositiveFloat = 0.9
-    warmup: float = Field(0.0, ge=0, lt=1, description="share of the training with linearly rising rate")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the training with linearly rising learning rate")
     final_rate: float = Field(0.0, ge=0, description="learning rate at the end of the decay")
     loss: Literal["nnunet", "dice_ce", "ce"] = Field(
         "nnunet", description="nnunet: nnU-Net's Dice + cross-entropy; dice_ce: MONAI's; ce: cross-entropy alone"
@@ -82,7 +82,7 @@ class Recipe(_CardPart):
     oversample_foreground: float = Field(0.33, ge=0, le=1, description="share of patches centred on foreground")
     deep_supervision: bool = True
     supervision: Literal["targets", "outputs"] = Field(
-        "targets", description="deep supervision: reduce the targets (nnU-Net) or enlarge the outputs"
+        "targets", description="deep supervision: downsample the targets (nnU-Net) or upsample the outputs"
     )
     gradient_clip: PositiveFloat | None = 12.0
     overlap: float = Field(0.5, ge=0, lt=1, description="sliding-window overlap that the authors predict with")
@@ -96,13 +96,13 @@ class Recipe(_CardPart):
         "checkpoint_best; 0: nnU-Net's moving average over patches chooses",
     )
     faithful: bool = Field(
-        False, description="sampling and rate as the code of the 2D thesis has them, where its text says otherwise"
+        False, description="sampling and learning rate of the 2D thesis's code, where it departs from the text"
     )
     feature_cache: float = Field(
         0,
         ge=0,
-        description="GB of memory for the maps of a frozen 2D backbone, which slices that come again then need not "
-        "pass; without augmentation (none or flips)",
+        description="GB of memory for feature maps of a frozen 2D backbone, so that each slice is encoded once; "
+        "without augmentation (none or flips)",
     )
     max_minutes: PositiveFloat | None = Field(None, description="stop here; the learning rate reaches zero then")
     patience: PositiveInt | None = Field(
@@ -117,8 +117,8 @@ class Recipe(_CardPart):
     def _older_mirror(cls, content: Any) -> Any:
         """Read ``mirror: true`` and ``mirror: false``, which meant mirroring at test time.
 
-        In training they switched nnU-Net's own flips and no others: ``false`` beside a preset that flips was a training
-        with all of its flips, and a prediction without mirrored images.
+        In training they only switched nnU-Net's own flips: with another preset that flips, ``false`` meant a training
+        with all flips and a prediction without mirrored images.
         """
         if not isinstance(content, dict) or not isinstance(content.get("mirror"), bool):
             return content
@@ -148,16 +148,16 @@ class Recipe(_CardPart):
         return self
 
     def flipped_axes(self, dim: int) -> tuple[int, ...]:
-        """Axes of a patch of so many axes that training flips: indices into (z, y, x) or (y, x).
+        """Axes of a patch with ``dim`` axes that training flips: indices into (z, y, x) or (y, x).
 
-        The only place where preset and ``mirror`` meet; training, validation and prediction follow it.
+        Training, validation and prediction all use this function.
         """
         if self.augmentation not in MIRRORING_PRESETS:
             return ()
         return tuple(range(dim)) if self.mirror == "all" else tuple(sorted(set(self.mirror)))
 
     def predicted_axes(self, dim: int) -> tuple[int, ...] | None:
-        """Axes whose mirrored images a prediction averages over: those of the training, or None for none."""
+        """Axes along which a prediction averages over mirrored images, those flipped in training; None for none."""
         return (self.flipped_axes(dim) if self.test_time_mirroring else ()) or None
 
     def from_scratch(self) -> Recipe:
@@ -169,7 +169,7 @@ _AXES: dict[str, int | str] = {"0": 0, "1": 1, "2": 2, "z": "z", "y": "y", "x": 
 
 
 def read_mirror(given: object) -> Literal["all"] | list[int | str]:
-    """What a user wants to be mirrored: ``all``, or a list of axes.
+    """Read a user's choice of mirrored axes: ``all``, or a list of axes.
 
     Args:
         given: ``true`` or ``all``; ``false``, ``none`` or an empty list; a list of axes, or text such as ``z,y``. An
@@ -228,18 +228,20 @@ class Intensity(_CardPart):
 
 
 class DatasetChoice(_CardPart):
-    """What a variant does otherwise on one dataset; None is as everywhere."""
+    """Values of a variant on one dataset; None: the variant's value."""
 
     spacing: PositiveFloat | Literal["native"] | None = Field(None, description="in-plane spacing in mm")
     epochs: PositiveInt | None = Field(None, description="passes over the training slices")
     intensity: Literal["zscore", "percentile", "minmax", "foreground"] | None = Field(
         None, description="scheme of the channels that are not CT"
     )
-    learning_rate: dict[str, PositiveFloat] = Field(default_factory=dict, description="adapter or 'default' -> rate")
+    learning_rate: dict[str, PositiveFloat] = Field(
+        default_factory=dict, description="adapter or 'default' -> learning rate"
+    )
 
 
 class Variant(_CardPart):
-    """One way to plan a model: where the geometry, the intensities and the recipe come from."""
+    """One way to plan a model: geometry, intensities and recipe."""
 
     geometry: Geometry = Field(description="voxels, patch and batch")
     intensity: Intensity = Field(description="how grey values reach the network")
@@ -249,7 +251,7 @@ class Variant(_CardPart):
         None, description="passes over the training slices, from which the iterations are counted instead"
     )
     learning_rate: Table[PositiveFloat] = Field(
-        default_factory=dict, description="adapter -> rate, where it is not the recipe's"
+        default_factory=dict, description="adapter -> learning rate, where it is not the recipe's"
     )
     datasets: Table[DatasetChoice] = Field(
         default_factory=dict, description="beginning of a dataset's name (lower case, no signs) -> what differs there"
@@ -257,7 +259,7 @@ class Variant(_CardPart):
 
 
 class Checkpoint(_CardPart):
-    """An official weights file, described well enough to find, read and check it."""
+    """Description of an official weights file: how to find, read and check it."""
 
     name: str = Field(description="name in the weights cache and in plans")
     files: list[str] = Field(min_length=1, description="file names under which the publisher offers it")
@@ -295,7 +297,7 @@ class Checkpoint(_CardPart):
 
 
 class Pretraining(_CardPart):
-    """What the weights have seen, to warn of test leakage, of foreign intensities and of another orientation."""
+    """Data of the pre-training, for warnings of test leakage, other intensities and another orientation."""
 
     datasets: list[str] = Field(default_factory=list, description="a model is not tested on what it has seen")
     modality: list[str] = Field(default_factory=list, description="CT, MR, photographs, …")
@@ -313,17 +315,17 @@ class NetworkCard(_CardPart):
     max_pooling: int | None = Field(None, description="most halvings along one axis; the planner derives the strides")
     deep_supervision: bool = Field(False, description="whether the network has an output per decoder stage")
     input_range: bool = Field(False, description="whether the network must be told if inputs are in [0, 1] or z-scored")
-    multiple: PositiveInt = Field(1, description="a patch edge must be a multiple of this, strides aside")
-    min_edge: PositiveInt = Field(16, description="smallest legal patch edge where the axis is pooled at all")
+    multiple: PositiveInt = Field(1, description="number of which the patch size must be a multiple, strides aside")
+    min_edge: PositiveInt = Field(16, description="smallest legal patch size of an axis that is pooled")
 
     @property
     def resizes(self) -> bool:
-        """True if the network resizes its input to one size inside, so that a smaller patch saves no memory."""
+        """Whether the network resizes its input to one size, so that a smaller patch saves no memory."""
         return "image_size" in self.arguments
 
 
 class ModelCard(_CardPart):
-    """One model: what it is, what it may be used for, how it is planned and trained, where its weights come from."""
+    """A model: description, licences, network, variants for planning and training, official weights."""
 
     name: str = Field(description="as in trainer and planner names; the file is called after it")
     title: str = Field(description="for people")
@@ -372,21 +374,21 @@ class ModelCard(_CardPart):
 
     @property
     def checkpoint(self) -> Checkpoint | None:
-        """The official file that training starts from unless told otherwise; None without pre-training."""
+        """The default official file; None without pre-training."""
         return self.checkpoints[0] if self.checkpoints else None
 
     def find_checkpoint(self, name: str) -> Checkpoint | None:
-        """The checkpoint of this name, None where the card has none."""
+        """The checkpoint of this name; None if the card has no such checkpoint."""
         return next((c for c in self.checkpoints if c.name == name), None)
 
     @property
     def default_head(self) -> str | None:
-        """The decode head of a name or plan that gives none; None for a network with its own."""
+        """The default decode head; None for a network with its own."""
         return self.heads[0] if self.heads else None
 
     @property
     def default_adapter(self) -> str | None:
-        """The adapter of a name or plan that gives none; None for a model without pre-training."""
+        """The default adapter; None for a model without pre-training."""
         return self.adapters[0] if self.adapters else None
 
     @property

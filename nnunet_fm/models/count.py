@@ -1,4 +1,4 @@
-"""How many parameters a model has, and how many each head and each adapter trains, without any memory for them."""
+"""Numbers of parameters of a model, and of those that each head and adapter trains, on the meta device."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def parameters(card: ModelCard, classes: int) -> int:
     network = _network(card, classes)
     if not isinstance(network, FoundationSegmenter2D):
         return count(network)
-    # Heads know how many patches there are; only the backbone is counted as it was published.
+    # Heads depend on the number of patches; only the backbone is counted with its published grid.
     name, arguments = card.network.arguments["backbone"], card.network.arguments
     return count(network) - count(_backbone(name, arguments["image_size"])) + count(_backbone(name, native_size(name)))
 
 
 def trained_by_head(card: ModelCard, classes: int) -> dict[str, int]:
-    """Decode head -> parameters that are trained with a frozen backbone; none for a network with its own decoder."""
+    """Decode head -> parameters trained with a frozen backbone; empty for a network with its own decoder."""
     return {head: count(_network(card, classes, head=head, adapter="freeze"), trained=True) for head in card.heads}
 
 
 def trained_by_adapter(card: ModelCard, classes: int) -> dict[str, int]:
     """Adapter -> parameters that it trains, positions on the native grid.
 
-    A decode head comes on top (`trained_by_head`); in a network with its own decoder that is counted here.
+    Parameters of a decode head are not included (see `trained_by_head`); those of a network's own decoder are.
     """
     return {adapter: _adapted(card, classes, adapter) for adapter in card.adapters}
 
@@ -49,7 +49,7 @@ def _adapted(card: ModelCard, classes: int, adapter: str) -> int:
     total = count(network, trained=True)
     if not isinstance(network, FoundationSegmenter2D):
         return total
-    if adapter == LADDER:  # both branches see images of one size here, but each has positions of its own native one
+    if adapter == LADDER:  # both branches have one image size here, but the count is for native positions of each
         assert network.ladder is not None
         name = network.adapter_arguments.get(LADDER, {}).get("branch", DEFAULT_BRANCH)
         inside = network.ladder.get_submodule("branch")

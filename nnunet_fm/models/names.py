@@ -22,11 +22,11 @@ PLANNER_PREFIX = "FMPlanner"
 PLANS_PREFIX = "FMPlans"
 SCRATCH = "scratch"
 VARIANTS = ("official", "thesis", "nnunet", "quick")
-"""Plan variants that a planner name may end in; the default, the mission's geometry, has no suffix."""
+"""Plan variants at the end of a planner's name; the default, ``mission``, has no suffix."""
 
 
 METHODS = ("selftraining", "entropymin", "stock")
-"""Trainers with a training of their own: two adaptations, and stock nnU-Net on a budget of iterations."""
+"""Trainers of other methods: two adaptations, and stock nnU-Net on a budget of iterations."""
 
 
 class UnknownNameError(FMError, AttributeError):
@@ -45,7 +45,7 @@ class UnknownNameError(FMError, AttributeError):
 
 @dataclass(frozen=True)
 class Parts:
-    """What may stand after a model's name: its heads and adapters (default first), other names and plan variants."""
+    """Legal parts after a model's name: heads, adapters (default first) and variants; and aliases of the model."""
 
     heads: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Spec:
-    """Meaning of a name; ``None`` stands for "as the plan or the model card says"."""
+    """Meaning of a name; for None the plan or the model card decides."""
 
     model: str | None = None
     head: str | None = None
@@ -66,7 +66,7 @@ class Spec:
 
     @property
     def pinned(self) -> bool:
-        """True where the name itself carries the model, so that stock plans can be trained."""
+        """Whether the name has a model, so that stock plans can be trained."""
         return self.model is not None
 
 
@@ -96,7 +96,7 @@ class Grammar:
             self._add(self.trainers, _join(TRAINER_PREFIX, *spelling), spec)
             self._add(self.trainers, _join(TRAINER_PREFIX, *spelling, SCRATCH), replace(spec, scratch=True))
             if spec.model is None and (spec.head or spec.adapter):
-                continue  # a planner needs the model before it can take a head or an adapter
+                continue  # a planner's name has no head or adapter without a model
             for variant in (None, *(self.models[spec.model].variants if spec.model else VARIANTS)):
                 self._add(self.planners, _join(PLANNER_PREFIX, *spelling, variant), replace(spec, variant=variant))
 

@@ -1,6 +1,6 @@
-"""The official files of all cards: by name, and checked against the networks that they are for.
+"""The official files of all cards: find them by name, and check them on their networks.
 
-Only what reads a file imports PyTorch: names are listed within a blink.
+Only functions that read a file import PyTorch, so that listing names is fast.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Official:
 
 
 def officials() -> list[Official]:
-    """Every checkpoint of every card, in the order of the cards; one that serves several models comes once."""
+    """All checkpoints of all cards in their order; a checkpoint of several models is listed once."""
     found: dict[str, Official] = {}
     for card in cards().values():
         for checkpoint in card.checkpoints:
@@ -42,7 +42,7 @@ def officials() -> list[Official]:
 
 
 def find_official(name: str) -> Checkpoint:
-    """The checkpoint of a name that a card refers to; raises LookupError for a name that no card describes."""
+    """The checkpoint of this name; raises LookupError for a name that no card describes."""
     for official in officials():
         if official.checkpoint.name == name:
             return official.checkpoint
@@ -50,7 +50,7 @@ def find_official(name: str) -> Checkpoint:
 
 
 def get_official(name: str) -> Official:
-    """A checkpoint by its own name, or the default one of a model.
+    """A checkpoint by its own name, or the default checkpoint of a model.
 
     Raises:
         UnknownNameError: for another name, with the nearest legal ones.
@@ -72,7 +72,7 @@ def get_official(name: str) -> Official:
 
 
 def check(official: Official, path: Path) -> LoadReport:
-    """Try a file on its network, without memory or time for either: the load report.
+    """Check a file on its network, both on the meta device, and return the load report.
 
     Raises:
         WeightsFileError: for a file that cannot be read.
@@ -92,7 +92,7 @@ def _account(official: Official, state_dict: Mapping[str, Tensor], path: Path) -
 
 
 def recognise(path: Path, among: Sequence[Official]) -> list[Official]:
-    """The checkpoints that a file can be, by names and shapes of its tensors.
+    """Checkpoints that a file may be, by the names and shapes of its tensors.
 
     Raises:
         WeightsFileError: for a file that cannot be read at all.

@@ -1,4 +1,4 @@
-"""Which official files a network starts from: its backbone's, and those of a head or of a second branch."""
+"""Official files from which the parts of a network start: backbone, head, and a second branch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from nnunet_fm.models.card import Checkpoint, ModelCard
 from nnunet_fm.models.official import find_official
 from nnunet_fm.models.registry import get_card
 
-if TYPE_CHECKING:  # which files there are is asked without PyTorch, too
+if TYPE_CHECKING:  # listing files must not import PyTorch
     from torch import nn
 
     from nnunet_fm.heads.base import Head
     from nnunet_fm.weights.report import LoadReport
 
 BACKBONE, HEAD, LADDER = "backbone", "head", "ladder"
-"""Names of the parts, in plans, in load reports, and of the submodules that the files are loaded into."""
+"""Names of the parts in plans and load reports, and of the submodules into which their files are loaded."""
 
 _HEAD_DROP = (r"^(module\.)?image_encoder\.(?!neck\.)",)
 _DECODER_DROP = (r"^(module\.)?mask_decoder\.",)
@@ -29,14 +29,14 @@ _ANY = (".",)
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a network, the official file that it starts from, and which tensors the two do not share.
+    """A part of a network, its official file, and rules for loading it.
 
     Attributes:
         name: `BACKBONE`, `HEAD` or `LADDER`.
-        checkpoint: the file.
+        checkpoint: the official file.
         drop: regular expressions of names in the file that are left out on purpose.
-        new: regular expressions of names in the network that the file does not hold.
-        decoder: whether a head's mask decoder starts from the file, too, as far as shapes fit.
+        new: regular expressions of names in the network that the file lacks.
+        decoder: whether a head's mask decoder also starts from the file, as far as shapes fit.
     """
 
     name: str
@@ -55,18 +55,18 @@ def official_parts(
     chosen: Mapping[str, str] | None = None,
     decoder: bool = False,
 ) -> list[Part]:
-    """The parts of a network that start from official files, and from which.
+    """The parts of a network that start from official files.
 
     Args:
         card: the model.
-        head: decode head, None for a network with its own.
-        adapter: adapter.
-        arguments: of the network, as the plan has them.
-        chosen: name of a part -> name of the file, where it is not the default.
-        decoder: start a head's mask decoder from its file, too.
+        head: decode head; None for a network with its own.
+        adapter: name of the adapter.
+        arguments: arguments of the network in the plan.
+        chosen: part -> name of its file, if it is not the default.
+        decoder: whether a head's mask decoder also starts from its file.
 
     Raises:
-        LookupError: for the name of a file that the part cannot start from; the message lists those that it can.
+        LookupError: for a file that is not legal for the part; the message lists the legal ones.
     """
     chosen = chosen or {}
     found = []
@@ -89,7 +89,7 @@ def official_parts(
 
 
 def load_part(network: nn.Module, part: Part, file: Path) -> LoadReport:
-    """Load a part's official file into a network; errors as `nnunet_fm.weights.load.load_checkpoint`."""
+    """Load a part's official file into a network; raises the errors of `nnunet_fm.weights.load.load_checkpoint`."""
     from nnunet_fm.weights.load import FileRules, load_checkpoint
 
     if part.name == HEAD:

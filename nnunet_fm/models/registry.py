@@ -1,4 +1,4 @@
-"""The registry: every card of ``plans/cards`` and of a folder of the user's, and the grammar of names that follows."""
+"""Registry of model cards from ``plans/cards`` and a folder of the user, and the grammar of names over them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 CARDS_PACKAGE = "nnunet_fm.plans.cards"
 CARDS_VARIABLE = "NNUNET_FM_CARDS"
-"""Environment variable that names a folder with cards of models that are not part of this package."""
+"""Environment variable with the path of a folder of further model cards."""
 _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Every command reads the cards: libyaml, where PyYAML has it, does so many times as fast."""
+"""Every command reads the cards; libyaml, if PyYAML has it, is many times as fast."""
 
 
 class CardError(FMError, ValueError):
@@ -40,7 +40,7 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 def _folders() -> list[Traversable]:
-    """Where cards are: a folder of the user's, if there is one, and this package."""
+    """Folders of cards: the user's, if it is set, and that of this package."""
     package = resources.files(CARDS_PACKAGE)
     own = os.environ.get(CARDS_VARIABLE)
     if not own:
@@ -53,7 +53,7 @@ def _folders() -> list[Traversable]:
 
 
 def _read(stem: str, folders: list[Traversable]) -> dict[str, Any]:
-    """A card file of the first folder that has it as a mapping, with the file that it ``extends`` underneath."""
+    """Read a card file from the first folder that has it, merged over the file that it ``extends``."""
     files = [file for folder in folders if (file := folder.joinpath(f"{stem}.yaml")).is_file()]
     if not files:
         raise CardError(f"there is no card file {stem}.yaml for another card to extend", code="card-missing")
@@ -68,7 +68,7 @@ def _read(stem: str, folders: list[Traversable]) -> dict[str, Any]:
 
 
 def _variants_complete(content: dict[str, Any]) -> dict[str, Any]:
-    """A variant holds only what differs from ``mission``; fill in the rest."""
+    """Complete each variant, which only has differences from ``mission``."""
     mission = content.get("variants", {}).get("mission")
     if not isinstance(mission, dict):
         raise CardError(
@@ -83,8 +83,8 @@ def _variants_complete(content: dict[str, Any]) -> dict[str, Any]:
 def cards() -> dict[str, ModelCard]:
     """All model cards by canonical name: 3D first, then by family and size.
 
-    Files that start with ``_`` hold parts that several cards share. Cards of one's own are read from the folder that
-    ``NNUNET_FM_CARDS`` names; they may extend those of this package.
+    Files that start with ``_`` hold parts that several cards share. Cards of the user are read from the folder in
+    ``NNUNET_FM_CARDS``; they may extend those of this package.
 
     Raises:
         CardError: for a card that is not legal, or two cards of one name.

@@ -1,4 +1,4 @@
-"""The variant of a card on one dataset: spacing, intensities, length and learning rate that it has there."""
+"""Variant of a card on a dataset: spacing, intensities, length and learning rate for this dataset."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from nnunet_fm.models.registry import merge
 
 
 def dataset_choice(datasets: Mapping[str, DatasetChoice], dataset_name: str) -> DatasetChoice:
-    """The settings of a variant that differ on a dataset.
+    """Values of a variant that differ on a dataset.
 
-    Every key that the name begins with applies, longer ones on top of shorter ones.
+    All keys at the beginning of the dataset's name apply; longer keys override shorter ones.
 
     Args:
-        datasets: the variant's, by the beginning of a name in lower-case letters and digits.
-        dataset_name: nnU-Net's, ``Dataset501_HCP-T1``.
+        datasets: beginning of a name, in lower-case letters and digits -> values.
+        dataset_name: nnU-Net's name of the dataset, such as ``Dataset501_HCP-T1``.
     """
     name = re.sub("[^a-z0-9]", "", short_name(dataset_name).lower())
     chosen: dict[str, Any] = {}
@@ -28,7 +28,7 @@ def dataset_choice(datasets: Mapping[str, DatasetChoice], dataset_name: str) -> 
 
 
 def on_dataset(variant: Variant, dataset_name: str, adapter: str | None) -> Variant:
-    """The variant with the spacing, intensities, epochs and learning rate that it has on this dataset.
+    """The variant with its spacing, intensities, epochs and learning rate on a dataset.
 
     The learning rate is the dataset's for the adapter, else the variant's for the adapter, else the dataset's
     default, else the recipe's.
@@ -40,19 +40,19 @@ def on_dataset(variant: Variant, dataset_name: str, adapter: str | None) -> Vari
         geometry = geometry.model_copy(update={"spacing": in_plane})
     if choice.intensity is not None:
         intensity = intensity.model_copy(update={"ct": choice.intensity, "other": choice.intensity})
-    rates = (choice.learning_rate.get(adapter or ""), variant.learning_rate.get(adapter or ""))
-    rate = next((rate for rate in (*rates, choice.learning_rate.get("default")) if rate), recipe.learning_rate)
+    by_adapter = (choice.learning_rate.get(adapter or ""), variant.learning_rate.get(adapter or ""))
+    learning_rate = next(filter(None, (*by_adapter, choice.learning_rate.get("default"))), recipe.learning_rate)
     return variant.model_copy(
         update={
             "geometry": geometry,
             "intensity": intensity,
             "epochs": choice.epochs or variant.epochs,
-            "recipe": recipe.model_copy(update={"learning_rate": rate}),
+            "recipe": recipe.model_copy(update={"learning_rate": learning_rate}),
         }
     )
 
 
 def iterations_on(card: ModelCard, variant: Variant, dataset_name: str) -> int:
-    """Optimiser steps of a variant on a dataset where no epochs are counted: the variant's, else the card's."""
+    """Optimiser steps on a dataset without epochs: the variant's number, else the card's for the dataset."""
     by_dataset = card.iterations.get(short_name(dataset_name).lower(), card.iterations["default"])
     return variant.iterations or by_dataset

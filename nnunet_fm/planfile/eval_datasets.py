@@ -1,4 +1,4 @@
-"""Other datasets of the same labels on which a training records its Dice: their plans and preprocessed cases."""
+"""Other datasets with the same labels whose Dice a training records: their plans and preprocessed cases."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_domains(dataset_name: str, dataset_json: Mapping[str, Any], datasets: 
     """Check that a model of one dataset can be measured on others.
 
     Raises:
-        PlanError: if one of them is not there, is the dataset itself, or differs in labels or channels.
+        PlanError: if one of them is missing, is the dataset itself, or differs in labels or channels.
     """
     for name in datasets:
         if name == dataset_name:
@@ -36,9 +36,9 @@ def check_domains(dataset_name: str, dataset_json: Mapping[str, Any], datasets: 
 
 
 def write_plans_for(plans: Mapping[str, Any], datasets: Sequence[str]) -> list[str]:
-    """Copy a plan to other datasets, so that nnU-Net preprocesses them as its own; returns the commands for that.
+    """Copy a plan to other datasets for preprocessing, and return the commands that preprocess them.
 
-    The copy cannot be trained: it says how data are prepared, nothing else.
+    The copy cannot be trained.
     """
     commands = []
     for name in datasets:
@@ -64,7 +64,7 @@ def check_same_labels(here: Mapping[str, Any], there: Mapping[str, Any], names: 
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any], names: tuple[str, str]) -> list[str]:
-    """What keeps a model of one ``dataset.json`` from another: labels, order of regions, number of channels."""
+    """Differences of two ``dataset.json`` in labels, order of regions and number of channels, as sentences."""
     faults = []
     here, there = canonical(here), canonical(there)
     mine, theirs = here["labels"], there["labels"]
@@ -92,13 +92,13 @@ def preprocessed_cases(
     dataset: str,
     fold: int | str,
 ) -> tuple[Path, list[str]]:
-    """Folder of another dataset's preprocessed cases, and those of them that a training of this fold is measured on.
+    """Folder of another dataset's preprocessed cases, and the cases to measure in a training of this fold.
 
-    These are the other dataset's validation cases of the same fold, by its own split or by the one that nnU-Net would
-    make; all of its cases where there is no such fold.
+    These are the other dataset's validation cases of the same fold, by its own split or nnU-Net's default split; all
+    cases if it has no such fold.
 
     Raises:
-        PlanError: if labels or channels differ; with the command to run, if there are no preprocessed cases.
+        PlanError: if labels or channels differ, or there are no preprocessed cases.
     """
     check_domains(plans["dataset_name"], dataset_json, [dataset])
     base = Path(nnUNet_preprocessed, dataset)

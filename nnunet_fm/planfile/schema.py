@@ -1,4 +1,4 @@
-"""The one extra key ``"nnunet_fm"`` of our plans: what trainer, planner and short form read from a plan."""
+"""Schema of the extra key ``"nnunet_fm"`` of our plans, for trainers, planners and the short form of training."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ VERSION = 1
 Method = Literal["selftraining", "entropymin"]
 """Method of adaptation."""
 ADAPTATION_EPOCHS = {"selftraining": 20, "entropymin": 2}
-"""Passes over the target's training cases by method, as published; longer entropy minimisation over-fits."""
+"""Method -> passes over the target's training cases, as published; longer entropy minimisation overfits."""
 STOCK_ITERATIONS = 250_000
 """Optimiser steps of a stock nnU-Net training: 1000 epochs of 250."""
 
 Name = Annotated[str, AfterValidator(plain_name)]
-"""What becomes part of a path."""
+"""A name that becomes part of a path."""
 
 
 class PlanError(FMError, ValueError):
@@ -34,10 +34,10 @@ class PlanError(FMError, ValueError):
 
 
 def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """A recipe with changed fields, which hold for random weights, too.
+    """Change fields of a recipe, also for trainings from random weights.
 
     Args:
-        recipe: the card's, or that of a trained model.
+        recipe: recipe of the card, or of a trained model.
         changes: field -> value; ``scratch.<field>`` changes a field of `Recipe.scratch`.
 
     Raises:
@@ -49,7 +49,7 @@ def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
         nested = merge(nested, {owner: {inner: value}} if dot else {name: value})
     unchanged = recipe.model_dump()
     if recipe.scratch is not None and not {"scratch", "scratch_rate"} & set(nested):
-        # A learning rate is that of its optimiser: whoever sets one of them means the recipe as printed.
+        # Optimiser and learning rate belong together: a user who sets one of them means the printed recipe.
         kept = {} if {"optimizer", "learning_rate"} & set(nested) else recipe.scratch.changes()
         unchanged["scratch"] = {name: value for name, value in kept.items() if name not in nested} or None
     try:
@@ -60,12 +60,12 @@ def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 
 class WeightsEntry(BaseModel):
-    """Which official file a part of the network starts from.
+    """The official file from which a part of the network starts.
 
     Args:
-        name: of the weights, as `nnunet-fm weights list` prints it.
-        sha256: of the file; None while no file was at hand.
-        decoder: whether a head's mask decoder starts from the file, too, as far as shapes fit.
+        name: name of the weights in `nnunet-fm weights list`.
+        sha256: hash of the file; None if it was not in the weights folder during planning.
+        decoder: whether a head's mask decoder also starts from the file, as far as shapes fit.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -79,18 +79,19 @@ class Adaptation(BaseModel):
 
     Args:
         method: self-training, or minimising the entropy of the predictions.
-        source: name of the dataset that the model was trained on.
+        source: name of the dataset on which the model was trained.
         model_folder: nnU-Net's folder ``<trainer>__<plans>__<configuration>`` of the source model.
         fold: fold of the source model.
         checkpoint: file name in the fold's folder.
-        sha256: of that file when it was planned.
-        labelled: whole cases of the target's training split whose labels are used, the first ones of a seeded order.
-        labelled_cases: their names, where the user gives them.
-        confidence: pseudo-labels below this softmax probability do not count.
-        update_every: iterations between two updates of the teacher that makes the pseudo-labels; 1: always the student.
-        teacher_momentum: the teacher is an exponential moving average of the student; None: it is the student.
-        train: what is trained.
-        faithful: the published procedure, where the intended one departs from it.
+        sha256: hash of the checkpoint at the time of planning.
+        labelled: number of training cases of the target whose labels are used, the first ones of a seeded order.
+        labelled_cases: names of these cases, if the user gives them.
+        confidence: smallest probability of a pseudo-label.
+        update_every: iterations between two updates of the teacher, which predicts the pseudo-labels; 1: always the
+            student.
+        teacher_momentum: momentum of a teacher that is a moving average of the student; None: a copy of the student.
+        train: the part of the network to train.
+        faithful: whether to follow the published code where it departs from its text.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -113,27 +114,26 @@ class PlanKey(BaseModel):
     """Content of the extra key.
 
     Args:
-        version: of this entry; another one is refused.
+        version: version of this entry; another one is refused.
         model: name of the card.
         head: decode head of a 2D model; None for a network with its own.
-        adapter: which part of the network is trained; None where there is nothing pre-trained.
-        variant: of the card, that the plan was made from.
-        recipe: how it is trained.
+        adapter: adapter, which decides the trained part of the network; None for a network without pre-training.
+        variant: variant of the card.
+        recipe: recipe of the training.
         iterations: optimiser steps, met exactly; with ``fold_samples`` those of fold 0.
-        epochs: passes over a fold's training cases where the iterations are counted so.
-        slices: of the training cases of fold 0 in a 2D plan; in plans of older versions, of all training images.
+        epochs: passes over a fold's training cases, if these decide the number of iterations.
+        slices: number of slices of the training cases of fold 0 in a 2D plan; in older plans, of all training images.
         fold_samples: number of a fold, or ``all`` -> samples of its training cases, slices in 2D and patches in 3D. A
-            training counts the samples of its own fold anew, and its iterations from them. Empty where there are no
-            epochs, and in plans of older versions, whose iterations hold for every fold.
-        origin: for each planned quantity where its value comes from: ``mission``, ``official``, ``thesis``,
-            ``nnunet``, ``source`` (of an adapted model), ``data`` (fitted to the data), ``memory`` (fitted to the
-            memory target) or ``user``.
-        reasons: a sentence for each value that is not simply the card's.
-        weights: official files by the part that starts from them: backbone, head, ladder.
-        train_cases: restricts the training cases of a fold to so many, the first ones of an order that the recipe's
-            seed fixes.
-        eval_datasets: names of other datasets of the same labels whose Dice is recorded during training.
-        adaptation: how a trained model is adapted; None for a training of its own.
+            training counts the samples of its own fold again, and its iterations from them. Empty without epochs, and
+            in older plans, whose iterations hold for every fold.
+        origin: planned quantity -> origin of its value: ``mission``, ``official``, ``thesis``, ``nnunet``, ``source``
+            (of an adapted model), ``data`` (fitted to the data), ``memory`` (fitted to the memory target) or ``user``.
+        reasons: a sentence for each value that is not the card's.
+        weights: part (backbone, head, ladder) -> official file from which it starts.
+        train_cases: number of training cases of a fold, the first ones of an order fixed by the recipe's seed; None for
+            all.
+        eval_datasets: names of other datasets with the same labels, whose Dice is recorded during training.
+        adaptation: adaptation of a trained model; None for any other training.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -159,7 +159,7 @@ class PlanKey(BaseModel):
         """The validated key of a plan; None for stock plans.
 
         Raises:
-            PlanError: for a version this package does not know, or entries that are unknown or illegal.
+            PlanError: for an unknown version, or unknown or illegal entries.
         """
         if KEY not in plans:
             return None
@@ -178,10 +178,10 @@ class PlanKey(BaseModel):
 
 
 def unseen_mirroring(plans: Mapping[str, Any]) -> str | None:
-    """A warning where checkpoints of a plan may ask for mirrored images that their networks were not trained on.
+    """A warning for plans whose checkpoints may ask for mirrored images without having been trained on them.
 
-    Versions that wrote ``mirror: true`` beside an augmentation without flips stored such checkpoints. nnU-Net's own
-    predictor follows the file; ours follows the plan.
+    Older versions stored such checkpoints for ``mirror: true`` with an augmentation without flips. nnU-Net's own
+    predictor follows the checkpoint; ours follows the plan.
     """
     recipe = plans.get(KEY, {}).get("recipe", {})
     if recipe.get("mirror") is not True or recipe.get("augmentation", "nnunet") in MIRRORING_PRESETS:
@@ -199,12 +199,12 @@ class StockKey(BaseModel):
     nnU-Net's own trainer, network, loss, augmentation and schedule; only budget, seed and training cases are set.
 
     Args:
-        version: of this entry; another one is refused.
+        version: version of this entry; another one is refused.
         iterations: optimiser steps, met exactly.
-        iterations_per_epoch: steps between two validations.
+        iterations_per_epoch: optimiser steps between two validations.
         validation_iterations: batches of a validation.
-        seed: of the training and of the choice of its cases.
-        train_cases: cases of a fold to train on; None: all.
+        seed: seed of the training and of the choice of its cases.
+        train_cases: number of training cases of a fold; None for all.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())

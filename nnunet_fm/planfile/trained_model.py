@@ -1,4 +1,4 @@
-"""A trained model that another training starts from: its folder, its checkpoint, and what it was trained as."""
+"""A trained model from which another training starts: folder, checkpoint, plans and training configuration."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class Source:
     """A trained model.
 
     Attributes:
-        folder: nnU-Net's ``<trainer>__<plans>__<configuration>``.
-        fold: of the checkpoint.
-        checkpoint: the file.
-        sha256: of the file.
-        plans: as they are in the folder.
-        dataset_json: likewise.
-        configuration: that was trained.
-        config: what its trainer made of the plans.
-        key: the extra key of the plans, None for stock plans.
+        folder: nnU-Net's folder ``<trainer>__<plans>__<configuration>``.
+        fold: fold of the checkpoint.
+        checkpoint: path of the checkpoint.
+        sha256: hash of the checkpoint.
+        plans: content of ``plans.json`` in the folder.
+        dataset_json: content of ``dataset.json`` in the folder.
+        configuration: nnU-Net's configuration that was trained.
+        config: configuration of the training.
+        key: extra key of the plans; None for stock plans.
     """
 
     folder: Path
@@ -54,12 +54,12 @@ class Source:
 
     @property
     def dataset(self) -> str:
-        """Name of the dataset that it was trained on."""
+        """Name of the dataset on which the model was trained."""
         return str(self.plans["dataset_name"])
 
     @property
     def seen(self) -> dict[str, list[str]]:
-        """Name of a dataset -> cases of it that the model was trained on, as far as its record names them."""
+        """Name of a dataset -> cases on which the model was trained, from its record; empty without a record."""
         record = TrainingRecord.read(self.folder / f"fold_{self.fold}")
         return {} if record is None else record.seen
 
@@ -85,21 +85,21 @@ class Source:
 
     @property
     def entry(self) -> dict[str, Any]:
-        """The configuration's entry in the plans, complete where it inherits from another, with the network's."""
+        """The configuration's entry in the plans, with inherited entries and the network's architecture."""
         entry: dict[str, Any] = {k: v for k, v in self.geometry.configuration.items() if k != "inherits_from"}
         return {**entry, "architecture": self.network}
 
 
 def read_source(folder: Path, fold: str = "0", checkpoint: str | None = None) -> Source:
-    """Read what a model folder holds; the network's weights are left on disk.
+    """Read a model folder, without the network's weights.
 
     Args:
         folder: nnU-Net's model folder.
         fold: number, or ``all``.
-        checkpoint: file name; None takes the best, or the final one where there is no best.
+        checkpoint: file name; None takes the best, or the final one if there is no best.
 
     Raises:
-        PlanError: naming what is missing, or why the model cannot be started from.
+        PlanError: naming what is missing, or why no training can start from the model.
         ForeignFileError: for a file of the folder that is no JSON object.
     """
     folder = folder.expanduser().resolve()

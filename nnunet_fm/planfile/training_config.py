@@ -1,4 +1,4 @@
-"""What a training is: the plan's extra key, overridden by parts of the trainer's name; the card on stock plans."""
+"""Configuration of a training from the plan's extra key (or the card, on stock plans) and the trainer's name."""
 
 from __future__ import annotations
 
@@ -19,11 +19,21 @@ from nnunet_fm.planfile.schema import Adaptation, PlanError, PlanKey
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything a training needs to know beyond nnU-Net's own plan.
+    """Configuration of a training beyond nnU-Net's own plan.
 
-    ``parts`` start from official files, none in a training from random weights or from a trained model (`adaptation`);
-    ``sha256`` is the hash of a part's file if the plan holds one. ``epochs`` is set where the iterations are counted
-    for each fold, as so many passes over its training cases.
+    Attributes:
+        card: the model.
+        head, adapter: names; None if the model has none.
+        scratch: whether the training starts from random weights.
+        recipe: recipe of the training.
+        iterations: optimiser steps.
+        from_our_plan: whether the plan is one of nnunet-fm, not of stock nnU-Net.
+        parts: parts of the network that start from official files.
+        sha256: part -> hash of its file in the plan.
+        epochs: passes over the training cases of the fold, if these decide the number of iterations.
+        train_cases: number of training cases of the fold; None for all.
+        eval_datasets: other datasets whose Dice is recorded.
+        adaptation: adaptation of a trained model; None for any other training.
     """
 
     card: ModelCard
@@ -42,15 +52,15 @@ class TrainingConfig:
 
     @property
     def deep_supervision(self) -> bool:
-        """True if the network has several outputs and the recipe uses them."""
+        """Whether the network has several outputs and the recipe uses them."""
         return self.recipe.deep_supervision and self.card.network.deep_supervision
 
 
 def resolve(plans: Mapping[str, Any], spec: Spec) -> TrainingConfig:
-    """TrainingConfig of a trainer name on a plan.
+    """Configuration of a training from a trainer's name and a plan.
 
     Raises:
-        PlanError: if name and plan do not fit; the message names what would.
+        PlanError: if name and plan do not fit; the message says what fits.
     """
     key = PlanKey.read(plans)
     name, plans_name = trainer_name(spec), plans.get("plans_name", "?")
@@ -99,7 +109,7 @@ def resolve(plans: Mapping[str, Any], spec: Spec) -> TrainingConfig:
 
 
 def _check_method(method: str | None, adaptation: Adaptation | None, plans_name: str) -> None:
-    """Plans of an adaptation belong to the trainer of its method, all others to the trainers without one."""
+    """Check that plans of an adaptation are trained by the trainer of its method, and other plans by another one."""
     planned = adaptation.method if adaptation else None
     if method == planned:
         return
@@ -118,7 +128,7 @@ def _check_method(method: str | None, adaptation: Adaptation | None, plans_name:
 def _parts(
     card: ModelCard, head: str | None, adapter: str | None, plans: Mapping[str, Any], key: PlanKey | None
 ) -> tuple[Part, ...]:
-    """What starts from official files: those that the plan names, the card's own where there is no such entry."""
+    """Parts that start from official files: those of the plan, else those of the card."""
     planned = key.weights if key else {}
     arguments = card.network.arguments
     if key is not None:
@@ -195,9 +205,9 @@ def check_configuration(config: TrainingConfig, plans: Mapping[str, Any], config
 
 
 def check_sides(config: TrainingConfig, plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> str | None:
-    """A warning where labels tell left from right and a plan that nobody looked at for that flips every axis.
+    """A warning if labels differ by side and the plan flips every axis without having been checked for sides.
 
-    Such are plans of stock nnU-Net, of older versions of this package, and of another dataset.
+    Such plans come from stock nnU-Net, from older versions of this package, or from another dataset.
     """
     key, dim = PlanKey.read(plans), config.card.dim
     decided = key is not None and ("mirror" in key.reasons or key.origin.get("mirror") == "user")
@@ -214,7 +224,7 @@ def check_sides(config: TrainingConfig, plans: Mapping[str, Any], dataset_json: 
 
 
 def _check_feature_cache(config: TrainingConfig) -> None:
-    """Raise a PlanError where feature maps are to be kept that change, or that nothing would ask for again."""
+    """Raise a PlanError for a feature cache of feature maps that change, or are never needed again."""
     if config.card.dim == 3:
         raise PlanError(
             f"recipe.feature_cache is for 2D models, '{config.card.name}' is a 3D one", code="recipe-dimension"
@@ -235,7 +245,7 @@ def _check_feature_cache(config: TrainingConfig) -> None:
 
 
 def _check_numbers(entry: Mapping[str, Any], where: str) -> None:
-    """Raise a PlanError for a patch, batch or spacing that is missing or impossible: the plan was edited by hand."""
+    """Raise a PlanError for a missing or impossible patch, batch or spacing of a plan that was edited by hand."""
     batch, patch, spacing = (entry.get(name) for name in ("batch_size", "patch_size", "spacing"))
     cure = "plan again with --patch, --batch or --spacing instead of editing"
     if type(batch) is not int or batch < 1:

@@ -1,7 +1,7 @@
-"""Plans that somebody else wrote: every name in them that would be imported, called or made a path is checked first.
+"""Untrusted plans: check every name that would be imported, called or made part of a path.
 
-nnU-Net imports a plan's network by its dotted path, whatever it is, and calls it with arguments of the plan: a plan is
-a program. Everything else it looks up by name in folders of its own, where any identifier is harmless.
+nnU-Net imports a plan's network by its dotted path and calls it with arguments of the plan, so that a plan can run any
+program. Other names are looked up in nnU-Net's own folders, where any identifier is harmless.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NETWORKS = "dynamic_network_architectures."
 """nnU-Net's own networks."""
 
 LAYERS = ("torch.nn.", NETWORKS)
-"""Where a network's arguments that are classes may come from: convolutions, norms, activations, blocks."""
+"""Packages of classes in a network's arguments: convolutions, norms, activations, blocks."""
 
 PATHS = ("data_identifier", "previous_stage", "next_stage")
 """Entries of a configuration that name a folder or a file."""
@@ -32,11 +32,11 @@ LOOKED_UP = ("preprocessor_name", "resampling_fn_data", "resampling_fn_seg", "re
 
 
 def read_plans(file: Path) -> dict[str, Any]:
-    """Plans of a file that may come from anybody.
+    """Read plans from an untrusted file.
 
     Raises:
         ForeignFileError: if it is no JSON object of a sane size.
-        PlanError: naming the entry that is missing, of another type, or names what a plan may not name.
+        PlanError: naming an entry that is missing, has another type, or is a forbidden name.
     """
     plans = read_object(file)
     try:
@@ -47,7 +47,7 @@ def read_plans(file: Path) -> dict[str, Any]:
 
 
 def check_plans(plans: Mapping[str, Any]) -> None:
-    """Raise a PlanError or an InvalidValueError for plans whose names lead anywhere but to their own."""
+    """Raise a PlanError or an InvalidValueError for plans with a forbidden name or a missing entry."""
     for entry in ("dataset_name", "plans_name"):
         plain_name(_word(plans, entry))
     for entry in ("image_reader_writer", "label_manager", "experiment_planner_used"):
@@ -83,7 +83,7 @@ def _check_configuration(configuration: Mapping[str, Any]) -> None:
 
 
 def _check_architecture(architecture: Any) -> None:
-    """The network is a network, and what is imported for it are layers."""
+    """Check that the network is a network, and that its arguments to be imported are layers."""
     if not isinstance(architecture, dict) or not isinstance(architecture.get("arch_kwargs", {}), dict):
         raise PlanError("'architecture' and its 'arch_kwargs' must be objects", code="plan-form")
     path = _word(architecture, "network_class_name")
@@ -110,7 +110,7 @@ def _check_architecture(architecture: Any) -> None:
 
 
 def _module(path: str, packages: tuple[str, ...], entry: str) -> None:
-    """A class of `torch.nn.Module` that was made in one of these packages, not only imported there by its code."""
+    """Check that a path is that of a `torch.nn.Module` defined in one of these packages, not only imported there."""
     found = None
     if path.startswith(packages) and all(part.isidentifier() and not part.startswith("_") for part in path.split(".")):
         try:

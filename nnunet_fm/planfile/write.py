@@ -1,4 +1,4 @@
-"""Plan files: written in one step, and never changed under trained models unless that is wanted."""
+"""Writing of plan files in one step; plans of trained models only change on request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def plan_file(plans: Mapping[str, Any]) -> Path:
 
 
 def save_plans(plans: Mapping[str, Any], *, force: bool) -> Path:
-    """Replace the plan file of a dataset, in one step; nothing of an older file is kept. Returns its path.
+    """Write the plan file of a dataset in one step, and return its path; an older file is replaced.
 
     Raises:
         PlanError: if models were trained with a different plan of this name and ``force`` is not set.
@@ -52,7 +52,7 @@ def _trained_folders(dataset: str, plans_name: str) -> list[str]:
 
 
 def _same_plan(file: Path, plans: Mapping[str, Any]) -> bool:
-    """True if a plan file holds this plan; that official weights have come to hand since then is no change."""
+    """Whether a plan file holds this plan; hashes of official files added since then are no difference."""
 
     def comparable(content: Mapping[str, Any]) -> dict[str, Any]:
         key = {name: value for name, value in content.get(KEY, {}).items() if name != "weights"}

@@ -1,7 +1,7 @@
 """Plans that adapt a trained model to another dataset: geometry, intensities and network of the source.
 
-An epoch is a pass over the fold's training cases of the target: over their slices for a 2D model, over as many patches
-as hold their voxels for a 3D one.
+An epoch is a pass over the fold's training cases of the target: over their slices for a 2D model; for a 3D model, over
+the number of patches that have as many voxels as the cases.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from nnunet_fm.preprocessing.raw import check_channels, read_dataset_json, train
 from nnunet_fm.published_quirks import trains_norms_only
 
 LABELLED = 3
-"""Volumes with labels in self-training, as published."""
+"""Number of labelled cases in self-training, as published."""
 LEARNING_RATE_3D = 0.1
-"""Of the source's learning rate, for 3D models, which nobody has published adaptations of: ours."""
+"""Factor on the source's learning rate for 3D models; our choice, because no adaptation of them is published."""
 
 
 @dataclass
@@ -70,7 +70,7 @@ class AdaptOptions:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A plan that was written, and with what it is used."""
+    """A written plan, with its trainer and configuration."""
 
     path: Path
     plans: dict[str, Any]
@@ -79,7 +79,7 @@ class Adapted:
 
     @property
     def commands(self) -> list[str]:
-        """What follows: preprocessing, training, prediction."""
+        """Commands of the next steps: preprocessing, training, prediction."""
         name, number = self.plans["plans_name"], dataset_number(self.plans["dataset_name"])
         return [
             f"nnUNetv2_preprocess -d {number} -plans_name {name} -c {self.configuration}",
@@ -141,7 +141,7 @@ def _find(target: str | int) -> RawDataset:
 
 
 def _measure(target: RawDataset, processes: int) -> RawDataset:
-    """Add the fingerprint, which is taken if there is none yet, and the reader of the images."""
+    """Add the fingerprint, extracted if it is missing, and the reader of the images."""
     found = fingerprint(target.name, target.json, processes)
     example = next(iter(target.cases.values()))["images"][0]
     reader = determine_reader_writer_from_dataset_json(dict(target.json), example, verbose=False).__name__
@@ -163,10 +163,10 @@ def check_domains(here: Mapping[str, Any], there: Mapping[str, Any], names: tupl
 
 
 def _check_unseen(source: Source, target: RawDataset) -> None:
-    """Compare the target's validation cases with those that the source's training saw; a warning names bad folds.
+    """Look for validation cases of the target that the source was trained on; a warning names their folds.
 
     Raises:
-        PlanError: if no fold of the target has validation cases that are new to the model.
+        PlanError: if every fold of the target has such cases.
     """
     cases = list(target.cases)
     seen = {
@@ -240,7 +240,7 @@ def _adaptation(source: Source, options: AdaptOptions) -> Adaptation:
 
 
 def _check_trained(dataset_json: Mapping[str, Any], source: Source, adaptation: Adaptation) -> None:
-    """Build the network without memory, so that a part that cannot be trained is refused now."""
+    """Check that the part to train exists, on a network without memory."""
     import torch
 
     config = source.config
@@ -266,9 +266,9 @@ def _name(source: Source, adaptation: Adaptation) -> str:
 
 
 def _recipe(source: Source, dataset: str, options: AdaptOptions) -> Recipe:
-    """The source's recipe with the method's loss and a rate for weights that have been trained already.
+    """The source's recipe with the method's loss and a learning rate for trained weights.
 
-    Patches are drawn anywhere, since where to draw them may not depend on labels that are not to be used.
+    Patches are drawn anywhere, because their choice must not depend on hidden labels.
     """
     config = source.config
     learning_rate = (
@@ -295,7 +295,7 @@ def _recipe(source: Source, dataset: str, options: AdaptOptions) -> Recipe:
 
 
 def _learning_rate_2d(source: Source, dataset: str) -> float:
-    """The rate that a training of the source's kind would have on the target, as published; or the source's user's."""
+    """The published learning rate of the source's model on the target, or the source's if its user had changed it."""
     config, key = source.config, source.key
     published = config.card.variants[key.variant if key else "nnunet"]  # type: ignore[index]
     if key is not None:
@@ -309,7 +309,7 @@ def _learning_rate_2d(source: Source, dataset: str) -> float:
 def _plan(
     source: Source, target: RawDataset, recipe: Recipe, adaptation: Adaptation, options: AdaptOptions
 ) -> ModelPlan:
-    """Take the steps of `nnunet_fm.plans.pipeline` that an adaptation has; all else is the source's."""
+    """Take those steps of `nnunet_fm.plans.pipeline` that an adaptation needs; other values are the source's."""
     config, known, dim = source.config, source.key, source.config.card.dim
     entry = source_entry(source)
     geometry = source.geometry
@@ -345,7 +345,7 @@ def _plan(
 
 
 def _choose_axes(source: Source, target: RawDataset) -> Decision[list[int]]:
-    """Keep the source's order of axes; for slices, the axis that the target's converter names comes first."""
+    """Keep the source's order of axes; in 2D the axis named by the target's converter comes first."""
     if source.config.card.dim == 3:
         return Decision(source.axes)
     axis = converter_slice_axis(target.conversion, target.orientations)
@@ -356,7 +356,7 @@ def _choose_axes(source: Source, target: RawDataset) -> Decision[list[int]]:
 
 
 def _keep_intensities(source: Source, target: RawDataset) -> Decision[None]:
-    """Say that intensities are normalised as for the source's channels where the target's have other names."""
+    """Note in the plan if the target's channels have other names than the source's, whose normalisation they get."""
     theirs, ours = (channel_names(content) for content in (source.dataset_json, target.json))
     differ = f"as for {', '.join(theirs)}, while the target's channels are {', '.join(ours)}"
     return observation("intensities", differ if theirs != ours else None)

@@ -1,4 +1,4 @@
-"""Which model FMPlanner chooses: a table of rules over the fingerprint, read top to bottom."""
+"""Choice of a model by FMPlanner: a table of rules over the fingerprint; the first that applies decides."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nnunet_fm.weights.cache import find
 
 @dataclass(frozen=True)
 class Facts:
-    """What the rules look at. Spacing in mm, volume in voxels, memory in GB."""
+    """Properties of a dataset for the rules: spacing in mm, volume in voxels, memory in GB."""
 
     modality: str
     anisotropy: float
@@ -44,7 +44,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Rule:
-    """If ``applies``, the first of ``models`` whose official file is at hand, else the first of open licence."""
+    """If ``applies``: choose the first of ``models`` with cached official files, else the first of open licence."""
 
     condition: str
     applies: Callable[[Facts], bool]
@@ -115,7 +115,7 @@ def choose_model(
         f"{facts.modality}, anisotropy {facts.anisotropy:.1f}, {facts.volume / 1e6:.2f} million voxels, "
         f"{facts.classes} classes, {facts.memory_gb:g} GB"
     )
-    weights = "official weights at hand" if _at_hand(model) else "official weights not at hand yet"
+    weights = "official weights at hand" if _cached(model) else "official weights not at hand yet"
     passed = [name for name in rule.models[: rule.models.index(model)]]
     instead = f"; {', '.join(passed)} would come first with its file in the weights folder" if passed else ""
     return model, (
@@ -124,15 +124,15 @@ def choose_model(
 
 
 def _pick(models: tuple[str, ...]) -> str:
-    """The first model at hand: whoever has a file has agreed to its terms. Else the first of open licence."""
+    """The first model with cached files, whose terms the user has accepted; else the first of open licence."""
     for name in models:
-        if _at_hand(name):
+        if _cached(name):
             return name
     return next(name for name in models if get_card(name).weights_use == "open")
 
 
-def _at_hand(name: str) -> bool:
-    """Whether every official file that the model starts from, with its default head and adapter, is at hand."""
+def _cached(name: str) -> bool:
+    """Whether all official files of a model with its default head and adapter are in the weights folder."""
     card = get_card(name)
     parts = official_parts(card, card.default_head, card.default_adapter, card.network.arguments)
     return bool(parts) and all(find(part.checkpoint.files) for part in parts)

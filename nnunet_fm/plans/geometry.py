@@ -22,14 +22,14 @@ PLANES = {"axial": "SI", "coronal": "AP", "sagittal": "LR"}
 """Name of a plane -> the two directions in the patient of the axis across it."""
 
 THICK_RATIO = 1.25
-"""The coarse value of a target spacing goes to the axis whose median spacing exceeds the next by more than this."""
+"""Ratio of the two largest median spacings above which the axis of the largest gets the coarse target spacing."""
 
-MIN_RESAMPLED_EDGE = 32
-"""A target spacing may not leave fewer voxels than this along an axis that it makes coarser."""
+MIN_RESAMPLED_SIZE = 32
+"""Fewest voxels along an axis that a target spacing makes coarser."""
 
 
 UPSAMPLED = 2.0
-"""Factor of the number of voxels from which a plan says that it resamples images to more of them."""
+"""Smallest factor on the number of voxels for which a plan has a note on upsampling."""
 
 
 def slice_axis(given: object, orientations: Mapping[str, int]) -> int:
@@ -57,7 +57,7 @@ def slice_axis(given: object, orientations: Mapping[str, int]) -> int:
 
 
 def read_conversion(file: Path) -> dict[str, Any]:
-    """Content of the file that a converter has written beside the raw data; empty without the file.
+    """Read the file that a converter has written beside the raw data; empty without the file.
 
     Raises:
         PlanError: if the file is no JSON object.
@@ -74,7 +74,7 @@ def read_conversion(file: Path) -> dict[str, Any]:
 
 
 def converter_slice_axis(file: Path, orientations: Mapping[str, int]) -> int | None:
-    """The anatomy's axis that a converter has written beside the raw data; None without the file or such an entry.
+    """The slice axis that a converter has written beside the raw data; None without the file or such an entry.
 
     Raises:
         PlanError: if the file is no JSON object, or names no legal axis.
@@ -87,10 +87,10 @@ def converter_slice_axis(file: Path, orientations: Mapping[str, int]) -> int | N
 
 
 def orient_spacing(target: Sequence[float], median: Sequence[float]) -> list[float]:
-    """Give the coarsest target value to the thick axis of the data, in mm, order (z, y, x).
+    """Assign the coarsest target spacing to the thick axis of the data, in mm, order (z, y, x).
 
-    The thick axis is the one of largest median spacing if that exceeds the next by more than `THICK_RATIO`,
-    otherwise z. The other values keep their order.
+    The thick axis is that of the largest median spacing if it exceeds the next by more than `THICK_RATIO`, otherwise z.
+    The other values keep their order.
     """
     order = np.argsort(median)[::-1]
     thick = int(order[0]) if median[order[0]] > THICK_RATIO * median[order[1]] else 0
@@ -104,7 +104,7 @@ def median_shape(
 ) -> list[int]:
     """Median image shape in voxels once every image has the target spacing (mm), order (z, y, x)."""
     resampled = [compute_new_shape(shape, spacing, target) for shape, spacing in zip(shapes, spacings, strict=True)]
-    return [round(edge) for edge in np.median(np.vstack(resampled), axis=0)]
+    return [round(size) for size in np.median(np.vstack(resampled), axis=0)]
 
 
 def card_spacing(
@@ -114,11 +114,11 @@ def card_spacing(
     spacings: Sequence[Sequence[float]],
     origin: str,
 ) -> Decision[list[float]]:
-    """Target spacing of a 3D plan: the card's, unless that would destroy the data.
+    """Choose the target spacing of a 3D plan: the card's, unless that leaves less than `MIN_RESAMPLED_SIZE` voxels.
 
     Args:
         target: the card's spacing in mm (z, y, x), not yet oriented.
-        native: the spacing that the data themselves suggest (nnU-Net's rule), in mm.
+        native: spacing in mm by nnU-Net's rule.
         shapes: image shapes after cropping to nonzero, one per case.
         spacings: their spacings in mm.
         origin: where ``target`` comes from.
@@ -126,23 +126,23 @@ def card_spacing(
     wanted = orient_spacing(target, np.median(np.vstack(spacings), axis=0).tolist())
     here = median_shape(shapes, spacings, native)
     there = median_shape(shapes, spacings, wanted)
-    lost = [axis for axis in range(3) if there[axis] < here[axis] and there[axis] < MIN_RESAMPLED_EDGE]
+    lost = [axis for axis in range(3) if there[axis] < here[axis] and there[axis] < MIN_RESAMPLED_SIZE]
     if not lost:
         return Decision(wanted, origin)
     reason = (
         f"{_mm(wanted)} would leave a median image of {_voxels(there)} voxels (native: {_voxels(here)}), "
-        f"fewer than {MIN_RESAMPLED_EDGE} along axis {', '.join(str(a) for a in lost)}: "
+        f"fewer than {MIN_RESAMPLED_SIZE} along axis {', '.join(str(a) for a in lost)}: "
         f"kept the data's own {_mm(native)}"
     )
     return Decision([float(s) for s in native], "data", {"spacing": reason})
 
 
 def upsampling_note(spacings: Sequence[Sequence[float]], target: Sequence[float]) -> str | None:
-    """How many more voxels images have at the target spacing (mm), in words; None up to `UPSAMPLED` times.
+    """A sentence on the factor on the number of voxels at the target spacing; None below `UPSAMPLED`.
 
     Args:
-        spacings: of images in mm.
-        target: of all three axes, in the same order.
+        spacings: spacings of images in mm.
+        target: target spacing of all three axes in mm, in the same order.
     """
     times = np.median(np.prod(np.array(spacings) / np.array(target), axis=1))
     if times < UPSAMPLED:
@@ -155,16 +155,15 @@ def upsampling_note(spacings: Sequence[Sequence[float]], target: Sequence[float]
 
 
 def wanted_patch(card: ModelCard, patch: Sequence[int], image: Sequence[int], spacing: Sequence[float]) -> list[int]:
-    """The patch of the card, no larger than the median image needs, rounded up to what the network takes.
+    """Limit a patch to the median image, and round it up to a legal size.
 
     Args:
         card: the model.
-        patch: wanted edges in voxels.
+        patch: wanted size in voxels.
         image: median image shape in voxels at the target spacing, same axes.
         spacing: target spacing in mm, same axes.
     """
-    edges = [min(p, i) for p, i in zip(patch, image, strict=True)]
-    return legal_patch(card, edges, spacing)[0]
+    return legal_patch(card, [min(p, i) for p, i in zip(patch, image, strict=True)], spacing)[0]
 
 
 def nnunet_patch(image: Sequence[int], spacing: Sequence[float]) -> list[int]:
@@ -178,15 +177,15 @@ def nnunet_patch(image: Sequence[int], spacing: Sequence[float]) -> list[int]:
 def shrink_patch(
     card: ModelCard, patch: Sequence[int], image: Sequence[int], spacing: Sequence[float]
 ) -> tuple[int, ...] | None:
-    """The next smaller legal patch: one step less along the axis that is largest relative to the image.
+    """The next smaller legal patch, one step less along the axis that is largest relative to the image.
 
     Returns:
-        The smaller patch, or None if every axis has reached the smallest legal edge.
+        The smaller patch; None if every axis has the smallest legal size.
     """
     relative = np.argsort([-p / i for p, i in zip(patch, image, strict=True)], kind="stable")
     for axis in relative:
-        for edge in range(patch[axis] - 1, card.network.min_edge - 1, -1):
-            smaller = [edge if a == axis else p for a, p in enumerate(patch)]
+        for size in range(patch[axis] - 1, card.network.min_edge - 1, -1):
+            smaller = [size if a == axis else p for a, p in enumerate(patch)]
             if legal_patch(card, smaller, spacing)[0] == smaller:
                 return tuple(smaller)
     return None

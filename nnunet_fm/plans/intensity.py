@@ -1,4 +1,4 @@
-"""Which normalisation each channel of a plan gets, in names that nnU-Net looks up."""
+"""Choice of each channel's normalisation, as names of nnU-Net's and our classes."""
 
 from __future__ import annotations
 
@@ -32,23 +32,27 @@ STOCK = {
     "FMPercentileNormalization": "ZScoreNormalization",
     "FMSymmetricPercentileNormalization": "ZScoreNormalization",
 }
-"""Class of ours -> the nearest that stock nnU-Net has."""
+"""Class of ours -> the nearest class of stock nnU-Net."""
 
 MASKED = frozenset({"ZScoreNormalization", "FMPercentileNormalization"})
-"""Classes that read nnU-Net's nonzero mask; the others ignore it or are not told of it."""
+"""Classes that use nnU-Net's nonzero mask."""
 
 SCALED = "_0_to_1"
-"""End of a channel's name whose values have been clipped to percentiles and scaled before, as converters write it."""
+"""End of the name of a channel that a converter has clipped to percentiles and scaled to [0, 1]."""
 
 USER_SCHEMES = frozenset(channel_name_to_normalization_mapping) - {"ct"}
-"""Channel names of dataset.json with which the user has already chosen a scheme of nnU-Net's: ``zscore``, …"""
+"""Channel names of dataset.json that choose a scheme of nnU-Net: ``zscore``, …"""
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """Normalisation of all channels: class names, mask flags and the intensity numbers they read.
+    """Normalisation of all channels.
 
-    ``reasons`` tells what a portable plan does otherwise than the card, by subject; empty where nothing differs.
+    Attributes:
+        schemes: class name of each channel.
+        use_mask: whether each channel is normalised inside the nonzero mask.
+        properties: intensity statistics of each channel, by its number.
+        reasons: subject -> sentence about a portable plan's differences from the card.
     """
 
     schemes: list[str]
@@ -60,14 +64,14 @@ class Normalization:
 def window_properties(
     properties: Mapping[str, float], window: tuple[float, float], scaled: tuple[float, float] = (0.0, 1.0)
 ) -> dict[str, float]:
-    """Numbers with which nnU-Net's CTNormalization clips to a window in HU and maps it to the range ``scaled``."""
+    """Statistics with which nnU-Net's CTNormalization clips to a window in HU and maps it to the range ``scaled``."""
     low, high = window
     std = (high - low) / (scaled[1] - scaled[0])
     return {**properties, "percentile_00_5": low, "percentile_99_5": high, "mean": low - scaled[0] * std, "std": std}
 
 
 def check_foreground(dataset_json: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str | None:
-    """Why channels are probably not what their names say, by their intensities in labelled structures.
+    """Sentences on channels whose foreground intensities do not fit their names; None if all fit.
 
     Raises:
         PlanError: for intensities that are NaN, infinite or too large.
@@ -93,12 +97,12 @@ def normalization(
     portable: bool,
     model: str,
 ) -> Normalization:
-    """Normalisation per channel from the card, the channel names and the fingerprint.
+    """Choose the normalisation of each channel from the card, the channel names and the fingerprint.
 
-    A channel called ``CT`` takes the card's CT scheme, one whose name asks for a scheme of nnU-Net's gets that,
-    every other takes the card's scheme for other modalities. Percentiles are not taken a second time (`SCALED`). As
-    in nnU-Net, z-scores are taken inside the nonzero mask where cropping removed more than a quarter of the image. A
-    ``portable`` plan gets the nearest scheme of stock nnU-Net.
+    A channel called ``CT`` gets the card's CT scheme, a channel with the name of a scheme of nnU-Net gets that scheme,
+    and every other channel the card's scheme for other modalities. Percentiles are not taken twice (`SCALED`). Like in
+    nnU-Net, z-scores are taken inside the nonzero mask if cropping removed more than a quarter of the image. A
+    ``portable`` plan gets the nearest schemes of stock nnU-Net.
     """
     cropped = fingerprint["median_relative_size_after_cropping"] < 0.75
     schemes, use_mask, properties, replaced = [], [], {}, []

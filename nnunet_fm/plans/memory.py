@@ -1,11 +1,11 @@
-"""How much memory a training step needs, predicted without computing anything, and the largest plan that fits.
+"""Prediction of a training step's memory without computing it, and the largest patch and batch that fit.
 
-A step is run on PyTorch's meta device, where tensors have sizes but no content, while every storage that comes and goes
-is counted. What autograd keeps for the backward pass is thereby counted as what it is, for any network.
+A step runs on PyTorch's meta device, where tensors have sizes but no content, and the bytes of all storages are counted
+while they live. So the count includes everything that autograd saves for the backward pass, for any network.
 
-On the CPU the count, with the copies that convolutions make there, is within 10 % of the memory in use. A process can
-hold up to twice as much when patches are small, because glibc keeps freed blocks below 32 MB for later use unless the
-environment fixes ``MALLOC_MMAP_THRESHOLD_``.
+On the CPU the count, including the copies of convolutions, is within 10 % of the memory in use. With small patches a
+process can hold up to twice as much, because glibc keeps freed blocks below 32 MB unless ``MALLOC_MMAP_THRESHOLD_`` is
+set.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from torch.utils._pytree import tree_leaves
 from nnunet_fm.networks.base import FoundationNetwork
 
 Cost = Callable[[tuple[int, ...], int], float]
-"""Bytes needed for a patch size and a batch size."""
+"""``(patch size, batch size) -> bytes``."""
 
 OPTIMIZER_STATES = {"sgd": 1, "adam": 2, "adamw": 2}
-"""Tensors of a parameter's size that an optimiser keeps: momentum; first and second moment."""
+"""Number of tensors that an optimiser stores per parameter: momentum; first and second moment."""
 
 OPTIMIZER_TEMPORARIES = 1
-"""Copies of all gradients that PyTorch's multi-tensor optimisers make while they step, when activations are gone."""
+"""Copies of all gradients during the step of PyTorch's multi-tensor optimisers, after activations are freed."""
 
 GPU_FACTOR = 1.0
-"""Memory on a GPU over the predicted; 1 until measured. Half-precision activations need less than this float32 count,
-convolution workspaces and the caching allocator's gaps need more."""
+"""Memory on a GPU divided by the prediction; 1 until measured. Half-precision activations need less than the float32
+count, workspaces of convolutions and gaps of the caching allocator need more."""
 
 GPU_CONTEXT = 512 * 2**20
-"""Bytes of the CUDA context and of loaded kernels, which every process holds before the first tensor."""
+"""Bytes of the CUDA context and of loaded kernels in every process."""
 
 CPU_BLOCK = 16
-"""Channels that oneDNN's convolutions keep together on CPUs with AVX-512 (layouts nChw16c, nCdhw16c)."""
+"""Channels per block in the layouts of oneDNN's convolutions on CPUs with AVX-512 (nChw16c, nCdhw16c)."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class TrainingMemory:
     Attributes:
         parameters: parameters and buffers.
         gradients: gradients of all trained parameters.
-        optimizer: state that the optimiser keeps.
-        activations: peak of everything else; includes input, target and loss.
+        optimizer: state of the optimiser.
+        activations: peak of all other tensors, including input, target and loss.
         growth: peak of activations and gradients together, which is less than the sum of both peaks.
     """
 
@@ -85,13 +85,13 @@ def training_memory(
     """Predict the memory of a float32 training step with Dice and cross-entropy loss.
 
     Args:
-        build: makes the network; called with the meta device as default, so it costs neither memory nor time.
-        patch_size: edges in voxels, ``(Z, Y, X)`` or ``(Y, X)``.
+        build: function that builds the network; called with the meta device as default, so that it takes no memory.
+        patch_size: patch size in voxels, ``(Z, Y, X)`` or ``(Y, X)``.
         batch_size: patches per step.
         in_channels: image channels.
         optimizer: a key of `OPTIMIZER_STATES`.
-        cpu: count what convolutions copy on the CPU while they run (`_convolution_copies`); channels-last they copy
-            nothing.
+        cpu: whether to count the copies of convolutions on the CPU (`_convolution_copies`); there are none in
+            channels-last order.
     """
     with torch.device("meta"):
         network = build().train()
@@ -140,16 +140,20 @@ def fit(
     shrink: Callable[[tuple[int, ...]], tuple[int, ...] | None],
     target_bytes: float,
 ) -> tuple[tuple[int, ...], int, bool]:
-    """The first step of one descending sequence that fits: the batch falls to one, then the patch shrinks.
+    """Find the first step that fits in a sequence in which first the batch falls to one, then the patch shrinks.
 
-    The sequence does not depend on the target, therefore a smaller target never gives a larger plan. As the cost falls
-    along it, the step is found by bisection.
+    The sequence does not depend on the target, so that a smaller target never gives a larger plan. The cost falls along
+    the sequence, so that the step is found by bisection.
 
     Args:
-        shrink: the next smaller legal patch, or None at the smallest.
+        cost: bytes of a patch and a batch size.
+        patch: first patch in voxels.
+        batch: first batch size.
+        shrink: function that returns the next smaller legal patch; None for the smallest.
+        target_bytes: memory target.
 
     Returns:
-        Patch, batch, and whether it fits; where nothing does, the last step of the sequence.
+        Patch, batch, and whether they fit; if nothing fits, the last step of the sequence.
     """
     if cost(patch, batch) <= target_bytes:
         return patch, batch, True
@@ -169,11 +173,11 @@ def _descending(
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that are alive, as operators make them and autograd lets them go.
+    """Count the bytes of all live storages, which operators create and autograd frees.
 
     Args:
         known: tensors that are counted elsewhere.
-        transient: bytes that an operator needs only while it runs, from its name, arguments and result.
+        transient: function from an operator's name, arguments and result to the bytes that it needs while it runs.
     """
 
     def __init__(self, known: Sequence[Tensor], transient: Callable[[str, Any, Any], int] | None) -> None:
@@ -184,7 +188,7 @@ class _LiveBytes(TorchDispatchMode):
         self._transient = transient
 
     def add(self, tensor: Tensor) -> None:
-        """Count a tensor's storage, once, for as long as it lives."""
+        """Count a tensor's storage once, while it is alive."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._sizes:
@@ -226,9 +230,9 @@ class _LiveBytes(TorchDispatchMode):
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Runs attention as the fused kernels of CPU and GPU do, which keep no attention matrix.
+    """Run attention like the fused kernels of CPU and GPU, which store no attention matrix.
 
-    On the meta device PyTorch would take the plain formula. A mask that is trained has no fused kernel.
+    On the meta device PyTorch would use the plain formula. There is no fused kernel for a trained mask.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -255,12 +259,12 @@ def _attention(
 
 
 def _convolution_copies(name: str, args: Any, out: Any) -> int:
-    """Bytes that a convolution needs while it runs on the CPU: its operands once more, in oneDNN's layouts.
+    """Bytes that a convolution needs while it runs on the CPU: copies of its operands in oneDNN's layouts.
 
     Forward: input and output. Backward: the output's gradient and, one after the other, the input's gradient and the
-    input. Unstrided convolutions round channels up to `CPU_BLOCK`, but read fewer input channels as they are; strided
-    and transposed ones only move channels last. On one thread PyTorch makes unstrided 1x1 convolutions matrix
-    products, with one copy of the input's gradient.
+    input. Unstrided convolutions round channels up to `CPU_BLOCK`, except fewer input channels; strided and transposed
+    ones only move channels last. On one thread PyTorch computes unstrided 1x1 convolutions as matrix products, with one
+    copy of the input's gradient.
     """
     if name not in ("convolution", "convolution_backward"):
         return 0

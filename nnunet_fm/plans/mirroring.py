@@ -1,4 +1,4 @@
-"""Which axes a plan mirrors: all that its augmentation flips, save those whose two directions labels tell apart."""
+"""Choice of mirrored axes: those that the augmentation flips, except axes along which labels differ by side."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from nnunet_fm.plans.plan import AXIS_NAMES, Decision, RawDataset
 from nnunet_fm.preprocessing.orientation import patient_axes
 
 PUBLISHED = ("official", "thesis")
-"""Variants that do as a publication did, whatever the labels are."""
+"""Variants that mirror as published for any labels."""
 SHOWN = 6
-"""Labels that a sentence names."""
+"""Most labels in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Data:
     """The part of a dataset that decides which axes are mirrored.
 
     Attributes:
-        raw: folder in ``nnUNet_raw``, where a converter may have left a ``conversion.json``.
-        labels: of ``dataset.json``, by name.
-        cases: as nnU-Net lists them.
+        raw: folder in ``nnUNet_raw``, in which a converter may have written a ``conversion.json``.
+        labels: labels of ``dataset.json`` by name.
+        cases: nnU-Net's list of cases.
         reader: name of nnU-Net's reader.
         transpose: the plan's order of the image axes.
     """
@@ -42,22 +42,22 @@ class Data:
 
     @classmethod
     def of(cls, dataset: RawDataset, axes: Sequence[int]) -> Data:
-        """The part of a dataset that counts, with the plan's order of the image axes."""
+        """The part of a dataset for this choice, with the plan's order of the image axes."""
         return cls(dataset.raw, dataset.json["labels"], dataset.cases, dataset.reader, axes)
 
     def image_axis(self, axis: int, dim: int) -> int:
-        """Index into (z, y, x) of the image, of an axis of patches with ``dim`` axes."""
+        """Index into (z, y, x) of the image for an axis of a patch with ``dim`` axes."""
         return self.transpose[axis + 3 - dim]
 
 
 @dataclass(frozen=True)
 class Opposites:
-    """Labels that differ by the two directions of a patient axis.
+    """Pairs of labels for the two sides of a patient axis.
 
     Attributes:
-        name: of the axis, such as ``left-right``.
+        name: name of the axis, such as ``left-right``.
         pairs: names of labels.
-        axes: of the image, indices into (z, y, x), along which mirroring may exchange them.
+        axes: image axes, indices into (z, y, x), along which mirroring may exchange the labels.
         unsure: why there may be several axes; None if there is one.
     """
 
@@ -72,7 +72,7 @@ class Opposites:
         return f"{listed([f'{one} and {other}' for one, other in self.pairs], most=SHOWN)} differ by side"
 
     def why(self, forbidden: Sequence[int]) -> str:
-        """A clause about image axes that are not mirrored for these labels."""
+        """A clause about the image axes that are not mirrored because of these labels."""
         which = ", ".join(AXIS_NAMES[axis] for axis in forbidden if axis in self.axes)
         if self.unsure:
             return f"{which} may be the {self.name} axis, since {self.unsure}"
@@ -154,9 +154,9 @@ def _wanted(wish: object, recipe: Recipe, data: Data, dim: int) -> list[int]:
 
 
 def _opposites(data: Data) -> tuple[list[Opposites], tuple[str, ...]]:
-    """Labels that tell the two directions of an axis apart; labels that only look as if they told left from right.
+    """Labels that differ by side, for each patient axis; and labels whose names only seem to mean left and right.
 
-    Sides of the patient look alike, so that left and right count in images that do not tell how they lie, too.
+    Left and right are also checked in images without an orientation, because the two sides of a patient look alike.
     """
     pairs, alike = _sides(data)
     found = [Opposites("left-right", pairs, *_lateral(data))] if pairs else []
@@ -169,7 +169,7 @@ def _opposites(data: Data) -> tuple[list[Opposites], tuple[str, ...]]:
 
 
 def _sides(data: Data) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
-    """Pairs of labels that differ by side, by a converter's word or by their names; labels that only look so."""
+    """Pairs of left and right labels, from a converter or from their names; and labels that only look like it."""
     found = find_sides(data.labels)
     file = data.raw / "conversion.json"
     entry = read_conversion(file).get("left_right") or {}
@@ -184,7 +184,7 @@ def _sides(data: Data) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
 
 
 def _lateral(data: Data) -> tuple[frozenset[int], str | None]:
-    """Image axes that may be the left-right axis, and why that is unsure, by the headers and a converter's word."""
+    """Image axes that may be the left-right axis, from headers and a converter, and why that is unsure."""
     file = data.raw / "conversion.json"
     told = (read_conversion(file).get("left_right") or {}).get("axis")
     if told is not None and str(told).lower() not in AXES:

@@ -70,10 +70,10 @@ Seen = TypeVar("Seen", bound=Decision[Any])
 
 @dataclass(frozen=True)
 class Options:
-    """The choices that `nnunet-fm plan` takes from the user; None and empty leave them to card and data.
+    """Options of `nnunet-fm plan`; None and empty values are chosen by card and data.
 
-    ``iterations`` wins over ``epochs``. ``slice_axis`` is what `nnunet_fm.plans.geometry.slice_axis` takes.
-    ``eval_datasets`` are IDs or names.
+    ``iterations`` takes precedence over ``epochs``. ``slice_axis`` is an argument of
+    `nnunet_fm.plans.geometry.slice_axis`. ``eval_datasets`` are IDs or names.
     """
 
     iterations: int | None = None
@@ -98,11 +98,11 @@ class Task:
 
     Attributes:
         data: the dataset.
-        options: the user's.
-        card: of the model; ``variant`` is the name of one of its variants.
-        planned: this variant on this dataset.
+        options: options of the user.
+        card: card of the model; ``variant`` is the name of one of its variants.
+        planned: the variant on this dataset.
         head, adapter: names; None where the model has none.
-        memory_gb: memory that patch and batch are fitted to.
+        memory_gb: memory target for patch and batch.
         stock_spacing: target spacing by nnU-Net's own rule, in mm (z, y, x).
     """
 
@@ -127,10 +127,10 @@ class TrainingLength:
     """How long a training takes.
 
     Attributes:
-        recipe: with the lengths of nnU-Net's epochs.
+        recipe: the recipe, with the length of nnU-Net's epochs.
         iterations: optimiser steps.
-        epochs: passes over a fold's training cases, where the iterations are counted so.
-        samples: fold -> samples of one such pass.
+        epochs: passes over a fold's training cases, if these decide the number of iterations.
+        samples: fold -> samples of one pass.
     """
 
     recipe: Recipe
@@ -140,7 +140,7 @@ class TrainingLength:
 
 
 def plan_model(task: Task, chosen: Decision[Spec], *, name: str, planner: str) -> ModelPlan:
-    """Take all steps of a new plan; warnings are printed as they come.
+    """Take all steps of a new plan; each step prints its warnings.
 
     Args:
         task: the model and the dataset.
@@ -196,7 +196,7 @@ def told(choice: Seen) -> Seen:
 
 
 def choose_spec(spec: Spec, data: RawDataset, memory_gb: float) -> Decision[Spec]:
-    """Choose the model that suits the data (`choose_model`), unless the planner's name says one."""
+    """Choose the model that suits the data (`choose_model`), unless the planner's name has one."""
     if spec.model is not None:
         return Decision(spec)
     name, reason = choose_model(data.fingerprint, data.json, memory_gb=memory_gb)
@@ -232,9 +232,9 @@ def read_task(
 
 
 def choose_axes(task: Task) -> Decision[list[int]]:
-    """Choose the order of the image axes: (z, y, x) in 3D, where weights know an orientation.
+    """Choose the order of the image axes: (z, y, x) in 3D, the order of the weights.
 
-    A 2D model cuts slices across the first axis: the user's, the anatomy's by the converter, or the thickest.
+    A 2D model cuts slices across the first axis: the user's choice, the converter's, or the axis of largest spacing.
     """
     by_user, orientations = task.options.slice_axis, task.data.orientations
     if task.dim == 3:
@@ -261,7 +261,7 @@ def slices_first(axis: int) -> list[int]:
 def choose_recipe(task: Task) -> Decision[Recipe]:
     """Take the variant's recipe with the user's changes; `choose_mirroring` decides the mirrored axes."""
     planned, changes = task.planned.recipe, task.options.recipe
-    # 3D weights follow their authors' recipe; all 2D models are trained by one recipe, so that they can be compared.
+    # 3D models have their authors' recipe; all 2D models share one recipe, so that they can be compared.
     origin = "official" if task.variant == "mission" and task.dim == 3 else task.variant
     recipe = planned
     if changes:
@@ -288,7 +288,7 @@ def choose_intensities(task: Task) -> Decision[Normalization]:
 
 
 def check_orientation(task: Task) -> Decision[None]:
-    """Compare how the images lie in the patient with what the weights have seen."""
+    """Compare the orientation of the images in the patient with that of the pre-training."""
     expected = task.card.pretraining.orientation
     return observation("orientation", orientation_warning(expected, task.data.orientations, task.card.name), warn=True)
 
@@ -310,7 +310,7 @@ def choose_spacing(task: Task, axes: Sequence[int]) -> Decision[list[float]]:
                 f"a spacing for '{card.name}' is {card.dim} positive numbers in mm, not {by_user}",
                 code="spacing-invalid",
             )
-        # Three numbers name the image's own axes, two the plane of the slices.
+        # Three numbers are for the image's own axes, two for the plane of the slices.
         full = [by_user[a] for a in axes] if len(by_user) == 3 else [native[0], *by_user]
         return Decision(full, "user")
     if by_user == "native":
@@ -339,13 +339,12 @@ def measure_grid(task: Task, axes: Sequence[int], full_spacing: Sequence[float])
 
 
 def choose_patch(task: Task, grid: TargetGrid) -> Decision[list[int]]:
-    """Choose the patch before memory is looked at: the user's, or the card's cut down to the median image.
+    """Choose the patch before fitting it to memory: the user's, or the card's, no larger than the median image.
 
-    At a published in-plane spacing the patch of a 2D model is a published field of view, and small images are
-    padded to it.
+    At a published in-plane spacing a 2D model keeps the published patch, and small images are padded.
 
     Raises:
-        PlanError: for a patch of the user's that the network cannot take.
+        PlanError: for a patch of the user that the network cannot take.
     """
     card, geometry, by_user = task.card, task.planned.geometry, task.options.patch
     if by_user is not None:
@@ -370,7 +369,7 @@ def choose_patch(task: Task, grid: TargetGrid) -> Decision[list[int]]:
 
 
 def choose_batch(task: Task) -> Decision[int]:
-    """Choose the batch size before memory is looked at."""
+    """Choose the batch size before fitting it to memory."""
     if task.options.batch:
         return Decision(task.options.batch, "user")
     return Decision(task.planned.geometry.batch, task.variant)
@@ -379,10 +378,10 @@ def choose_batch(task: Task) -> Decision[int]:
 def fit_memory(
     task: Task, grid: TargetGrid, recipe: Recipe, patch: Decision[list[int]], batch: Decision[int]
 ) -> tuple[Decision[list[int]], Decision[int], Decision[None]]:
-    """Shrink batch and patch to the memory target, the patch only where the user gave none.
+    """Reduce batch and patch to the memory target; a patch of the user is kept.
 
     Returns:
-        Patch, batch, and a warning where nothing fits.
+        Patch, batch, and a warning if nothing fits.
     """
     card, target = task.card, f"{task.memory_gb:g} GB"
     fixed = task.options.patch is not None or card.network.resizes
@@ -398,7 +397,7 @@ def fit_memory(
 
 
 def memory_cost(task: Task, grid: TargetGrid, recipe: Recipe) -> memory.Cost:
-    """The function that predicts the bytes of a training step on a GPU, for a patch and a batch size."""
+    """Function that predicts the bytes of a training step on a GPU for a patch and a batch size."""
     content = task.data.json
     channels = len(channel_names(content))
     labels = LabelManager(content["labels"], content.get("regions_class_order"))
@@ -426,7 +425,7 @@ def memory_cost(task: Task, grid: TargetGrid, recipe: Recipe) -> memory.Cost:
 def design_network(
     task: Task, patch: Sequence[int], grid: TargetGrid, intensities: Normalization | None = None
 ) -> Architecture:
-    """The ``architecture`` entry for a patch (voxels), with the user's changes of arguments."""
+    """The ``architecture`` entry for a patch (voxels), with arguments changed by the user."""
     try:
         return architecture(
             task.card,
@@ -443,7 +442,7 @@ def design_network(
 
 
 def propose_quick(task: Task, recipe: Recipe) -> Decision[None]:
-    """Propose the variant ``quick`` where cases are few and time is short."""
+    """Propose the variant ``quick`` for few cases and little time."""
     cases = task.options.train_cases or len(task.data.fingerprint["spacings"])
     if task.variant != "mission" or QUICK not in task.card.variants or cases > FEW_CASES:
         return Decision(None)
@@ -464,7 +463,7 @@ def propose_quick(task: Task, recipe: Recipe) -> Decision[None]:
 def choose_length_of(
     task: Task, axes: Sequence[int], recipe: Recipe, patch: Sequence[int], batch: int
 ) -> Decision[TrainingLength]:
-    """Choose how long a new plan trains: passes over its slices in 2D where it counts epochs, else iterations."""
+    """Choose the length of a new training: passes over its slices in 2D if it counts epochs, else iterations."""
     by_user, dim = task.options, task.dim
     samples: dict[str, int] = {}
     if dim == 2:
@@ -492,17 +491,17 @@ def choose_length(
     iterations: int | None,
     origin: str,
 ) -> Decision[TrainingLength]:
-    """Count the iterations of passes over the first fold's samples; an epoch of nnU-Net's is one pass.
+    """Count the iterations of passes over the first fold's samples; one pass is an epoch of nnU-Net.
 
     Args:
-        recipe: of the plan.
-        changed: its fields that the user has set.
+        recipe: recipe of the plan.
+        changed: fields of the recipe that the user has set.
         samples: fold -> samples of one pass.
         batch: samples per iteration.
-        dim: of the model, which says what a sample is.
-        epochs: passes.
-        iterations: the user's, instead of so many passes.
-        origin: of the length.
+        dim: axes of the model; a sample is a slice in 2D, a patch in 3D.
+        epochs: number of passes.
+        iterations: the user's number of iterations instead of passes.
+        origin: origin of the length.
     """
     fold, count = next(iter(samples.items()))
     one_pass = -(-count // batch)
@@ -535,20 +534,19 @@ def count_by_fold(
     Args:
         data: the dataset.
         axes: order of the image axes.
-        spacing: of the network in mm, all three axes, to which images are resampled before patches are counted; None
-            for slices, whose number does not change.
-        patch: in voxels.
-        train_cases: restricts each fold to so many cases; None for all.
-        seed: of their choice.
+        spacing: target spacing in mm of all three axes, for counting patches; None for counting slices.
+        patch: patch size in voxels.
+        train_cases: number of cases of each fold; None for all.
+        seed: seed for choosing these cases.
 
     Returns:
-        Number of a fold, or ``all`` -> samples; without folds that have too few cases, or cases of unknown shape.
+        Number of a fold, or ``all`` -> samples; folds with too few cases, or cases of unknown shape, are left out.
     """
     shapes = data.shapes(axes)
     if spacing is not None:
         pairs = zip(shapes, data.spacings(axes), strict=True)
         shapes = [[int(size) for size in compute_new_shape(shape, own, spacing)] for shape, own in pairs]
-    known = len(data.cases) == len(shapes)  # else the fingerprint is of other cases than those that are there
+    known = len(data.cases) == len(shapes)  # else cases have changed since the fingerprint
     by_case = dict(zip(data.cases if known else map(str, range(len(shapes))), shapes, strict=True))
     folds = read_folds(list(by_case), Path(nnUNet_preprocessed, data.name), data.raw)
     counted = {}
@@ -562,7 +560,7 @@ def count_by_fold(
 
 
 def choose_weights(task: Task, network: Architecture) -> dict[str, WeightsEntry]:
-    """The official file of each part, with its hash if it is in the weights folder already."""
+    """The official file of each part, with its hash if it is in the weights folder."""
     card, options = task.card, task.options
     chosen = {} if options.weights is None else {BACKBONE: options.weights}
     if options.head_weights is not None:
@@ -583,7 +581,7 @@ def choose_weights(task: Task, network: Architecture) -> dict[str, WeightsEntry]
 
 
 def head_file(card: ModelCard, head: str | None, name: str) -> str:
-    """The file that a short name of ``--head-weights`` stands for."""
+    """The official file of a short name in ``--head-weights``."""
     if head is None or not needs_official(head) or not card.head_weights:
         raise PlanError(
             f"--head-weights: the head '{head}' of '{card.name}' starts from no file of its own", code="head-weights"
@@ -619,7 +617,7 @@ def plan_key(
 
 
 def length_fields(length: TrainingLength, dim: int) -> dict[str, Any]:
-    """The fields of `PlanKey` that say how a model is trained, and how long."""
+    """The fields of `PlanKey` for recipe and length of the training."""
     return {
         "recipe": length.recipe,
         "iterations": length.iterations,

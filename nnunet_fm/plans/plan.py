@@ -1,6 +1,6 @@
 """Values of planning: a dataset, a decision with its origin and reasons, and a plan as nnU-Net's JSON.
 
-Planning knows the keys of nnU-Net's plan files here and nowhere else.
+This is the only file of planning with keys of nnU-Net's plan files.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Decision(Generic[Value]):
     """A planned value, where it comes from, and why.
 
     Attributes:
-        value: the planned value; None for a mere observation.
-        origin: an entry of `PlanKey.origin`; empty for an observation.
+        value: the planned value; None for an observation.
+        origin: origin of the value, see `PlanKey.origin`; empty for an observation.
         reasons: subject -> sentence, as printed and written into the plan.
         warnings: sentences for standard error.
     """
@@ -52,32 +52,32 @@ class Decision(Generic[Value]):
 
 
 def observation(subject: str, sentence: str | None, *, warn: bool = False) -> Decision[None]:
-    """A sentence for the plan that decides nothing, by default without a warning; empty if there is no sentence."""
+    """A decision without a value, which only adds a sentence to the plan, and a warning if ``warn``."""
     if not sentence:
         return Decision(None)
     return Decision(None, reasons={subject: sentence}, warnings=(sentence,) if warn else ())
 
 
 def origins(**choices: Decision[Any]) -> dict[str, str]:
-    """Name -> origin of the choices that have one."""
+    """Name -> origin, of decisions with an origin."""
     return {name: choice.origin for name, choice in choices.items() if choice.origin}
 
 
 def merge_reasons(*choices: Decision[Any]) -> dict[str, str]:
-    """The reasons of all choices in their order; a later sentence on the same subject replaces the earlier one."""
+    """Merge the reasons of all decisions; a later sentence on the same subject replaces the earlier one."""
     return {subject: reason for choice in choices for subject, reason in choice.reasons.items()}
 
 
 @dataclass(frozen=True)
 class RawDataset:
-    """A raw dataset as planning reads it.
+    """A raw dataset.
 
     Attributes:
-        name: of its folder in ``nnUNet_raw``.
+        name: name of its folder in ``nnUNet_raw``.
         json: content of ``dataset.json``.
         cases: name -> ``{"images": [a file for each channel], "label": file}``.
         reader: name of nnU-Net's reader of the images.
-        fingerprint: nnU-Net's.
+        fingerprint: nnU-Net's fingerprint.
     """
 
     name: str
@@ -112,7 +112,7 @@ class RawDataset:
 
 @dataclass(frozen=True)
 class TargetGrid:
-    """The grid of a network: spacing in mm and shape of the median image in voxels, of the axes of a patch."""
+    """Target spacing in mm and shape of the median image in voxels at this spacing, for the axes of a patch."""
 
     spacing: list[float]
     image: list[int]
@@ -123,11 +123,11 @@ class ModelPlan:
     """A complete plan.
 
     Attributes:
-        data: the dataset that is trained on.
-        name: of the plan file.
+        data: the training dataset.
+        name: name of the plan file.
         axes: order of the image axes, indices into (z, y, x).
         configuration: name of the only configuration.
-        entry: content of this configuration, but for its data identifier.
+        entry: content of this configuration, without its data identifier.
         key: our extra key.
         planner: name of the planner's class.
         properties: intensities of the foreground, by channel.
@@ -204,9 +204,9 @@ def new_entry(
 
 
 def source_entry(source: Source) -> dict[str, Any]:
-    """Configuration of a trained model; one of a stock plan gets our preprocessor.
+    """Configuration of a trained model; that of a stock plan gets our preprocessor.
 
-    With the stock one it would share a folder with the target's own plans.
+    With the stock preprocessor its data would share a folder with those of the target's own plans.
     """
     entry = source.entry
     if source.key is None:
@@ -215,7 +215,7 @@ def source_entry(source: Source) -> dict[str, Any]:
 
 
 def summary(plans: Mapping[str, Any]) -> str:
-    """The plan in lines, each number with its origin, then the reasons."""
+    """Print form of a plan: each value with its origin, then the reasons."""
     key = plans[KEY]
     card, origin = get_card(key["model"]), key["origin"]
     entry = plans["configurations"][card.configuration]

@@ -27,17 +27,17 @@ from nnunet_fm.preprocessing.raw import check_cases, read_dataset_json, training
 
 
 class FMPlanner(ExperimentPlanner):
-    """Plans one model for one dataset and writes ``FMPlans[_<model>…].json``.
+    """Plan one model for one dataset and write ``FMPlans[_<model>…].json``.
 
-    The base class of all planner names; alone, it chooses the model from the fingerprint (`choose_model`).
-    Geometry and budget come from the card's variant, fitted to the data and to ``gpu_memory_target_in_gb``;
-    `nnunet_fm.plans.pipeline` has the steps.
+    The base class of all planner names; under its own name it chooses the model from the fingerprint (`choose_model`).
+    Geometry and budget are those of the card's variant, fitted to the data and to ``gpu_memory_target_in_gb``. The
+    steps are in `nnunet_fm.plans.pipeline`.
 
     All arguments but the last two are those of nnU-Net's planner.
 
     Args:
         options: the user's choices.
-        processes: that take a missing fingerprint; None refuses a dataset without one, as nnU-Net does.
+        processes: number of processes that extract a missing fingerprint; None refuses a dataset without one.
     """
 
     spec = Spec()
@@ -65,11 +65,11 @@ class FMPlanner(ExperimentPlanner):
         plans_name = plans_name or self.default_plans_name()
         super().__init__(name, gpu_memory_target_in_gb, preprocessor_name, plans_name, None, suppress_transpose)
         self.dataset_json = dataset_json
-        self.dataset = training_cases(raw, dataset_json)  # nnU-Net's own listing takes hidden files for cases
+        self.dataset = training_cases(raw, dataset_json)  # nnU-Net's own list has hidden files as cases
         self.reader = self.determine_reader_writer().__name__
         for warning in check_grids(self.dataset, self.reader):
             print(f"WARNING: {warning}", file=sys.stderr)
-        # The stock command always passes DefaultPreprocessor, so only another name can be a user's wish.
+        # The stock command always passes DefaultPreprocessor, so that only another name comes from the user.
         if preprocessor_name not in ("DefaultPreprocessor", "FMPreprocessor"):
             raise PlanError(
                 f"plans of nnunet-fm use FMPreprocessor (or --portable), not '{preprocessor_name}'",
@@ -81,7 +81,7 @@ class FMPlanner(ExperimentPlanner):
 
     @classmethod
     def default_plans_name(cls) -> str:
-        """Name of the plans that this planner writes unless told otherwise."""
+        """Default name of the plans that this planner writes."""
         return plans_name(cls.spec)
 
     def plan_experiment(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class FMPlanner(ExperimentPlanner):
         return self.plans
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """Replace the plan file, in one step; nothing of an older file is kept.
+        """Write the plan file in one step; an older file is replaced.
 
         Raises:
             PlanError: if models were trained with a different plan of this name and ``force`` is not set.

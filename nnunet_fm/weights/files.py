@@ -1,4 +1,4 @@
-"""Checkpoint files: those that somebody else wrote are read without running any code in them."""
+"""Reading and writing of checkpoint files; reading never runs code of a file."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from nnunet_fm.io.untrusted import is_zip, other_kind
 from nnunet_fm.weights.pickled import UNNEEDED, RefusedError, check_pickles
 
 CONTAINERS = ("state_dict", "network_weights", "model_state_dict", "model", "net")
-"""Keys under which training programs keep the state dict; tried in this order after the ones the caller names."""
+"""Keys of the state dict in checkpoints of training programs, tried in this order after those of the caller."""
 
 WRAPPERS = ("module.", "_orig_mod.")
-"""What `DistributedDataParallel` and `torch.compile` put before every name."""
+"""Prefixes of names by `DistributedDataParallel` and `torch.compile`."""
 
 WEIGHTS = "network_weights"
 """Key of the state dict in a checkpoint of nnU-Net."""
 
 NOTE = "nnunet_fm_base"
-"""Name in a slim state dict of the note on what is left out (see `nnunet_fm.weights.slim`)."""
+"""Name of the note on left-out tensors in a slim state dict (see `nnunet_fm.weights.slim`)."""
 
 NUMPY_SCALARS: list[Any] = [
     *((np.float64().__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     (np.dtype, "numpy.dtype"),
     *(type(np.dtype(code)) for code in ("f8", "f4", "i8", "i4", "?")),
 ]
-"""The globals beyond PyTorch's own list that nnU-Net v1 files need: their losses and scores are numpy scalars.
-The classes of dtypes are what unpickling ``numpy.dtype`` builds; ``_codecs.encode`` is on PyTorch's list already."""
+"""Allowed globals beyond PyTorch's own list, for the numpy scalars (losses and scores) in files of nnU-Net v1.
+Unpickling ``numpy.dtype`` needs the classes of dtypes; ``_codecs.encode`` is on PyTorch's list."""
 
 NUMPY_ARRAYS: list[Any] = [
     *((np.zeros(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
@@ -50,17 +50,17 @@ NUMPY_ARRAYS: list[Any] = [
     type(np.dtype("u4")),
     type(np.dtype("U1")),
 ]
-"""Further globals of checkpoints of trainings: states of random generators are numpy arrays, names in plans may be
-numpy strings. None of object type."""
+"""Further allowed globals for checkpoints of trainings: states of random generators are numpy arrays, and names in
+plans may be numpy strings; none of object type."""
 
 FORCE, FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-"""PyTorch's own variables: the first overrules ``weights_only=False``, which nnU-Net passes; never both."""
+"""PyTorch's environment variables: the first overrides nnU-Net's ``weights_only=False``; never set both."""
 
 DAMAGED = (
     pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError, AssertionError,
     MemoryError, OverflowError, OSError, struct.error,
 )  # fmt: skip
-"""What `torch.load` raises on bytes that are no checkpoint, depending on where it gives up."""
+"""Exceptions of `torch.load` for a file that is no checkpoint, or a damaged one."""
 
 
 class WeightsFileError(FMError, ValueError):
@@ -80,10 +80,10 @@ class CheckpointError(FMError, OSError):
 
 
 def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint under a temporary name and rename it, so that a crash leaves the previous one whole.
+    """Write a checkpoint under a temporary name and rename it, so that a crash leaves the previous one intact.
 
     Raises:
-        CheckpointError: if it cannot be written, as on a full disk; nothing of it is left.
+        CheckpointError: if it cannot be written, for example on a full disk; the temporary file is removed.
     """
     partial = path.with_name(f"{path.name}{PARTIAL}")
     try:
@@ -93,7 +93,7 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
             os.fsync(handle.fileno())
         os.replace(partial, path)
         sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # PyTorch's writer turns what the system says into one of its own
+    except (OSError, RuntimeError) as error:  # PyTorch's writer raises RuntimeError for errors of the system
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         kept = "the one before it is kept" if path.exists() else "there was none before it"
@@ -105,7 +105,7 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
 
 
 def read_state_dict(path: Path, containers: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Tensors of a checkpoint by name, on the CPU, left on disk until used where the format allows it.
+    """Read the tensors of a checkpoint by name, on the CPU, mapped from the disk if the format allows it.
 
     Args:
         path: a ``torch.save`` file.
@@ -127,13 +127,13 @@ def read_state_dict(path: Path, containers: Sequence[str] = ()) -> dict[str, Ten
 
 
 def read_trained(path: Path) -> dict[str, Any]:
-    """Content of a checkpoint that a training of nnU-Net has left, tensors on the CPU and left on disk until used.
+    """Read a checkpoint of a training of nnU-Net, tensors on the CPU and mapped from the disk.
 
-    nnU-Net itself unpickles these files, so that whoever made one can run any program on the machine of whoever loads
-    it. Nothing that nnU-Net and its trainers save needs that.
+    nnU-Net itself unpickles these files, so that an untrusted file can run any program. Checkpoints of nnU-Net do not
+    need that, and this function forbids it.
 
     Raises:
-        WeightsFileError: as `read_state_dict`, and for a file without the weights of a network.
+        WeightsFileError: see `read_state_dict`; also for a file without the weights of a network.
     """
     content = _read(path, [*NUMPY_SCALARS, *NUMPY_ARRAYS])
     weights = content.get(WEIGHTS) if isinstance(content, Mapping) else None
@@ -145,9 +145,9 @@ def read_trained(path: Path) -> dict[str, Any]:
 
 
 def check_finite(tensors: Mapping[str, Tensor], file: Path | str) -> None:
-    """Refuse weights that are no numbers: an overflow of half precision, or a damaged copy.
+    """Refuse NaN or infinite weights, from an overflow of half precision or a damaged copy.
 
-    What stands for the left-out tensors of a slim state dict is passed over.
+    Stand-ins for the left-out tensors of a slim state dict are skipped.
 
     Raises:
         NotFiniteWeightsError: with the first tensor's name.
@@ -176,11 +176,11 @@ def is_stand_in(tensor: Tensor) -> bool:
 
 
 def shape_mismatch(error: RuntimeError, checkpoint: str) -> WeightsFileError | None:
-    """PyTorch's error about weights that do not fit a network, of a line for each of them, in a sentence.
+    """Turn PyTorch's error about weights that do not fit a network, with a line for each tensor, into one sentence.
 
     Args:
-        error: of ``load_state_dict``; None is returned for any other.
-        checkpoint: what to call the file.
+        error: error of ``load_state_dict``; None is returned for any other.
+        checkpoint: description of the file, for the message.
     """
     heading, *lines = str(error).splitlines()
     if not heading.startswith("Error(s) in loading state_dict") or not lines:
@@ -197,7 +197,7 @@ def shape_mismatch(error: RuntimeError, checkpoint: str) -> WeightsFileError | N
 
 @contextmanager
 def data_only() -> Iterator[None]:
-    """No `torch.load` in this process runs code of a file meanwhile, whatever nnU-Net asks for; as `read_trained`."""
+    """Context in which `torch.load` never runs code of a file, also when nnU-Net calls it."""
     before = {name: os.environ.pop(name, None) for name in (FORCE, FORBID)}
     os.environ[FORCE] = "1"
     try:
@@ -267,14 +267,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def check_calls(path: Path, *, zipped: bool | None = None) -> None:
-    """Refuse a checkpoint whose pickle asks for memory out of proportion; damaged ones are left to PyTorch.
+    """Refuse a checkpoint whose pickle would allocate too much memory; damaged pickles are left to PyTorch.
 
     Args:
         path: an archive of ``torch.save``, or a file of its older format.
-        zipped: which of the two; found out without it.
+        zipped: whether it is an archive; None to find out.
 
     Raises:
-        WeightsFileError: with what it asks for.
+        WeightsFileError: naming the refused call.
     """
     try:
         check_pickles(path, zipped=is_zip(path) if zipped is None else zipped)
@@ -285,7 +285,7 @@ def check_calls(path: Path, *, zipped: bool | None = None) -> None:
 
 
 def _check_stored(path: Path) -> None:
-    """Refuse compressed members, which could become anything in size: torch.save compresses nothing."""
+    """Refuse compressed members, whose size is unbounded: torch.save compresses nothing."""
     try:
         with zipfile.ZipFile(path) as archive:
             packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
@@ -326,7 +326,7 @@ def _is_state_dict(content: Any) -> TypeGuard[Mapping[str, Tensor]]:
 
 
 def _check_tensors(path: Path, state_dict: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are no plain arrays of numbers: nothing in a checkpoint of a network is."""
+    """Refuse sparse, quantised and meta tensors, which no checkpoint of a network needs."""
     for name, tensor in state_dict.items():
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
             kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else str(tensor.layout)
@@ -343,7 +343,7 @@ def _no_state_dict(path: Path, content: Any, keys: Sequence[str]) -> str:
 
 
 def unwrapped(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix of a wrapper that stands before every name."""
+    """Remove the prefix of a wrapper if all names have it."""
     for wrapper in WRAPPERS:
         if state_dict and all(name.startswith(wrapper) for name in state_dict):
             return unwrapped({name.removeprefix(wrapper): tensor for name, tensor in state_dict.items()})

@@ -1,8 +1,7 @@
-"""The pickle in a checkpoint, read without building anything: which calls and how much memory it asks for.
+"""Check of the pickle in a checkpoint, without unpickling: its calls, and the memory that they would allocate.
 
-PyTorch's ``weights_only`` runs no foreign code, but it builds what a pickle of some bytes asks for: a bytearray, a
-tensor or an array of any size, bytes that are encoded again and again. What ``torch.save`` writes of tensors, numbers
-and names needs none of that.
+PyTorch's ``weights_only`` runs no foreign code, but a pickle of a few bytes can still make it allocate a bytearray, a
+tensor or an array of any size, or encode bytes again and again. Checkpoints of ``torch.save`` need none of that.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from typing import IO, Any
 from nnunet_fm.errors import FMError
 
 OPERATIONS = 3_000_000
-"""Instructions that any pickle may have; a checkpoint has some forty for every tensor."""
+"""Instructions that any pickle may have; a checkpoint has about forty per tensor."""
 INSTRUCTION_BYTES = 32
-"""Bytes of a file that allow a further instruction: nnU-Net logs a number for each class and epoch, of some fifteen."""
+"""Bytes of a file per further instruction; nnU-Net logs a number of about fifteen bytes per class and epoch."""
 
 PICKLE_BYTES = 2**28
 """Largest pickle in a zip file; tensors are not in it."""
@@ -36,7 +35,7 @@ BUILDERS = frozenset({
     )),
     "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
 })  # fmt: skip
-"""What may be called: it allocates no more than its arguments take."""
+"""Allowed calls, which allocate no more than their arguments."""
 
 ENCODE = "_codecs.encode"
 QUANTIZED = "torch._utils._rebuild_qtensor"
@@ -54,7 +53,7 @@ ITEM_BYTES = {
 """Bytes of an element in a storage, by the beginning of its name; others have at least one."""
 
 LEGACY_PICKLES = 5
-"""A file of the older format begins with so many pickles; the fourth describes the tensors."""
+"""Number of pickles at the beginning of a file of the older format; the fourth describes the tensors."""
 
 
 UNNEEDED = (
@@ -64,7 +63,7 @@ UNNEEDED = (
 
 
 class RefusedError(FMError, ValueError):
-    """A pickle that asks for something no checkpoint needs; the message is the predicate of a sentence."""
+    """A pickle with a call that no checkpoint needs; the message is the predicate of a sentence."""
 
 
 class _Global(str):
@@ -72,14 +71,14 @@ class _Global(str):
 
 
 class _Built:
-    """Stands for whatever unpickling would build."""
+    """Stand-in for an object that unpickling would build."""
 
 
 _BUILT = _Built()
 
 
 def check_pickles(path: Path, *, zipped: bool) -> None:
-    """Go through the pickles of a checkpoint without unpickling.
+    """Check the pickles of a checkpoint without unpickling.
 
     Raises:
         RefusedError: for a call that could allocate any amount of memory, or a storage larger than the file.
@@ -96,7 +95,7 @@ def check_pickles(path: Path, *, zipped: bool) -> None:
 
 
 def _pickle_of_zip(path: Path, file: IO[bytes]) -> IO[bytes]:
-    """``data.pkl``, whose checksum PyTorch may have left out."""
+    """The bytes of ``data.pkl``, read without its checksum, which PyTorch may omit."""
     with zipfile.ZipFile(path) as archive:
         (entry,) = (info for info in archive.infolist() if info.filename.rpartition("/")[2] == "data.pkl")
     if entry.file_size > PICKLE_BYTES:
@@ -108,7 +107,7 @@ def _pickle_of_zip(path: Path, file: IO[bytes]) -> IO[bytes]:
 
 
 class _Reader:
-    """The stack machine of pickle, with names in place of what they name."""
+    """The stack machine of pickle, with names instead of objects."""
 
     def __init__(self, largest: int) -> None:
         self.largest = largest
@@ -119,7 +118,7 @@ class _Reader:
         self.promised = 0
 
     def read(self, stream: IO[bytes]) -> bool:
-        """Read a pickle to its end; False for one with an instruction that PyTorch refuses, too."""
+        """Read a pickle to its end; False for an instruction that PyTorch also refuses."""
         most = max(OPERATIONS, self.largest // INSTRUCTION_BYTES)
         for done, (operation, argument, _) in enumerate(pickletools.genops(stream)):
             if done > most:
@@ -175,13 +174,13 @@ class _Reader:
             )
         if function in RECONSTRUCT:
             allowed = isinstance(arguments, tuple) and len(arguments) == 3 and arguments[1] == (0,)
-        elif function == ENCODE:  # how bytes are written by the protocol that torch.save uses
+        elif function == ENCODE:  # the protocol of torch.save writes bytes as an encoded string
             allowed = isinstance(arguments, tuple) and len(arguments) == 2 and type(arguments[0]) is str
             allowed = allowed and arguments[1] in ("latin1", "latin-1")
         elif function == QUANTIZED:
-            edges: Any = arguments[2] if isinstance(arguments, tuple) and len(arguments) > 2 else None
-            allowed = isinstance(edges, tuple) and all(isinstance(edge, int) for edge in edges)
-            allowed = allowed and math.prod(edges) <= self.largest
+            shape: Any = arguments[2] if isinstance(arguments, tuple) and len(arguments) > 2 else None
+            allowed = isinstance(shape, tuple) and all(isinstance(size, int) for size in shape)
+            allowed = allowed and math.prod(shape) <= self.largest
         else:
             allowed = function in BUILDERS
         if not allowed:
@@ -191,7 +190,7 @@ class _Reader:
             self.check_call(arguments[0], arguments[2])
 
     def storage(self, _: None) -> None:
-        """The tensors' bytes are in the file, uncompressed: all together they cannot be more."""
+        """Check that all storages together are no larger than the file, which holds them uncompressed."""
         identity = self.stack.pop()
         if isinstance(identity, tuple) and len(identity) >= 5:
             kind, key, count = identity[1], identity[2], identity[4]

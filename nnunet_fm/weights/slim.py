@@ -1,13 +1,13 @@
-"""Slim checkpoints: what is frozen and equal to an official file is left out when a network is saved.
+"""Slim checkpoints: frozen tensors that are equal to those of an official file are left out.
 
 Each left-out tensor is replaced by a stand-in of its shape and type that takes no space: one NaN, repeated by strides
-of zero. One further entry of the state dict, the note (`NOTE`, uint8), says in JSON which official file the tensors
-are in, with its SHA-256, the tensors' names in it, and the SHA-256 of all left-out tensors. No other network has a
-buffer of that name, so that its strict load fails.
+of zero. A further entry of the state dict, the note (`NOTE`, JSON as uint8), names the official file with its SHA-256,
+the tensors' names in it, and the SHA-256 of all left-out tensors. A strict load into any other network fails, because
+it has no buffer of this name.
 
-`register` gives a network the hook that fills stand-ins from the weights folder while it loads; `expand_slim` reads a
-whole checkpoint as a full one. Where nnU-Net takes only the names that a network has (its ``-pretrained_weights``), the
-note would be lost: the hook refuses such weights, and trainers of ours read the file themselves.
+`register` adds a hook to a network that fills stand-ins from the weights folder while it loads; `expand_slim` reads a
+slim checkpoint as a full one. nnU-Net's ``-pretrained_weights`` would drop the note: the hook refuses such weights, and
+our trainers read the file themselves.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from nnunet_fm.weights.files import NOTE, WEIGHTS, WeightsFileError, is_stand_in
 
 MARK = b"nnunet-fm slim checkpoint 1\n"
 HEAD = 16
-"""In checkpoints of older versions the note begins with so many other bytes, then `MARK`; so did every stand-in."""
+"""Bytes before `MARK` in the note (and in stand-ins) of older checkpoints."""
 
 BASES = "official_bases"
-"""Attribute of a network: the `Base` of each official file that it was loaded from."""
+"""Attribute of a network with the `Base` of each official file that was loaded into it."""
 
 
 class BaseFileError(FMError, FileNotFoundError):
-    """A slim checkpoint whose official file is not at hand, or is another one; the message says what to do."""
+    """The official file of a slim checkpoint is missing or another one; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """An official file, and which tensors of a network are those of the file.
+    """An official file, and the tensors of a network that equal those of the file.
 
     Attributes:
-        files: names under which it may lie in the weights folder.
-        sha256: of the file.
-        containers: keys that may wrap the state dict in it.
-        page: where a person gets it.
+        files: possible names in the weights folder.
+        sha256: hash of the file.
+        containers: keys that may wrap the state dict.
+        page: where a person downloads it.
         tensors: name in the network -> name in the file.
-        digest: SHA-256 of the tensors (`digest`); None where none are left out yet.
+        digest: SHA-256 of the left-out tensors; None if none are left out yet.
     """
 
     files: tuple[str, ...]
@@ -64,7 +64,7 @@ class Base:
 
 @dataclass(frozen=True)
 class _File:
-    """A file in the weights folder with this content: another size or time is another content."""
+    """A version of a file in the weights folder, identified by size and time."""
 
     path: Path
     size: int
@@ -72,20 +72,20 @@ class _File:
 
 
 def register(network: nn.Module) -> None:
-    """Let a network fill in what slim checkpoints leave out when it loads one."""
+    """Add the hook that fills in left-out tensors when a network loads a slim checkpoint."""
     network.register_load_state_dict_pre_hook(_fill_in)
 
 
 def remember(network: nn.Module, base: Base) -> None:
-    """Note that a network holds tensors of an official file; an earlier note on one of these tensors is void."""
+    """Note that a network holds tensors of an official file, instead of earlier notes on these tensors."""
     kept = [_without(old, base.tensors) for old in getattr(network, BASES, ())]
     setattr(network, BASES, (*(old for old in kept if old.tensors), base))
 
 
 def slim_state_dict(network: nn.Module) -> dict[str, Tensor]:
-    """The network's state dict without what is frozen and byte-identical to a tensor of its official files.
+    """The network's state dict without frozen tensors that are byte-identical to those of its official files.
 
-    It is complete where nothing is frozen, the network never met an official file, or the file is gone by now.
+    It is complete if nothing is frozen, no official file was loaded, or the file is missing now.
 
     Raises:
         ValueError: for a network on the meta device, which has no content.
@@ -122,22 +122,22 @@ def slim_state_dict(network: nn.Module) -> dict[str, Tensor]:
 
 
 def expand_slim(path: Path) -> tuple[dict[str, Any], tuple[Base, ...]]:
-    """The content of a checkpoint file of nnU-Net with full weights, and the official files that it had left out.
+    """Read a checkpoint of nnU-Net with full weights, and the official files whose tensors it had left out.
 
     Raises:
-        WeightsFileError: as `read_trained`, and as `full_state_dict`.
-        BaseFileError: as `full_state_dict`.
+        WeightsFileError: see `read_trained` and `full_state_dict`.
+        BaseFileError: see `full_state_dict`.
     """
     content = read_trained(path)
     return {**content, WEIGHTS: full_state_dict(content[WEIGHTS])}, bases_of(content[WEIGHTS])
 
 
 def full_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with everything in it that a slim one leaves out; a full one as it is.
+    """Fill in the tensors that a slim state dict leaves out; a full one is unchanged.
 
     Raises:
-        BaseFileError: if the official file is not in the weights folder, or not the one that was used.
-        WeightsFileError: if the note on it is damaged or missing, or its files would lie elsewhere.
+        BaseFileError: if the official file is missing in the weights folder, or is another one.
+        WeightsFileError: if the note is damaged or missing, or names files outside of the weights folder.
     """
     content = dict(state_dict)
     for base in bases_of(state_dict):
@@ -153,7 +153,7 @@ def full_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def bases_of(state_dict: Mapping[str, Tensor]) -> tuple[Base, ...]:
-    """The official files that a state dict needs; none for a full one."""
+    """The official files that a state dict needs; empty for a full one."""
     note = state_dict.get(NOTE)
     return () if note is None else _read_note(note)
 
@@ -165,7 +165,7 @@ def _fill_in(
     local_metadata: Mapping[str, Any],
     *_: object,
 ) -> None:
-    """Pre-hook of `load_state_dict`: put the official file's tensors in the place of their stand-ins."""
+    """Pre-hook of `load_state_dict`: replace stand-ins by the tensors of the official file."""
     mine = {name.removeprefix(prefix): t for name, t in state_dict.items() if name.startswith(prefix)}
     bases = bases_of(mine)
     assigned = local_metadata.get("assign_to_params_buffers", False)
@@ -186,11 +186,11 @@ def _fill_in(
         remember(module, base)
 
 
-# What stands in a checkpoint
+# Stand-ins and note in a checkpoint
 
 
 def _stand_in(tensor: Tensor) -> Tensor:
-    """A NaN (0 for integers) that has a tensor's shape and type."""
+    """One NaN (0 for integers), expanded to a tensor's shape and type."""
     value = float("nan") if tensor.is_floating_point() else 0
     return torch.full((), value, dtype=tensor.dtype).expand(tensor.shape)
 
@@ -220,7 +220,7 @@ def _base(
     tensors: dict[str, str],
     digest: str | None = None,
 ) -> Base:
-    """A base from a note, which may come from anybody: its files are looked for in the weights folder, nowhere else."""
+    """Read a base from an untrusted note: names of its files must not leave the weights folder."""
     words = [*files, *containers, *tensors, *tensors.values(), sha256, page, digest or ""]
     if not files or not isinstance(tensors, dict) or not all(isinstance(word, str) for word in words):
         raise TypeError("entries of another type")
@@ -231,7 +231,7 @@ def _base(
 
 
 def _tensors(base: Base) -> dict[str, Tensor]:
-    """Name in the network -> tensor of the official file, verified; read once and kept for the next checkpoint."""
+    """Name in the network -> verified tensor of the official file, which is cached for the next checkpoint."""
     file = _locate(base)
     official = _read(file, base.containers)
     if not all(name in official for name in base.tensors.values()):
@@ -276,7 +276,7 @@ def _read(file: _File, containers: tuple[str, ...]) -> dict[str, Tensor]:
 
 @lru_cache(maxsize=16)
 def _digest(file: _File, containers: tuple[str, ...], pairs: tuple[tuple[str, str], ...]) -> str:
-    """SHA-256 of tensors of a file under their names in the network, with types and shapes."""
+    """SHA-256 over tensors of a file with their names in the network, types and shapes."""
     official, digest = _read(file, containers), hashlib.sha256()
     for mine, theirs in pairs:
         tensor = official[theirs]
@@ -299,7 +299,7 @@ def _same_bytes(mine: Tensor, theirs: Tensor) -> bool:
 
 
 def _frozen(network: nn.Module) -> set[str]:
-    """Names of parameters that are not trained, and of buffers in modules that an adapter keeps in eval mode."""
+    """Names of parameters that are not trained, and of buffers in frozen modules."""
     modules = tuple(f"{key}." for key in getattr(network, "frozen", ()))
     buffers = {name for name, _ in network.named_buffers() if name.startswith(modules)}
     return buffers | {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
