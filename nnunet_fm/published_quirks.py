@@ -84,6 +84,12 @@ QUIRKS = (
         "networks.pctnet",
     ),
     Quirk(
+        "patch merging takes two of the eight sub-grids twice and two not at all",
+        "MONAI up to 1.4, with which SuPreM, DAE and SwinMM were trained",
+        "",
+        "networks.swinunetr",
+    ),
+    Quirk(
         "patch merging pads odd sizes of one axis along another",
         "MONAI up to 1.4, with which SuPreM, DAE and SwinMM were trained",
         "",
@@ -103,6 +109,10 @@ IDLE_LAYERS = {
 
 WARMUP_START, DECAY_END = 1 / 3, 1 / 2
 """Factors on the learning rate at the two ends of a faithful ``warmup_linear``."""
+
+MERGED = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
+"""Offsets (depth, height, width) of the sub-grids that patch merging concatenates in MONAI up to 1.4. Later versions
+take every sub-grid once, with the same names and shapes of weights but other outputs."""
 
 GRIDS_WITH_PRIOR = (196, 1024)
 """Numbers of patches at which H-SAM lets tokens see the image through the prior masks."""

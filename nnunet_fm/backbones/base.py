@@ -52,7 +52,7 @@ class Backbone(nn.Module):
     neck: nn.Module | None
 
     def __init__(self, **arguments: Any) -> None:
-        """Takes ``image_size``, the edge in pixels or ``(Y, X)``, and the family's own arguments."""
+        """Arguments are ``image_size``, in pixels or ``(Y, X)``, and those of the family."""
         super().__init__()
         self.neck = None  # not in the class: a class attribute would hide a submodule registered later
 

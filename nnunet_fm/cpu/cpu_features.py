@@ -18,7 +18,7 @@ from torch.nn import functional as F
 BF16_SWITCH = "NNUNET_FM_BF16"
 ONEDNN_SWITCH = "NNUNET_FM_ONEDNN"
 CHANNELS_LAST_SWITCH = "NNUNET_FM_CHANNELS_LAST"
-EDGE = 256
+SIZE = 256
 """Size of the square matrices to multiply: large enough for full speed, small enough for the cache of a core."""
 ONEDNN_GAIN = 1.4
 """Smallest gain: far above the 1.0 of CPUs with a fast MKL, and far below the 2.1 of AMD's Zen 5."""
@@ -83,7 +83,7 @@ def gains_from_channels_last() -> bool:
 
 def _operands() -> tuple[Tensor, Tensor]:
     """Matrices to multiply in a measurement; ones, because random ones would change the state of the generator."""
-    x, weight = (torch.ones(EDGE, EDGE, dtype=torch.float32, device="cpu") for _ in range(2))
+    x, weight = (torch.ones(SIZE, SIZE, dtype=torch.float32, device="cpu") for _ in range(2))
     return x, weight
 
 

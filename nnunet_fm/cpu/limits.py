@@ -19,7 +19,7 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}
 STATISTICS = Path("/proc/stat")
 LOOKS, PAUSE = 8, 0.02
-"""How often `crowded` counts tasks at most, and the seconds between: a short-lived task does not make a crowd."""
+"""Most counts of tasks in `crowded`, and seconds between two counts, so that short-lived tasks do not count."""
 NO_LIMIT = 2**60
 """Bytes from which on a limit of the first version of control groups says that there is none."""
 
@@ -108,9 +108,9 @@ def environment() -> dict[str, str]:
 
 
 def memory() -> tuple[int, int] | None:
-    """Bytes of memory in all, and what is left of them; None on systems that do not tell.
+    """Total and available memory in bytes; None if the system does not report it.
 
-    What the system keeps of files counts as left.
+    The system's cache of files counts as available.
     """
     try:
         lines = MEMINFO.read_text(encoding="ascii").splitlines()

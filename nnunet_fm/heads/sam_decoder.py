@@ -1,4 +1,4 @@
-"""SAM's mask decoder (Kirillov et al., arXiv 2304.02643) for whole batches: one set of tokens meets B images."""
+"""SAM's mask decoder (Kirillov et al., arXiv 2304.02643) for batches: one set of tokens for B images."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a model is: its card, its name, and the network that both describe."""
+"""Models: cards, names, and building of networks."""

@@ -226,16 +226,16 @@ class MLP(nn.Module):
 class SwinBlock(nn.Module):
     """Window attention and MLP, each after a layer norm and with a residual, on feature maps ``(B, Z, Y, X, C)``.
 
-    Where the smallest edge of the map is `WINDOW` or less, it is the window's edge, and nothing is shifted. Maps are
-    padded to whole windows with zeros after the norm; nothing masks the padding.
+    If the smallest size of the feature map is at most `WINDOW`, it is the window size, and nothing is shifted. Feature
+    maps are padded with zeros to whole windows after the norm; the padding is not masked.
     """
 
     def __init__(self, channels: int, heads: int, size: Sequence[int], *, shifted: bool, dropout: float) -> None:
         super().__init__()
         self.window = min(WINDOW, *size)
         self.shift = SHIFT if shifted and min(size) > WINDOW else 0
-        self.counts = [-(-edge // self.window) for edge in size]
-        z, y, x = (count * self.window - edge for count, edge in zip(self.counts, size, strict=True))
+        self.counts = [-(-length // self.window) for length in size]
+        z, y, x = (count * self.window - length for count, length in zip(self.counts, size, strict=True))
         self.padding = [0, 0, 0, x, 0, y, 0, z]
         self.norm1 = nn.LayerNorm(channels)
         self.attn = PctWindowAttention(
@@ -375,15 +375,16 @@ class PctHead(nn.Module):
 class PCTNet(FoundationNetwork):
     """PCT-Net for patches of one size.
 
-    Smaller inputs are padded to `patch_size`. The attention windows depend on it: a level whose smallest edge is
-    `WINDOW` tokens or less has windows of that edge, and bias tables of their shape.
+    Smaller inputs are padded to ``patch_size``. The attention windows depend on it: a level with a smallest size of at
+    most `WINDOW` tokens has windows of this size, and smaller bias tables.
 
     Args:
         input_channels: image channels.
         num_classes: output channels.
-        widths: of the five levels; those of the pyramid's three must be divisible by `HEADS`.
+        widths: channels of the five levels; those of the pyramid's three must be divisible by `HEADS`.
         dropout: shares of the five levels, in convolution blocks, attention and MLPs.
-        resolution_mode: which levels above the pyramid leave the first axis alone: 0 none, 1 the first, 2 both.
+        resolution_mode: levels above the pyramid that keep the resolution of the first axis: 0 none, 1 the first, 2
+            both.
         patch_size: largest input, in voxels (z, y, x).
         deep_supervision: return logits of the first four levels, full resolution first.
 
@@ -443,9 +444,9 @@ class PCTNet(FoundationNetwork):
     def resolve_arguments(
         cls, arguments: Mapping[str, Any], *, patch_size: Sequence[int], spacing: Sequence[float]
     ) -> dict[str, Any]:
-        """Fix the patch to the plan's, rounded up to what the levels divide."""
+        """Set ``patch_size`` to the plan's patch, rounded up to a legal size."""
         multiple = _reductions(arguments["resolution_mode"])[-1]
-        legal = [-(-edge // step) * step for edge, step in zip(patch_size, multiple, strict=True)]
+        legal = [-(-size // step) * step for size, step in zip(patch_size, multiple, strict=True)]
         if legal == list(multiple):  # batch norm needs more than one element per channel
             legal[-1] *= 2
         return {**arguments, "patch_size": legal}
@@ -483,7 +484,7 @@ class PCTNet(FoundationNetwork):
         return {name for name, _ in self.named_parameters() if name.endswith(TABLE)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's layer groups for layer decay: stem, the pyramid's encoder level by level, and all the rest."""
+        """timm's layer groups for layer decay: stem, the pyramid's encoder level by level, and all others."""
         levels = ("convtrans_e2", "down3|convtrans_e3", "down4|convtrans_e4")
         blocks = [(rf"^pyramid_ct\.(?:{level})\.", (depth,)) for depth, level in enumerate(levels)]
         return {"stem": r"^embeddings\.", "blocks": blocks}
@@ -492,9 +493,9 @@ class PCTNet(FoundationNetwork):
         """The patch size.
 
         Raises:
-            ValueError: for an input that exceeds it.
+            ValueError: for a larger input.
         """
-        if any(edge > limit for edge, limit in zip(size, self.patch_size, strict=True)):
+        if any(length > limit for length, limit in zip(size, self.patch_size, strict=True)):
             raise InvalidValueError(
                 f"an input of {list(size)} exceeds {self.patch_size}, the patch that this PCT-Net was built for; "
                 "plan for a patch of that size",
@@ -503,7 +504,7 @@ class PCTNet(FoundationNetwork):
         return list(self.patch_size)
 
     def from_official(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Fit bias tables that were learned with another window, and let the network keep its index for them.
+        """Fit bias tables of another window size, with the network's own index.
 
         Raises:
             ValueError: if the state dict is not a PCT-Net's.

@@ -1,7 +1,7 @@
 """SPAD-Nets' segmentation network: a ViT with feature pyramid and U-Net decoder (Luo et al., arXiv 2312.07630).
 
-Structure, names and numbers are those of the official fine-tuning code (function2-llx/PUMIT, conf/downstream), so its
-files load as they are. That code fixes the patch depth to 4; how other depths shape the network is told in `SPADNet`.
+Structure, names and numbers are those of the official fine-tuning code (function2-llx/PUMIT, conf/downstream), so that
+its files load directly. That code has a patch depth of 4; `SPADNet` describes the network for other depths.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.networks.spad_convolution import anisotropy_degree, depth_stride, sum_depth
 from nnunet_fm.networks.spad_vit import SpadViT, resample_positions
 
-PATCH_EDGE = 16
-"""In-plane edge of the ViT's patches, and their depth where voxels are cubic."""
+PATCH_SIZE = 16
+"""In-plane size of the ViT's patches, and their depth for cubic voxels."""
 
 PLANE_STRIDES = (1, 2, 4, 8, 16, 32)
 """In-plane strides of the feature maps, from the full resolution to half that of the tokens."""
@@ -29,7 +29,7 @@ SLOPE = 0.01
 
 PATCH_KERNEL, POSITIONS = "backbone.patch_embed.proj.weight", "backbone.pos_embed"
 IMAGE_KERNEL = "decoder.encode_layers.0.blocks.0.conv1.conv.weight"
-"""The second weight that depends on the input channels; not of one shape with the patch kernel."""
+"""The second weight that depends on the input channels, beside the patch kernel."""
 
 Stride = tuple[int, int, int]
 
@@ -40,13 +40,13 @@ def _strides(degree: int) -> list[Stride]:
 
 
 def _degree(patch_depth: int) -> int:
-    """The degree of anisotropy that patches of this depth are made for."""
+    """Degree of anisotropy for patches of this depth."""
     if patch_depth not in (16, 8, 4, 2, 1):
         raise InvalidValueError(
             f"spad_patch_depth is {patch_depth}, legal are 16, 8, 4, 2 and 1 (in plans also auto)",
             code="argument-value",
         )
-    return (PATCH_EDGE // patch_depth).bit_length() - 1
+    return (PATCH_SIZE // patch_depth).bit_length() - 1
 
 
 def _between(fine: Stride, coarse: Stride) -> Stride:
@@ -54,7 +54,7 @@ def _between(fine: Stride, coarse: Stride) -> Stride:
     return coarse[0] // fine[0], coarse[1] // fine[1], coarse[2] // fine[2]
 
 
-def _enlarge(in_channels: int, out_channels: int, stride: Stride) -> nn.ConvTranspose3d:
+def _upsampling(in_channels: int, out_channels: int, stride: Stride) -> nn.ConvTranspose3d:
     return nn.ConvTranspose3d(in_channels, out_channels, stride, stride)
 
 
@@ -85,7 +85,7 @@ class SpadDoubleConv(nn.Module):
 
 
 class EncodeLayer(nn.Module):
-    """A step of the full-resolution branch downwards."""
+    """A downsampling step of the full-resolution branch."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Stride, stride: Stride) -> None:
         super().__init__()
@@ -96,11 +96,11 @@ class EncodeLayer(nn.Module):
 
 
 class UpLayer(nn.Module):
-    """Enlarge a map, join it with the next finer one, convolve twice."""
+    """Upsample a feature map, concatenate it with the next finer one, convolve twice."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Stride, stride: Stride) -> None:
         super().__init__()
-        self.upsample = _enlarge(in_channels, out_channels, stride)
+        self.upsample = _upsampling(in_channels, out_channels, stride)
         self.conv = SpadDoubleConv(2 * out_channels, out_channels, kernel)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -108,13 +108,13 @@ class UpLayer(nn.Module):
 
 
 class SegmentationViT(SpadViT):
-    """The ViT with a feature pyramid: four maps of one width, at in-plane strides 4, 8, 16 and 32.
+    """The ViT with a feature pyramid: four feature maps of one width, at in-plane strides 4, 8, 16 and 32.
 
     Args:
         in_channels: image channels.
-        degree: the degree of anisotropy for which the network is built, once and for all.
-        pos_embed_shape, width, num_heads: as in `SpadViT`.
-        out_blocks: the four blocks, counted from 0, whose tokens become maps; the last one ends the network.
+        degree: fixed degree of anisotropy of the network.
+        pos_embed_shape, width, num_heads: see `SpadViT`.
+        out_blocks: the four blocks, counted from 0, whose tokens become feature maps; the last is the network's last.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class SegmentationViT(SpadViT):
     ) -> None:
         super().__init__(
             in_channels,
-            patch_size=(depth_stride(PATCH_EDGE, degree), PATCH_EDGE, PATCH_EDGE),
+            patch_size=(depth_stride(PATCH_SIZE, degree), PATCH_SIZE, PATCH_SIZE),
             pos_embed_shape=pos_embed_shape,
             width=width,
             depth=out_blocks[-1] + 1,
@@ -138,31 +138,31 @@ class SegmentationViT(SpadViT):
         self.out_blocks = tuple(out_blocks)
         self.norms = nn.ModuleList(nn.InstanceNorm3d(width, affine=True) for _ in out_blocks)
         by_4, by_8, by_16, by_32 = _strides(degree)[2:]
-        to_8, to_4 = _enlarge(width, width, _between(by_8, by_16)), _enlarge(width, width, _between(by_4, by_8))
+        to_8, to_4 = _upsampling(width, width, _between(by_8, by_16)), _upsampling(width, width, _between(by_4, by_8))
         self.fpn = nn.ModuleList(
             [
                 nn.Sequential(to_8, nn.InstanceNorm3d(width, affine=True), nn.GELU(), to_4),
-                _enlarge(width, width, _between(by_8, by_16)),
+                _upsampling(width, width, _between(by_8, by_16)),
                 nn.Identity(),
                 nn.MaxPool3d(_between(by_16, by_32)),
             ]
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Maps of ``(B, C, Z, Y, X)``, finest first."""
+        """Feature maps of ``(B, C, Z, Y, X)``, finest first."""
         tokens, grid = self.forward_blocks(x)
         patches = [tokens[block][:, 1:].transpose(1, 2).unflatten(2, grid) for block in self.out_blocks]
         return [scale(norm(p)) for p, norm, scale in zip(patches, self.norms, self.fpn, strict=True)]
 
 
 class PyramidDecoder(nn.Module):
-    """U-Net decoder over the maps of the pyramid.
+    """U-Net decoder over the feature maps of the pyramid.
 
     Args:
-        in_channels: width of the maps that come in.
-        channels: widths of the decoder's own maps, finest first.
-        kernels: of its convolutions, finest first.
-        strides: of the maps relative to the input, finest first.
+        in_channels: channels of the pyramid's feature maps.
+        channels: channels of the decoder's feature maps, finest first.
+        kernels: kernel sizes of its convolutions, finest first.
+        strides: strides of the feature maps relative to the input, finest first.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class PyramidDecoder(nn.Module):
         )
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The three enlarged maps, finest first."""
+        """The three upsampled feature maps, finest first."""
         *skips, x = [lateral(m) for lateral, m in zip(self.laterals, maps, strict=True)]
         out = []
         for layer, skip in zip(reversed(self.layers), reversed(skips), strict=True):
@@ -190,18 +190,18 @@ class FullResolutionDecoder(nn.Module):
 
     Args:
         input_channels: image channels.
-        width: of the pyramid's maps.
-        channels: widths of the maps at in-plane strides 1 to 32.
-        degree: as in `SegmentationViT`.
+        width: channels of the pyramid's feature maps.
+        channels: channels of the feature maps at in-plane strides 1 to 32.
+        degree: see `SegmentationViT`.
     """
 
     deep_supervision: bool = False
-    """Where nnU-Net switches the outputs: see `SPADNet.deep_supervision`."""
+    """Flag that nnU-Net sets, see `SPADNet.deep_supervision`."""
 
     def __init__(self, input_channels: int, width: int, channels: Sequence[int], degree: int) -> None:
         super().__init__()
         strides = _strides(degree)
-        # Thick slices are not mixed: a kernel is 3 deep only where voxels have become about cubic.
+        # Thick slices are not mixed: a kernel has depth 3 only once voxels are about cubic.
         kernels: list[Stride] = [(3 if s >> degree else 1, 3, 3) for s in PLANE_STRIDES]
         self.inner = PyramidDecoder(width, channels[2:], kernels[2:], strides[2:])
         ins = (input_channels, channels[0])
@@ -212,7 +212,7 @@ class FullResolutionDecoder(nn.Module):
         )
 
     def forward(self, image: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps at in-plane strides 1, 2, 4 and 8."""
+        """Feature maps at in-plane strides 1, 2, 4 and 8."""
         full = self.encode_layers[0](image)
         half = self.encode_layers[1](full)
         quarter, eighth, _ = self.inner(maps)
@@ -223,10 +223,9 @@ class FullResolutionDecoder(nn.Module):
 class SPADNet(FoundationNetwork):
     """SPAD-Nets (PUMIT) for segmentation.
 
-    The patch depth, 16 voxels halved once for every power of two by which slices are thicker than pixels are wide,
-    says for which anisotropy the network is built. It determines the stride along depth of every layer by the rule
-    of spatially adaptive convolutions: in-plane stride s goes with depth stride max(s * patch depth / 16, 1).
-    With depth 4 that is the published network; other depths of it are not published.
+    The patch depth sets the anisotropy for which the network is built: 16 voxels, halved for every power of two in the
+    ratio of slice thickness to pixel size. It determines the depth stride of every layer by the rule of spatially
+    adaptive convolutions, max(s * patch depth / 16, 1) for the in-plane stride s. The published network has depth 4.
 
     Args:
         input_channels: image channels.
@@ -234,12 +233,12 @@ class SPADNet(FoundationNetwork):
         spad_patch_depth: 16, 8, 4, 2 or 1 voxels.
         pos_embed_shape: grid ``(z, y, x)`` to which pre-trained position embeddings are resampled on loading.
         num_outputs: outputs with a segmentation head, 1 (full resolution only) to 4.
-        width: of a token.
-        num_heads: of the attention.
-        out_blocks: blocks of the ViT, counted from 0, that feed the four levels of the pyramid.
-        channels: of the decoder's maps, from full resolution down.
-        unit_channels: image channels that come in [0, 1], which the network shifts to [-1, 1]; all others are taken as
-            they are. Voxels that nnU-Net pads with 0 are then the darkest ones, not the middle of the range.
+        width: channels of a token.
+        num_heads: attention heads.
+        out_blocks: blocks of the ViT, counted from 0, for the four levels of the pyramid.
+        channels: channels of the decoder's feature maps, from full resolution down.
+        unit_channels: image channels in [0, 1], which the network scales to [-1, 1]; others are not changed. So voxels
+            that nnU-Net pads with 0 are the darkest, not the middle of the range.
         deep_supervision: return logits of all heads, full resolution first.
 
     Raises:
@@ -290,21 +289,21 @@ class SPADNet(FoundationNetwork):
     def resolve_arguments(
         cls, arguments: Mapping[str, Any], *, patch_size: Sequence[int], spacing: Sequence[float]
     ) -> dict[str, Any]:
-        """``spad_patch_depth: auto`` becomes the depth that the model's rule gives for the plan's spacing.
+        """Replace ``spad_patch_depth: auto`` by the depth for the plan's spacing.
 
         Raises:
             ValueError: for an illegal patch depth.
         """
         resolved = dict(arguments)
         if resolved.get("spad_patch_depth") == "auto":
-            resolved["spad_patch_depth"] = depth_stride(PATCH_EDGE, anisotropy_degree(spacing, PATCH_EDGE))
+            resolved["spad_patch_depth"] = depth_stride(PATCH_SIZE, anisotropy_degree(spacing, PATCH_SIZE))
         _degree(resolved.get("spad_patch_depth", 4))
         return resolved
 
     @property
     def decoder(self) -> FullResolutionDecoder:
-        """The official submodule of this name; nnU-Net finds its switch for deep supervision here."""
-        return self.__getattr__("decoder")  # torch's look-up, which this property hides
+        """The official submodule of this name, whose flag for deep supervision nnU-Net sets."""
+        return self.__getattr__("decoder")  # torch's look-up of submodules, which this property hides
 
     @property
     def deep_supervision(self) -> bool:
@@ -332,7 +331,7 @@ class SPADNet(FoundationNetwork):
         return {"backbone.cls_token", "backbone.pos_embed", *biases}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's layer groups for layer decay: the embeddings, every block of the ViT, and all the rest."""
+        """timm's layer groups for layer decay: the embeddings, every block of the ViT, and all others."""
         stem = r"^backbone\.(?:cls_token|pos_embed|patch_embed)"
         return {"stem": stem, "blocks": [(r"^backbone\.blocks\.(\d+)\.", None)]}
 
@@ -356,12 +355,11 @@ class SPADNet(FoundationNetwork):
     def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Fit an official state dict to this network.
 
-        A pre-training file names the backbone's tensors without a prefix, a fine-tuned one has the names of this
-        network. Patch kernels are summed along depth to the network's patch depth and position embeddings are
-        resampled; everything else stays as it is.
+        A pre-training file has the backbone's names without a prefix, a fine-tuned one the names of this network. Patch
+        kernels are summed along depth to the network's patch depth, and position embeddings are resampled.
 
         Raises:
-            ValueError: for a file of another model, or one whose patches are less deep than the network's.
+            ValueError: for a file of another model, or one with a smaller patch depth than the network's.
         """
         prefix = "" if any(name.startswith("backbone.") for name in state_dict) else "backbone."
         ours = {prefix + name: tensor for name, tensor in state_dict.items()}

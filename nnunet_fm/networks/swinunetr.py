@@ -20,17 +20,10 @@ from torch.nn import functional as F
 from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.networks.window_attention import WindowAttention
-from nnunet_fm.published_quirks import merging_padding
+from nnunet_fm.published_quirks import MERGED, merging_padding
 
 LEVELS = 5
 """Halvings from the image to the bottleneck: the patch embedding and four stages."""
-
-MERGED = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
-"""Offsets (depth, height, width) of the sub-grids that patch merging concatenates, in MONAI up to 1.4.
-
-Two come twice and two are missing. Later versions of MONAI take every sub-grid once, which changes outputs but no names
-or shapes. All published SwinUNETR weights that are known were trained with this order.
-"""
 
 UNUSED = re.compile(r"^encoder(2|3|4|10)\.layer\.conv3\.")
 """Shortcut convolutions that MONAI 0.8 created for blocks of equal widths, saved, and never applied."""
@@ -99,21 +92,21 @@ def up_block(in_channels: int, out_channels: int) -> UnetrUpBlock:
 
 
 def swin_groups(coarse: bool = False) -> dict[str, Any]:
-    """The layers of ``swinViT`` from the input on, in timm's format for layer decay; all others come after them."""
+    """Layers of ``swinViT`` from the input on, in timm's format for layer decay; all others come after them."""
     stage = r"^swinViT\.layers(\d+)"
-    # timm's mark for what goes with the layer before: a merging has the rate of the block that it follows.
+    # 99999 is timm's mark for a module of the previous layer: a merging has the learning rate of the block before it.
     blocks = [(rf"{stage}\.0\.blocks\.(\d+)", None), (rf"{stage}\.0\.downsample", (99999,))]
     return {"stem": r"^swinViT\.patch_embed", "blocks": stage if coarse else blocks}
 
 
 class SwinUNETR(FoundationNetwork):
-    """SwinUNETR, as SuPreM fine-tunes it.
+    """SwinUNETR as fine-tuned by SuPreM.
 
     Args:
         input_channels: image channels.
         num_classes: output channels.
         feature_size: channels at full resolution; each halving after the first doubles them.
-        axes: order of the spatial axes that the weights know, ``zyx`` or ``xyz``.
+        axes: order of the spatial axes in which the weights were trained, ``zyx`` or ``xyz``.
         deep_supervision: without effect, there is one output.
     """
 
@@ -176,10 +169,9 @@ class SwinUNETR(FoundationNetwork):
         return swin_groups(coarse)
 
     def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Own names from those of a fine-tuned network or of a self-supervised file.
+        """Convert names of a fine-tuned network or of a self-supervised file.
 
-        Of a self-supervised file, what only its pretext task needs is left out; of files by MONAI 0.8, the
-        convolutions that are never applied.
+        Tensors of the pretext task, and idle convolutions of MONAI 0.8, are left out.
 
         Raises:
             ValueError: for the weights of DAE.
@@ -196,7 +188,7 @@ class SwinUNETR(FoundationNetwork):
 class DAE(SwinUNETR):
     """SwinUNETR with two convolutions as its patch embedding (Valanarasu et al., DAE, arXiv 2307.16896).
 
-    Arguments as `SwinUNETR`.
+    Arguments are those of `SwinUNETR`.
     """
 
     def __init__(
@@ -216,7 +208,7 @@ class DAE(SwinUNETR):
         self.keys_to_in_proj = ("swinViT.patch_embed.proj.conv1.conv", *self.keys_to_in_proj[1:])
 
     def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """As `SwinUNETR.from_official`.
+        """See `SwinUNETR.from_official`.
 
         Raises:
             ValueError: for weights of a SwinUNETR with the plain patch embedding.
@@ -234,10 +226,10 @@ class DAE(SwinUNETR):
 
 
 def own_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict under the network's names, without what the network has no use for.
+    """Convert a state dict to the network's names, without tensors that the network does not have.
 
-    Self-supervised files call the transformer ``encoder``, count its stages twice (``layers1.0.0``), and some call the
-    layers of its perceptrons ``fc1`` and ``fc2``.
+    Self-supervised files call the transformer ``encoder``, have a further index for its stages (``layers1.0.0``), and
+    some call the layers of its MLPs ``fc1`` and ``fc2``.
     """
     self_supervised = any(name.startswith("encoder.") for name in state_dict)
     own = {}

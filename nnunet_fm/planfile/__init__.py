@@ -1,1 +1,1 @@
-"""Plan files: their schema, reading them without trust, and what a training takes from one."""
+"""Plan files: schema, untrusted reading, writing, and the training configuration of a plan."""

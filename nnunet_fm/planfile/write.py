@@ -14,7 +14,7 @@ from nnunet_fm.planfile.schema import KEY, PlanError
 
 
 def write_json(content: Any, target: Path) -> None:
-    """Write a JSON file in one step, indented as nnU-Net's; raises as `replacing`."""
+    """Write a JSON file in one step, indented like nnU-Net's."""
     write_text(target, json.dumps(content, indent=4))
 
 

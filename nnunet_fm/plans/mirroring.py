@@ -83,10 +83,10 @@ def choose_mirroring(recipe: Recipe, wish: object, variant: str, data: Data, dim
     """Choose the axes of a patch that a training flips and its predictions mirror.
 
     Args:
-        recipe: with the augmentation that is planned.
-        wish: what the user asked for, see `read_mirror`; None leaves the choice to labels and variant.
-        variant: of the card.
-        data: the dataset that is trained on.
+        recipe: recipe with the planned augmentation.
+        wish: the user's choice, see `read_mirror`; None leaves it to labels and variant.
+        variant: name of the card's variant.
+        data: the training dataset.
         dim: axes of a patch.
 
     Raises:

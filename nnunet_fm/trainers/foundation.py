@@ -103,7 +103,7 @@ class fm_trainer(BudgetTrainer):
         for warning in filter(None, warnings):
             self.print_to_log_file(f"WARNING: {warning}")
 
-    # What is trained
+    # Network, weights, optimiser, loss
 
     def _do_i_compile(self) -> bool:
         """Compile where nnU-Net does; the lookups of the feature cache cannot be compiled."""

@@ -132,7 +132,7 @@ class BudgetTrainer(nnUNetTrainer):
     # Before the training
 
     def initialize(self) -> None:
-        """Check what the training needs, and build network, optimiser and loss from the seed.
+        """Check the training's requirements, and build network, optimiser and loss from the seed.
 
         Raises:
             FolderBusyError: if another process trains in the fold's folder, before anything is built.

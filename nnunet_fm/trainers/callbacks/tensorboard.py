@@ -1,4 +1,4 @@
-"""TensorBoard for trainings, switched on as nnU-Net's Weights & Biases is: ``nnUNet_tensorboard_enabled=1``."""
+"""TensorBoard for trainings, enabled by ``nnUNet_tensorboard_enabled=1`` like nnU-Net's Weights & Biases."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nnunet_fm.networks.spad_vit import SpadViT
-from nnunet_fm.networks.spadnet import PATCH_EDGE, SPADNet
+from nnunet_fm.networks.spadnet import PATCH_SIZE, SPADNet
 from nnunet_fm.weights.load import adapt_channels
 from tests.parity.cases import Case, NotSupportedError
 
@@ -23,14 +23,14 @@ def _patch_size(arguments: dict[str, Any]) -> list[int]:
     stated = arguments.get("patch_size")
     if stated is None:
         found = re.search(r"patch(?:_size)?\W+(\d+)", str(arguments.get("class", "")))
-        stated = int(found[1]) if found else PATCH_EDGE
+        stated = int(found[1]) if found else PATCH_SIZE
     return list(stated) if isinstance(stated, (list, tuple)) else [stated] * 3
 
 
 def _network(arguments: dict[str, Any], classes: int) -> SPADNet:
     depth, *plane = _patch_size(arguments)
-    if plane != [PATCH_EDGE] * 2:
-        raise NotSupportedError(f"our patches are {PATCH_EDGE} voxels wide, not {plane}")
+    if plane != [PATCH_SIZE] * 2:
+        raise NotSupportedError(f"our patches are {PATCH_SIZE} voxels wide, not {plane}")
     return SPADNet(
         arguments.get("in_channels", 1),
         classes,
