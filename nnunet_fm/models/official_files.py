@@ -30,7 +30,7 @@ AS_PUBLISHED, AS_PINNED = "as published", "publisher's unknown"
 FITS = "shapes fit, publisher's hash unknown"
 """State of a file after a check, where the publisher gives no hash."""
 Bar = Callable[[str], Callable[[float, float | None], None]]
-"""Adds a progress bar of a name; what it returns is called with the bytes done and the bytes in all."""
+"""Adds a progress bar of a name; returns a function of the bytes so far and in all."""
 
 
 @dataclass(frozen=True)

@@ -70,12 +70,12 @@ def locate(checkpoint: str, file_names: Sequence[str], *, page: str, instead: st
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal, remembered in ``.sha256.json`` beside it until size or time change."""
+    """SHA-256 of a file in hexadecimal, cached in ``.sha256.json`` beside it until its size or time changes."""
     return file_hash(path, "sha256")
 
 
 def file_hash(path: Path, algorithm: str) -> str:
-    """Hash of a file in hexadecimal by ``sha256`` or ``md5``, remembered as by `sha256`."""
+    """Hash of a file in hexadecimal by ``sha256`` or ``md5``, cached like that of `sha256`."""
     digest = known_hash(path, algorithm)
     if digest is None:
         digest = _hash_of_version(path, algorithm, **_stamp(path))
@@ -84,7 +84,7 @@ def file_hash(path: Path, algorithm: str) -> str:
 
 
 def remember_hash(path: Path, digest: str, algorithm: str = "sha256") -> None:
-    """Remember a hash for `file_hash`; a folder that is shared read-only is left as it is."""
+    """Cache a hash for `file_hash`; in a read-only folder nothing is written."""
     memory = path.with_name(HASH_FILE)
     others = {name: entry for name, entry in _read_json(memory).items() if path.with_name(name).exists()}
     with contextlib.suppress(OSError):
@@ -92,13 +92,13 @@ def remember_hash(path: Path, digest: str, algorithm: str = "sha256") -> None:
 
 
 def known_hash(path: Path, algorithm: str = "sha256") -> str | None:
-    """Hash of a file if it is remembered; None if it would have to be computed."""
+    """Cached hash of a file; None if it would have to be computed."""
     digest = _known(path).get(algorithm)
     return digest if isinstance(digest, str) else None
 
 
 def _known(path: Path) -> dict[str, Any]:
-    """What is remembered of this version of a file."""
+    """Cached entry of the present version of a file; empty without one."""
     entry = _read_json(path.with_name(HASH_FILE)).get(path.name)
     return entry if isinstance(entry, dict) and {**entry, **_stamp(path)} == entry else {}
 
@@ -121,11 +121,12 @@ def pinned(path: Path) -> str | None:
 
 
 def check_hash(path: Path, expected: Mapping[str, str | None], name: str | None = None) -> None:
-    """Compare a file's hash with those expected, and with the pinned one.
+    """Compare a file's hash with the expected ones and with the pinned one.
 
     Args:
-        expected: where a hash comes from, for the message -> a SHA-256, ``sha256:…`` or ``md5:…``; the first digits of
-            a hash are enough. None is no expectation.
+        path: the file.
+        expected: origin of a hash, for the message -> a SHA-256, ``sha256:…`` or ``md5:…``, of which the first digits
+            are enough; None is not compared.
         name: name under which the file is pinned, if not its own.
 
     Raises:
@@ -155,7 +156,7 @@ def split_hash(digest: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=64)
 def _hash_of_version(path: Path, algorithm: str, size: int, mtime_ns: int) -> str:
-    """Computed once in a process, for folders in which nothing can be remembered."""
+    """Computed once per process, for folders that cannot be written."""
     return compute_hash(path, algorithm)
 
 
@@ -165,12 +166,12 @@ def _stamp(path: Path) -> dict[str, int]:
 
 
 def compute_sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal; nothing is written anywhere."""
+    """Compute the SHA-256 of a file in hexadecimal, without any cache."""
     return compute_hash(path, "sha256")
 
 
 def compute_hash(path: Path, algorithm: str) -> str:
-    """Hash of a file in hexadecimal by ``sha256`` or ``md5``; nothing is written anywhere."""
+    """Compute the hash of a file in hexadecimal by ``sha256`` or ``md5``, without any cache."""
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):

@@ -80,11 +80,10 @@ def download(
         url: ``https://…`` or ``hf://owner/repository/file``.
         target: path of the finished file; its folder is created.
         size: bytes that the file must have, if known.
-        expected: hashes that the file must have, as for `check_hash`; a hash pinned earlier and one that the hub gives
-            are added.
-        members: names of the file in an archive, where the address is that of a zip.
-        check: called with the complete file, raises for one that is no good.
-        progress: told about every piece.
+        expected: hashes that the file must have, see `check_hash`; a hash pinned earlier and that of the hub are added.
+        members: names of the file in an archive, if the address is that of a zip.
+        check: function that raises a ValueError for a complete file that cannot be used.
+        progress: function called after every piece.
 
     Returns:
         SHA-256 of the file.
