@@ -128,7 +128,7 @@ def is_archive(url: str) -> bool:
 
 def _fetch(url: str, partial: Path, size: int | None, progress: Progress) -> str | None:
     """Complete ``partial``, from its end on if the server still has the same file; return the hub's hash."""
-    have, tag = _at_hand(partial)
+    have, tag = _unfinished(partial)
     if have and have == size:
         return None
     redirects = _Redirects()
