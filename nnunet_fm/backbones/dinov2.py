@@ -42,7 +42,7 @@ class DINOv2(ViTBackbone):
         sizes = (image_size, image_size) if isinstance(image_size, int) else image_size
         if any(length < PATCH_SIZE or length % PATCH_SIZE for length in sizes):
             raise InvalidValueError(
-                f"DINOv2 takes image edges that are multiples of {PATCH_SIZE}, got {image_size}", code="image-edges"
+                f"DINOv2 takes image sizes that are multiples of {PATCH_SIZE}, got {image_size}", code="image-edges"
             )
         name = f"vit_{size}_patch{PATCH_SIZE}{'_reg4' if registers else ''}_dinov2"
         self.vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=sizes)

@@ -39,7 +39,7 @@ class MAE(ViTBackbone):
         sizes = (image_size, image_size) if isinstance(image_size, int) else image_size
         if any(length < self.patch_size or length % self.patch_size for length in sizes):
             raise InvalidValueError(
-                f"MAE {size} takes image edges that are multiples of {self.patch_size}, got {image_size}",
+                f"MAE {size} takes image sizes that are multiples of {self.patch_size}, got {image_size}",
                 code="image-edges",
             )
         name = f"vit_{size}_patch{self.patch_size}_224.mae"

@@ -42,7 +42,7 @@ class ResNet(Backbone):
         self.sizes = (image_size, image_size) if isinstance(image_size, int) else image_size
         if any(length < self.patch_size or length % self.patch_size for length in self.sizes):
             raise InvalidValueError(
-                f"this ResNet takes image edges that are multiples of {self.patch_size}, got {image_size}",
+                f"this ResNet takes image sizes that are multiples of {self.patch_size}, got {image_size}",
                 code="image-edges",
             )
         whole = torchvision.models.get_model(f"resnet{layers}", weights=None)

@@ -151,7 +151,7 @@ class SAM(Backbone):
         sizes = (image_size, image_size) if isinstance(image_size, int) else image_size
         if any(length < PATCH_SIZE or length % PATCH_SIZE for length in sizes):
             raise InvalidValueError(
-                f"SAM takes image edges that are multiples of {PATCH_SIZE}, got {image_size}", code="image-edges"
+                f"SAM takes image sizes that are multiples of {PATCH_SIZE}, got {image_size}", code="image-edges"
             )
         self.embed_dim = embed_dim
         self.depth = depth

@@ -84,7 +84,7 @@ class FoundationNetwork(AbstractDynamicNetworkArchitectures):
     """Whether 3D convolutions take most of the time, so that a CPU gains from the channels-last order."""
 
     load_report: object | None = None
-    """What became of every tensor of the official files, where `nnunet_fm.create_model` has loaded them."""
+    """Load report, if `nnunet_fm.create_model` has loaded official files."""
 
     _channels_last: bool = False
 

@@ -133,7 +133,7 @@ class SwinUNet(FoundationNetwork):
         multiple = PATCH_SIZE * 2**last
         if image_size < multiple or image_size % multiple:
             raise InvalidValueError(
-                f"this Swin-Unet takes an image edge that is a multiple of {multiple}, got {image_size}",
+                f"this Swin-Unet takes an image size that is a multiple of {multiple}, got {image_size}",
                 code="image-edges",
             )
         widths = [embed_dim * 2**i for i in range(last + 1)]

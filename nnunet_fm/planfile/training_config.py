@@ -231,13 +231,13 @@ def _check_feature_cache(config: TrainingConfig) -> None:
         )
     if config.adapter not in ("freeze", "ladder"):
         raise PlanError(
-            f"recipe.feature_cache keeps the maps of a frozen backbone, but the adapter is '{config.adapter}': train "
-            "with freeze or ladder, or plan with --set recipe.feature_cache=0",
+            f"recipe.feature_cache keeps feature maps of a frozen backbone, but the adapter is '{config.adapter}': "
+            "train with freeze or ladder, or plan with --set recipe.feature_cache=0",
             code="feature-cache",
         )
     if config.recipe.augmentation not in ("none", "flips"):
         raise PlanError(
-            f"recipe.feature_cache helps where slices come again as they were, and augmentation "
+            f"recipe.feature_cache is for slices that repeat unchanged, but augmentation "
             f"'{config.recipe.augmentation}' changes them each time: plan with --set recipe.augmentation=none, or "
             "with --set recipe.feature_cache=0",
             code="feature-cache",

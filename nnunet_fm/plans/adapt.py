@@ -212,7 +212,7 @@ def _check_options(options: AdaptOptions) -> None:
         )
     if options.recipe.get("sampling", "nnunet") != "nnunet":
         raise PlanError(
-            "recipe.sampling of an adaptation is nnunet: other ways look for classes in all label maps",
+            "an adaptation needs recipe.sampling=nnunet: all other ways of sampling read the label maps of all cases",
             code="recipe-sampling",
         )
 

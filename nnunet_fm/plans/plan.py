@@ -36,7 +36,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Decision(Generic[Value]):
-    """A planned value, where it comes from, and why.
+    """A planned value with its origin and reasons.
 
     Attributes:
         value: the planned value; None for an observation.

@@ -127,9 +127,7 @@ class AdaptingTrainer(fm_trainer):
                 code="source-missing",
             )
         if compute_sha256(file) != adaptation.sha256:
-            raise PlanError(
-                f"{file} is not what it was when the adaptation was planned: {again}", code="source-changed"
-            )
+            raise PlanError(f"{file} has changed since the adaptation was planned: {again}", code="source-changed")
         return file
 
     def _build_loss(self) -> nn.Module:

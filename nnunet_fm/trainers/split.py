@@ -68,7 +68,7 @@ def few_cases(
         return first_cases(training, wanted, seed)
     except ValueError:
         raise PlanError(
-            f"plans '{plans_name}' want train_cases={wanted}, but fold {fold} of {dataset} has {len(training)} "
+            f"plans '{plans_name}' have train_cases={wanted}, but fold {fold} of {dataset} has {len(training)} "
             f"training cases: plan with --train-cases {len(training)} or less",
             code="cases-few",
         ) from None

@@ -301,7 +301,7 @@ def _check_stored(path: Path) -> None:
 
 
 def _unreadable(path: Path, message: str) -> WeightsFileError:
-    """The error for what `torch.load` says of a file."""
+    """Error for a message of `torch.load` about a file."""
     refused = re.search(r"GLOBAL (\w\S*) (?:was not an allowed|whose module)", message)
     if refused:
         return WeightsFileError(

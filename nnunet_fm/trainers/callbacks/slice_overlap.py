@@ -86,7 +86,7 @@ class SliceOverlap(Callback):
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was gathered."""
+        """Set all sums to zero."""
         self.sums = [0.0, 0.0, 0.0]
         """Sum of Dice, sum of intersection over union, number of slices with a class in target or prediction."""
 
