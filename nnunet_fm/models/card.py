@@ -36,7 +36,7 @@ class ScratchRecipe(_CardPart):
 
 
 class Recipe(_CardPart):
-    """How a network is trained; a plan carries one, and ``--set recipe.<field>=<value>`` changes a field."""
+    """Recipe of a training, stored in the plan; ``--set recipe.<field>=<value>`` changes a field."""
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: PositiveFloat = 1e-2
@@ -201,7 +201,7 @@ class Geometry(_CardPart):
 
 
 class Intensity(_CardPart):
-    """How grey values reach the network.
+    """Normalisation of grey values.
 
     ``zscore``: per image, nnU-Net's ZScoreNormalization. ``ct``: nnU-Net's CTNormalization with the dataset's own
     numbers. ``window``: clip to ``window`` (HU) and scale to ``range``, as CTNormalization with edited numbers.

@@ -75,7 +75,7 @@ class WeightsEntry(BaseModel):
 
 
 class Adaptation(BaseModel):
-    """How a model of one dataset, the source, is adapted to the dataset of the plan, the target.
+    """Adaptation of a model of one dataset, the source, to the dataset of the plan, the target.
 
     Args:
         method: self-training, or minimising the entropy of the predictions.

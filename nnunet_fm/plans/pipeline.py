@@ -124,7 +124,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TrainingLength:
-    """How long a training takes.
+    """Length of a training.
 
     Attributes:
         recipe: the recipe, with the length of nnU-Net's epochs.

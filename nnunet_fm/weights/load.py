@@ -62,7 +62,7 @@ class WeightsMismatchError(FMError, ValueError):
 
 @dataclass(frozen=True)
 class FileRules:
-    """How the names of an official file relate to those of a network.
+    """Rules that relate the names of an official file to those of a network.
 
     Attributes:
         prefix: only names that start with it belong to the network, and lose it; a file without any is taken as is.
@@ -105,7 +105,7 @@ class Match:
 
 @dataclass(frozen=True)
 class _Target:
-    """Which tensors of a network may be missing in the file, and which may be adapted."""
+    """Rules for the tensors of a network that may be missing in the file, or adapted."""
 
     path: str
     heads: tuple[str, ...]
