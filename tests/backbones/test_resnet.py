@@ -19,6 +19,7 @@ from nnunet_fm.backbones.resnet import ResNet
 from nnunet_fm.models.official import check, get_official
 from nnunet_fm.models.registry import get_card
 from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
+from tests.helpers.errors import fails
 from tests.helpers.official_weights import check_official
 from tests.helpers.small_networks import count, shapes
 
@@ -123,11 +124,11 @@ def test_blocks_after_the_last_one_asked_for_are_not_computed() -> None:
 def test_what_a_resnet_cannot_do_is_refused() -> None:
     assert image_multiple("resnet50") == 32
     for image_size in (225, 16, (224, 48)):
-        with pytest.raises(ValueError, match="multiples of 32"):
+        with fails("image-edges", "32"):
             on_meta(50, image_size)
-    with pytest.raises(ValueError, match="no tokens to refine"):
+    with fails("adapter-tokens"):
         on_meta(18).features(torch.empty(1, 3, 224, 224), (0,), refine=lambda _index, tokens: tokens)
-    with pytest.raises(ValueError, match="10 blocks, but the backbone has 8"):
+    with fails("head-maps", "10", "8"):
         on_meta(18).blocks_for(10)
 
 

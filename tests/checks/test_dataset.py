@@ -12,6 +12,7 @@ import pytest
 from nnunet_fm.checks import dataset as dataset_checks
 from nnunet_fm.checks import forecast, machine
 from tests.helpers.checks import GB, Usage, by_name, write_planned
+from tests.helpers.errors import fails
 
 
 def test_a_dataset_is_known_by_its_headers_and_plans(dataset: Path) -> None:
@@ -43,16 +44,16 @@ def test_without_images_the_fingerprint_counts(dataset: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "expected"),
     [
-        (("42", None, None), "there is no dataset 42"),
-        (("690", "3d_lowres", None), "no configuration '3d_lowres', only 2d, 3d_fullres, 3d_cascade_fullres"),
-        (("690", None, "FMPlans"), "no plans 'FMPlans', only nnUNetPlans"),
+        (("42", None, None), ("dataset-missing", "42")),
+        (("690", "3d_lowres", None), ("configuration-missing", "3d_lowres", "3d_fullres", "3d_cascade_fullres")),
+        (("690", None, "FMPlans"), ("plans-missing", "FMPlans", "nnUNetPlans")),
     ],
 )
-def test_what_is_not_there_is_named(dataset: Path, arguments: tuple[Any, ...], message: str) -> None:
+def test_what_is_not_there_is_named(dataset: Path, arguments: tuple[Any, ...], expected: tuple[str, ...]) -> None:
     write_planned(dataset)
-    with pytest.raises(dataset_checks.UnknownDatasetError, match=message):
+    with fails(*expected):
         dataset_checks.read(*arguments)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from nnunet_fm.metrics.scores_table import COLUMNS, METRICS, SLICE, read_scores
 from tests.helpers.commands import Command, make_command
+from tests.helpers.errors import assert_refused
 from tests.helpers.images import write_volume
 
 LABELS = {"background": 0, "liver": 1, "all": [1, 2], "ignore": 3}
@@ -106,14 +107,16 @@ def test_labels_and_ending_without_a_dataset_json(command: Command, folders: tup
 def test_missing_predictions(command: Command, folders: tuple[Path, Path]) -> None:
     (folders[0] / "b.nii.gz").rename(folders[0] / "c.nii.gz")
     code, out, err = command(*folders, *FAST)
-    assert code == 1 and out == "" and "1 of 2 references have no prediction" in err and "b.nii.gz; --chill" in err
+    assert code == 1 and out == ""
+    assert_refused(err, "predictions-missing", "1 of 2", "b.nii.gz", "--chill")
     code, out, err = command(*folders, *FAST, "--chill", "--json")
     assert code == 0 and json.loads(out)["cases"] == 1
     assert "1 of 2 references have no prediction and are left out" in err
     assert "1 of 2 predictions have no reference and are left out: c.nii.gz" in err
     (folders[0] / "a.nii.gz").unlink()
     code, _, err = command(*folders, *FAST, "--chill")
-    assert code == 1 and "no case" in err
+    assert code == 1
+    assert_refused(err, "predictions-missing")
 
 
 def test_swapped_folders_are_told(command: Command, folders: tuple[Path, Path]) -> None:
@@ -135,34 +138,48 @@ def test_warnings_are_one_line_each(command: Command, folders: tuple[Path, Path]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    ("arguments", "code", "expected"),
     [
-        (("--metrics", "F1"), 2, "'F1' is not one of Dice, Jaccard"),
-        (("--slice-axis", "w"), 2, "z, y, x"),
-        (("--tolerance", "-1"), 2, "no distance"),
-        (("--tolerance", "nan"), 2, "no distance"),
-        (("-o", "scores.xlsx"), 2, "neither in .csv nor in .json"),
-        (("--group-by", "case", "--size-from", "."), 2, "--group-by case"),
-        (("--empty", "one"), 2, "smoothed"),
-        (("-djfile", "nowhere.json"), 1, "nowhere.json"),
-        (("--size-from", "nowhere"), 1, "nowhere"),
+        (("--metrics", "F1"), 2, ("option-value", "F1", "Dice, Jaccard")),
+        (("--slice-axis", "w"), 2, ("option-value", "--slice-axis", "z, y, x")),
+        (("--tolerance", "-1"), 2, ("option-value", "--tolerance", "-1.0 mm")),
+        (("--tolerance", "nan"), 2, ("option-value", "--tolerance", "nan mm")),
+        (("-o", "scores.xlsx"), 2, ("option-value", "scores.xlsx", ".csv", ".json")),
+        (("--group-by", "case", "--size-from", "."), 2, ("option-conflict", "--size-from", "--group-by case")),
+        (("--size-from", "nowhere"), 1, ("label-maps-missing", "nowhere")),
     ],
 )
 def test_bad_arguments(
-    command: Command, folders: tuple[Path, Path], arguments: tuple[str, ...], code: int, message: str
+    command: Command,
+    folders: tuple[Path, Path],
+    arguments: tuple[str, ...],
+    code: int,
+    expected: tuple[str, ...],
 ) -> None:
     got, out, err = command(*folders, "-np", "1", *arguments)
-    assert got == code and message in " ".join(err.replace("│", " ").split()) and out == "" and "Traceback" not in err
+    assert got == code and out == ""
+    assert_refused(err, *expected)
+
+
+def test_values_that_are_no_choice_and_files_that_are_not_there(command: Command, folders: tuple[Path, Path]) -> None:
+    for arguments, code, fact in (
+        (("--empty", "one"), 2, "smoothed"),
+        (("-djfile", "nowhere.json"), 1, "nowhere.json"),
+    ):
+        got, out, err = command(*folders, "-np", "1", *arguments)
+        assert got == code and fact in err and out == "" and "Traceback" not in err
 
 
 def test_bad_folders(command: Command, folders: tuple[Path, Path], tmp_path: Path) -> None:
     assert command(folders[0], tmp_path / "nowhere")[0] == 1
     (tmp_path / "nothing").mkdir()
     code, _, err = command(folders[0], tmp_path / "nothing")
-    assert code == 1 and "no label maps" in err
+    assert code == 1
+    assert_refused(err, "label-maps-missing", tmp_path / "nothing")
     write_volume(folders[0] / "a.nii.gz", np.zeros((6, 10, 9), np.uint8))
     code, _, err = command(*folders, *FAST)
-    assert code == 1 and "a.nii.gz has size (6, 10, 9), its reference (6, 10, 10)" in err
+    assert code == 1
+    assert_refused(err, "grid-differs", "a.nii.gz", "(6, 10, 9)", "(6, 10, 10)")
 
 
 def test_help_states_the_conventions(command: Command) -> None:

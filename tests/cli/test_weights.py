@@ -21,6 +21,7 @@ from nnunet_fm.weights.cache import PIN_FILE, pinned
 from nnunet_fm.weights.load import FileRules, load_checkpoint
 from nnunet_fm.weights.slim import bases_of, slim_state_dict
 from tests.helpers.commands import Command, make_command
+from tests.helpers.errors import assert_refused
 from tests.helpers.weights_server import Server, digest, entry, running_server, save, serve, small_models
 
 
@@ -47,13 +48,6 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return make_command(monkeypatch, capsys, "weights")
 
 
-def reason(err: str) -> str:
-    """The one line that says why a command failed."""
-    last = err.strip().splitlines()[-1]
-    assert last.startswith("nnunet-fm: ") and "Traceback" not in err
-    return last
-
-
 def test_pull_puts_the_file_in_place(
     command: Command, models: dict[str, Checkpoint], server: Server, folder: Path, tmp_path: Path
 ) -> None:
@@ -73,7 +67,8 @@ def test_pull_goes_on_where_it_stopped(
     content = serve(server, save(tmp_path / "a"))
     server.cut["tiny.model"] = 5000
     code, _, err = command("pull", "tiny")
-    assert code == 1 and "the same command goes on from there" in reason(err)
+    assert code == 1
+    assert_refused(err, "download-interrupted")
     assert not (folder / "tiny.model").exists() and (folder / "tiny.model.part").stat().st_size == 5000
     code, _, err = command("pull", "tiny")
     assert code == 0, err
@@ -120,7 +115,8 @@ def test_another_file_than_published(
         models["tiny_ct"].bytes = len(content) + 1
     code, _, err = command("pull", "tiny")
     expected = ("0" * 64, found) if what == "hash" else (f"{len(content):,}", f"{len(content) + 1:,}")
-    assert code == 1 and all(part in reason(err) for part in expected)
+    assert code == 1
+    assert_refused(err, "weights-changed" if what == "hash" else "download-size", *expected)
     assert not list(folder.glob("tiny.model*")) and not pinned(folder / "tiny.model")
 
 
@@ -144,8 +140,9 @@ def test_a_file_that_does_not_load_is_removed(
     if kind != "other model":
         server.files["tiny.model"] = b"\x00" * 9000 if kind == "no checkpoint" else content[:-4000]
     code, _, err = command("pull", "tiny")
-    expected = {"no checkpoint": "no PyTorch checkpoint", "other model": "other shape", "cut": "cut off before its end"}
-    assert code == 1 and expected[kind] in reason(err)
+    assert code == 1
+    codes = {"no checkpoint": "weights-damaged", "other model": "weights-mismatch", "cut": "weights-cut-off"}
+    assert_refused(err, codes[kind], "tiny.model")
     assert not list(folder.glob("tiny.model*"))
 
 
@@ -156,7 +153,8 @@ def test_a_web_page_instead_of_a_file(
     server.html.add("login")
     server.redirects["tiny.model"] = server.url("login")
     code, _, err = command("pull", "tiny")
-    assert code == 1 and "web page" in reason(err) and "https://example.org/weights" in reason(err)
+    assert code == 1
+    assert_refused(err, "download-web-page", "https://example.org/weights")
     assert not list(folder.glob("tiny.model*"))
 
 
@@ -164,22 +162,26 @@ def test_not_found_and_not_there(
     command: Command, models: dict[str, Checkpoint], server: Server, tmp_path: Path
 ) -> None:
     code, _, err = command("pull", "tiny")
-    assert code == 1 and "404" in reason(err) and "nnunet-fm weights add" in reason(err)
+    assert code == 1
+    assert_refused(err, "server-refused", "404")
     models["tiny_ct"].urls = ["http://127.0.0.1:9/tiny.model"]
     code, _, err = command("pull", "tiny")
-    assert code == 1 and "cannot be read" in reason(err) and "https://example.org/weights" in reason(err)
+    assert code == 1
+    assert_refused(err, "server-unreachable", "https://example.org/weights")
 
 
 @pytest.mark.parametrize("address", ["http://example.org/a", "ftp://example.org/a", "file:///etc/passwd", "hf://a/b"])
 def test_only_https(command: Command, models: dict[str, Checkpoint], server: Server, address: str) -> None:
     models["tiny_ct"].urls = [address]
     code, _, err = command("pull", "tiny")
-    assert code == 1 and address in reason(err)
+    assert code == 1
+    assert_refused(err, "url-form" if address.startswith("hf") else "url-refused", address)
     if not address.startswith("hf"):
         models["tiny_ct"].urls = [server.url("tiny.model")]
         server.redirects["tiny.model"] = address
         code, _, err = command("pull", "tiny")
-        assert code == 1 and re.search("HTTPS only|not allowed", reason(err))
+        assert code == 1
+        assert_refused(err, "server-refused" if address.startswith("file") else "url-refused", "tiny.model")
 
 
 def test_hub_files_come_from_the_hubs_endpoint(
@@ -211,7 +213,8 @@ def test_the_hubs_hash_is_compared(
     models["tiny_ct"].urls = ["hf://owner/repository/tiny.pth"]
     server.linked["owner/repository/resolve/main/tiny.pth"] = "0" * 64
     code, _, err = command("pull", "tiny")
-    assert code == 1 and "0" * 64 in reason(err) and "hub" in reason(err)
+    assert code == 1
+    assert_refused(err, "weights-changed", "0" * 64, "hub")
     server.linked["owner/repository/resolve/main/tiny.pth"] = hashlib.sha256(content).hexdigest()
     assert command("pull", "tiny")[0] == 0
 
@@ -221,7 +224,8 @@ def test_addresses_are_tried_in_order(
 ) -> None:
     models["tiny_ct"].urls = [server.url("gone.model"), server.url("tiny.model")]
     code, _, err = command("pull", "tiny")
-    assert code == 1 and "gone.model answered 404" in reason(err) and "tiny.model answered 404" in reason(err)
+    assert code == 1
+    assert_refused(err, "server-refused", "gone.model", "tiny.model", "404")
     content = serve(server, save(tmp_path / "a"))
     assert command("pull", "tiny")[0] == 0
     assert (folder / "tiny.model").read_bytes() == content
@@ -245,7 +249,8 @@ def test_a_file_of_a_zip_goes_on_where_the_line_broke(
     models["tiny_ct"].md5 = "abcdef"
     (folder / "tiny.model").unlink()
     code, _, err = command("pull", "tiny")
-    assert code == 1 and "MD5" in reason(err) and "abcdef" in reason(err)
+    assert code == 1
+    assert_refused(err, "weights-changed", "MD5", "abcdef")
     assert not (folder / "tiny.model").exists()
 
 
@@ -255,7 +260,8 @@ def test_the_publishers_first_digits_are_enough(
     file = save(tmp_path / "tiny.model")
     models["tiny_ct"].md5 = "abcdef"
     code, _, err = command("add", str(file))
-    assert code == 1 and "MD5" in reason(err)
+    assert code == 1
+    assert_refused(err, "weights-changed", "MD5")
     models["tiny_ct"].md5 = hashlib.md5(file.read_bytes()).hexdigest()[:6]
     assert command("add", str(file))[0] == 0
     assert [row["hash"] for row in json.loads(command("verify", "--json")[1])] == ["as published"]
@@ -268,7 +274,8 @@ def test_two_pulls_at_once(command: Command, models: dict[str, Checkpoint], serv
     folder.mkdir()
     with FileLock(folder / ".tiny.model.lock"):
         code, _, err = command("pull", "tiny")
-    assert code == 1 and "another process" in reason(err)
+    assert code == 1
+    assert_refused(err, "download-running")
 
 
 def test_no_space_left(
@@ -286,14 +293,15 @@ def test_no_space_left(
 
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: Usage)
     code, _, err = command("pull", "tiny")
-    assert code == 1 and "1,000 bytes left" in reason(err) and f"{len(content):,}" in reason(err)
+    assert code == 1
+    assert_refused(err, "disk-full", "1,000", f"{len(content):,}")
 
 
 def test_files_on_drives(command: Command, models: dict[str, Checkpoint], folder: Path) -> None:
     code, _, err = command("pull", "wide_ct")
     assert code == 1
-    for part in ("wide.model", "https://example.org/weights", str(folder), "nnunet-fm weights add FILE --as wide_ct"):
-        assert part in reason(err)
+    command_to_type = "nnunet-fm weights add FILE --as wide_ct"
+    assert_refused(err, "download-by-hand", "wide.model", "https://example.org/weights", folder, command_to_type)
 
 
 def test_one_fault_does_not_stop_the_others(
@@ -302,13 +310,17 @@ def test_one_fault_does_not_stop_the_others(
     serve(server, save(tmp_path / "a"))
     code, out, err = command("pull", "wide_ct", "tiny", "--json")
     rows = json.loads(out)
-    assert code == 1 and [r["status"] for r in rows] == ["failed", "pulled"] and "wide_ct" in reason(err)
+    assert code == 1 and [r["status"] for r in rows] == ["failed", "pulled"]
+    assert_refused(err, "download-by-hand", "wide_ct")
 
 
-@pytest.mark.parametrize(("name", "message"), [("tny", "tiny"), ("scratch", "from scratch")])
-def test_names_that_have_no_weights(command: Command, models: dict[str, Checkpoint], name: str, message: str) -> None:
+@pytest.mark.parametrize(("name", "expected"), [("tny", ("name-unknown", "tiny")), ("scratch", ("weights-none",))])
+def test_names_that_have_no_weights(
+    command: Command, models: dict[str, Checkpoint], name: str, expected: tuple[str, ...]
+) -> None:
     code, _, err = command("pull", name)
-    assert code == 1 and message in reason(err)
+    assert code == 1
+    assert_refused(err, *expected)
 
 
 def test_add_by_name(command: Command, models: dict[str, Checkpoint], folder: Path, tmp_path: Path) -> None:
@@ -327,7 +339,8 @@ def test_add_by_names_and_shapes(command: Command, models: dict[str, Checkpoint]
     row = json.loads(out)
     assert row["name"] == "wide_ct" and row["counts"]["matched"] == 120 and row["counts"]["dropped"] == 10
     code, _, err = command("add", save(tmp_path / "checkpoint.bin"))
-    assert code == 1 and "tiny_ct, tiny_mr" in reason(err) and "--as" in reason(err)
+    assert code == 1
+    assert_refused(err, "weights-ambiguous", "tiny_ct, tiny_mr", "--as")
     assert command("add", tmp_path / "checkpoint.bin", "--as", "tiny_mr")[0] == 0
     assert sorted(p.name for p in folder.glob("*.model")) == ["tiny_mr.model", "wide.model"]
 
@@ -337,17 +350,21 @@ def test_add_refuses_what_does_not_fit(
 ) -> None:
     wide = save(tmp_path / "tiny.model", "tiny_wide")
     code, _, err = command("add", wide)
-    assert code == 1 and "conv_blocks_context.5" in reason(err)
+    assert code == 1
+    assert_refused(err, "weights-mismatch", "conv_blocks_context.5")
     torch.save({"state_dict": {"a": torch.ones(1)}}, tmp_path / "other.pth")
     code, _, err = command("add", tmp_path / "other.pth")
-    assert code == 1 and "fits no model" in reason(err)
+    assert code == 1
+    assert_refused(err, "weights-unrecognised")
     (tmp_path / "page.pth").write_text("<html>")
     code, _, err = command("add", tmp_path / "page.pth")
-    assert code == 1 and "no PyTorch checkpoint" in reason(err)
+    assert code == 1
+    assert_refused(err, "weights-kind")
     assert command("add", tmp_path / "nowhere.pth")[0] == 1
     models["tiny_ct"].sha256 = "0" * 64
     code, _, err = command("add", save(tmp_path / "tiny.model"))
-    assert code == 1 and "0" * 64 in reason(err) and digest(tmp_path / "tiny.model") in reason(err)
+    assert code == 1
+    assert_refused(err, "weights-changed", "0" * 64, digest(tmp_path / "tiny.model"))
     assert not folder.exists() or not list(folder.glob("*.model"))
 
 
@@ -364,7 +381,8 @@ def test_add_twice(command: Command, models: dict[str, Checkpoint], folder: Path
     assert command("add", folder / "tiny.model")[0] == 0
     before = digest(folder / "tiny.model")
     code, _, err = command("add", save(file, seed=1))
-    assert code == 1 and before in reason(err) and digest(file) in reason(err)
+    assert code == 1
+    assert_refused(err, "weights-exist", before, digest(file))
     assert digest(folder / "tiny.model") == before
 
 
@@ -393,12 +411,14 @@ def test_add_from_an_archive_without_or_with_several(
     with zipfile.ZipFile(source, "w") as archive:
         archive.writestr("readme.txt", "hello")
     code, _, err = command("add", source)
-    assert code == 1 and "readme.txt" in reason(err)
+    assert code == 1
+    assert_refused(err, "weights-unrecognised", "readme.txt")
     with zipfile.ZipFile(source, "w") as archive:
         archive.write(save(tmp_path / "tiny.model"), "one/tiny.model")
         archive.write(tmp_path / "tiny.model", "two/tiny.model")
     code, _, err = command("add", source)
-    assert code == 1 and "one/tiny.model, two/tiny.model" in reason(err)
+    assert code == 1
+    assert_refused(err, "weights-several", "one/tiny.model, two/tiny.model")
     code, _, err = command("add", source, "--link")
     assert code == 1
 
@@ -415,7 +435,8 @@ def test_verify_notices_a_change(command: Command, models: dict[str, Checkpoint]
     assert pinned(folder / "tiny.model") == before
     save(folder / "tiny.model", seed=1)
     code, out, err = command("verify")
-    assert code == 1 and before in reason(err) and digest(folder / "tiny.model") in reason(err)
+    assert code == 1
+    assert_refused(err, "weights-changed", before, digest(folder / "tiny.model"))
     assert "wide_ct: good" in out
     rows = {r["name"]: r for r in json.loads(command("list", "--json")[1])}
     assert (rows["tiny_ct"]["hash"], rows["wide_ct"]["hash"]) == ("CHANGED", "publisher's unknown")
@@ -424,7 +445,8 @@ def test_verify_notices_a_change(command: Command, models: dict[str, Checkpoint]
 def test_verify_loads_on_trial(command: Command, models: dict[str, Checkpoint], folder: Path) -> None:
     save(folder / "tiny.model", "tiny_wide")
     code, _, err = command("verify")
-    assert code == 1 and "tiny_ct" in reason(err) and "other shape" in reason(err)
+    assert code == 1
+    assert_refused(err, "weights-mismatch", "tiny_ct")
 
 
 def test_list_is_a_table(command: Command, models: dict[str, Checkpoint], folder: Path) -> None:
@@ -487,10 +509,12 @@ def test_bundle_without_the_base_changes_nothing(command: Command, trained: Path
     (folder / "tiny.model").unlink()
     before = {p: digest(p) for p in trained.rglob("*.pth")}
     code, _, err = command("bundle", trained)
-    assert code == 1 and "tiny.model" in reason(err) and str(folder) in reason(err)
+    assert code == 1
+    assert_refused(err, "base-file-missing", "tiny.model", str(folder))
     assert {p: digest(p) for p in trained.rglob("*.pth")} == before
 
 
 def test_bundle_of_a_folder_without_checkpoints(command: Command, tmp_path: Path) -> None:
     code, _, err = command("bundle", tmp_path)
-    assert code == 1 and "fold" in reason(err)
+    assert code == 1
+    assert_refused(err, "checkpoint-missing")

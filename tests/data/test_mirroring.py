@@ -20,7 +20,6 @@ from nnunet_fm.dataset_conversion.aortaseg24 import AortaSeg24
 from nnunet_fm.dataset_conversion.hanseg import ORGANS
 from nnunet_fm.models.card import Recipe, read_mirror
 from nnunet_fm.models.registry import cards
-from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.mirroring import Data, choose_mirroring
 from nnunet_fm.plans.pipeline import told
 from nnunet_fm.plans.plan import Decision
@@ -28,6 +27,7 @@ from nnunet_fm.preprocessing.orientation import dataset_orientations, patient_ax
 from nnunet_fm.preprocessing.raw import training_cases
 from nnunet_fm.studies.schema import check_settings
 from tests.helpers.datasets import write_dataset
+from tests.helpers.errors import fails
 
 PRESETS = get_args(Recipe.model_fields["augmentation"].annotation)
 SIDED = {"background": 0, "Kidney_L": 1, "Kidney_R": 2}
@@ -106,13 +106,13 @@ def test_what_a_user_may_write(given: object, read: object) -> None:
 
 def test_studies_take_names_of_axes() -> None:
     check_settings({"recipe.mirror": "z,y", "recipe.augmentation": "light"})
-    with pytest.raises(ValueError, match="set: recipe.mirror is 'left', legal are all, none"):
+    with pytest.raises(ValueError, match="recipe.mirror is 'left'"):
         check_settings({"recipe.mirror": "left"})
 
 
 @pytest.mark.parametrize("given", ["", "zy", "left", 3, [3], [None], 0.5, {"z": 1}])
 def test_what_a_user_may_not_write(given: object) -> None:
-    with pytest.raises(ValueError, match="legal are all, none, and axes such as z,y"):
+    with pytest.raises(ValueError, match="all, none"):
         read_mirror(given)
 
 
@@ -283,7 +283,7 @@ def test_slices_follow_the_axes_of_the_images(tmp_path: Path) -> None:
     assert "slices are cut across the left-right axis" in chosen.reasons["mirror"]
     sagittal = Data(data.raw, data.labels, data.cases, PLAIN, [2, 0, 1])
     assert choose(sagittal, wish="y", dim=2).value == [1]
-    with pytest.raises(PlanError, match="'x', but a patch has the axes z, y, or 0, 1"):
+    with fails("mirror-axes", "x", "0", "1"):
         choose(sagittal, wish="x", dim=2)
 
 
@@ -299,7 +299,7 @@ def test_regions_and_a_converters_word(tmp_path: Path) -> None:
     assert choose(data).value == [0]  # headers and conversion.json disagree
     assert choose(data).reasons["mirror"].startswith("lungs and left lung, left lung and right lung differ by side")
     (data.raw / "conversion.json").write_text('{"left_right": {"axis": "w"}}')
-    with pytest.raises(PlanError, match="left_right.axis is 'w', legal are"):
+    with fails("conversion-form", "left_right.axis", "w"):
         choose(data)
 
 
@@ -317,6 +317,6 @@ def test_labels_that_look_sided_are_printed(tmp_path: Path, capsys: pytest.Captu
 def test_axes_beside_a_preset_without_flips_are_refused(tmp_path: Path) -> None:
     data = written(tmp_path, [turned(0)])
     for wish in ([0, 1], "all", True):
-        with pytest.raises(PlanError, match="augmentation 'light' flips nothing"):
+        with fails("mirror-augmentation", "light"):
             choose(data, wish=wish, augmentation="light")
     assert choose(data, wish=False, augmentation="light").value == []

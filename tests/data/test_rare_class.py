@@ -24,11 +24,11 @@ import nnunet_fm.trainers
 from nnunet_fm.data.rare_class import RareClassDataLoader, survey
 from nnunet_fm.data.slice_augmentation import GreyLevels
 from nnunet_fm.models.names import Spec
-from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.planfile.training_config import check_configuration, resolve
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.trainers.loading import ThisProcessLoader
 from tests.helpers.datasets import nnunet_folders, write_dataset, write_fingerprint, write_image
+from tests.helpers.errors import fails
 
 DRAWS = 2000
 EDGE = 20
@@ -177,7 +177,7 @@ def test_ignored_pixels_are_no_class() -> None:
     assert seen.frequencies[1] == pytest.approx((2 * 100 + 200) / PIXELS / 9)
     for label, case, z in draw(loader(volumes, IGNORE), 100):
         assert (case, z) in slices[label]
-    with pytest.raises(ValueError, match="no training slice has 5 labelled pixels of any class"):
+    with fails("labels-empty", "5"):
         loader([np.full((2, 8, 8), 4, np.int8)], IGNORE)
 
 
@@ -257,7 +257,7 @@ def test_every_segmentation_is_read_once_before_the_loader_is_sent_away() -> Non
 
 
 def test_volumes_are_refused() -> None:
-    with pytest.raises(ValueError, match="'rare_class' draws slices for 2D patches, not for 3D ones"):
+    with fails("recipe-dimension", "rare_class"):
         loader(segmentations(), patch=(4, 8, 8))
 
 
@@ -315,5 +315,5 @@ def test_trainings_of_volumes_refuse_what_is_for_slices(folders: Path) -> None:
     assert check_configuration(config, plans, "3d_fullres") is None
     for name, value in (("augmentation", "slices"), ("sampling", "rare_class")):
         changed = replace(config, recipe=config.recipe.model_copy(update={name: value}))
-        with pytest.raises(PlanError, match=f"recipe.{name} '{value}' is for 2D models, 'stunet_s' is a 3D one"):
+        with fails("recipe-dimension", name, value, "stunet_s"):
             check_configuration(changed, plans, "3d_fullres")

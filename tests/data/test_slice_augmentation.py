@@ -24,6 +24,7 @@ from nnunet_fm.data.slice_augmentation import (
     PhotometricTransform,
     WarpTransform,
 )
+from tests.helpers.errors import fails
 
 DRAWS = 2000
 NEVER = Chance(0, (0, 0))
@@ -367,5 +368,5 @@ def test_the_preset_takes_the_place_of_nnunets_augmentation() -> None:
 
 
 def test_volumes_are_refused() -> None:
-    with pytest.raises(ValueError, match="'slices' is for 2D patches, not for 3D ones"):
+    with fails("recipe-dimension", "slices"):
         preset_transforms("slices", (8, 8, 8))

@@ -12,7 +12,6 @@ import SimpleITK as sitk
 
 from nnunet_fm.dataset_conversion.base import ConversionOptions
 from nnunet_fm.dataset_conversion.hanseg import IGNORE, ORGANS
-from nnunet_fm.dataset_conversion.problems import ConversionError, UsageError
 from nnunet_fm.dataset_conversion.registration import register_rigidly
 from nnunet_fm.dataset_conversion.tree import Tree, open_tree
 from nnunet_fm.io.volume import Grid, Volume, resample
@@ -27,6 +26,7 @@ from tests.helpers.convert_tester import (
     verify,
     voxels,
 )
+from tests.helpers.errors import fails
 from tests.helpers.images import write_volume
 
 NAMES = (
@@ -80,18 +80,17 @@ class TestHaNSeg(ConverterTester):
     def missing_label(self, root: Path) -> Fault:
         for organ in ("Brainstem", "Lips"):
             (root / self.label.replace("Brainstem", organ)).unlink()
-        rule = r"there is no mask of 2 organs for this case \(Brainstem, Lips\); the release lacks one in all"
-        return Fault(root, Path(self.image).name, rule)
+        return Fault(root, Path(self.image).name, "mask-missing", "Brainstem, Lips")
 
     def missing_image(self, root: Path) -> Fault:
         (root / self.image).unlink()
-        return Fault(root, "case_02_OAR_A_Carotid_L.seg.nrrd", "there is no CT image")
+        return Fault(root, "case_02_OAR_A_Carotid_L.seg.nrrd", "file-missing", "CT")
 
     def second_file(self, root: Path) -> Fault:
-        return super().second_file(root)._replace(rule="a second Brainstem mask of this case")
+        return super().second_file(root)._replace(fact="Brainstem")
 
     def foreign_label(self, root: Path) -> Fault:
-        return super().foreign_label(root)._replace(rule=r"no mask of one structure: it has the values \[1, 99\]")
+        return super().foreign_label(root)._replace(code="mask-values", fact="[1, 99]")
 
     def test_numbers_are_those_of_the_challenge(self) -> None:
         assert ORGANS.names == {"background": 0} | {name: i for i, name in enumerate(NAMES, 1)}
@@ -119,7 +118,7 @@ class TestHaNSeg(ConverterTester):
         self.make_tree(tmp_path / "s", "official")
         folder = tmp_path / "s/HaN-Seg/set_1/case_01"
         (folder / "case_01_OAR_Glnd_Thyroid.seg.nrrd").rename(folder / "case_01_OAR_Gland_Thyroid.seg.nrrd")
-        with pytest.raises(ConversionError, match=r"Gland_Thyroid\.seg\.nrrd: the dataset has no organ of this name"):
+        with fails("labels-unknown", "Gland_Thyroid.seg.nrrd"):
             self.convert(tmp_path / "s", tmp_path / "raw")
 
     def test_overlaps_are_counted_and_the_higher_number_wins(self, tmp_path: Path) -> None:
@@ -214,17 +213,17 @@ class TestHaNSeg(ConverterTester):
         edit(mr, lambda array: array * 0)
         report = self.convert(tmp_path, None, options={"domain": "ctmr"}, dry_run=True)
         (problem,) = report.problems
-        assert problem.file.endswith(mr.name) and "cannot be registered to" in problem.rule
+        assert problem.file.endswith(mr.name) and problem.code == "registration-failed"
         truncate(mr)
         report = self.convert(tmp_path, None, options={"domain": "mr"}, dry_run=True)
-        assert "is cut off" in report.problems[0].rule
+        assert report.problems[0].code == "image-cut-off"
         mr.unlink()
         report = self.convert(tmp_path, None, options={"domain": "mr"}, dry_run=True)
-        assert "there is no MR image" in report.problems[0].rule
+        assert report.problems[0].code == "file-missing" and "MR" in report.problems[0].rule
         assert self.convert(tmp_path, None, dry_run=True).problems == ()  # CT alone needs none
 
     def test_what_lies_outside_is_a_question_of_mr(self) -> None:
-        with pytest.raises(UsageError, match="needs --domain mr or ctmr"):
+        with fails("option-incomplete", "--domain"):
             self.converter.options(outside="keep")
         chosen: dict[str, Any] = {"ctmr": "keep", "mr": "background", "ct": None}
         for domain, outside in chosen.items():

@@ -14,10 +14,10 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_fm.dataset_conversion import get_converter
-from nnunet_fm.dataset_conversion.problems import ConversionError
 from nnunet_fm.dataset_conversion.tree import open_tree
 from tests.helpers.brain_files import CLASSES, GROUPS, brain, write_flat
 from tests.helpers.convert_tester import ConverterTester, Fault, edit, label_voxels, verify, voxels
+from tests.helpers.errors import fails
 from tests.helpers.images import write_volume
 
 IDS = ("100206", "100307", "100408")
@@ -67,7 +67,7 @@ class TestHCP(ConverterTester):
         copy = root / "copy" / self.label
         copy.parent.mkdir(parents=True)
         shutil.copy(root / self.label, copy)
-        return Fault(root, "aparc+aseg.nii.gz", "a second label of this case")
+        return Fault(root, "aparc+aseg.nii.gz", "file-twice")
 
     def foreign_label(self, root: Path) -> Fault:
         """Unlisted numbers are background; but none of FreeSurfer's has seven digits."""
@@ -78,7 +78,7 @@ class TestHCP(ConverterTester):
             return array
 
         edit(root / self.label, foreign)
-        return Fault(root, Path(self.label).name, "0 to 5000000 are no numbers of structures")
+        return Fault(root, Path(self.label).name, "labels-range", "0 to 5000000")
 
     def test_classes_and_geometry(self, tmp_path: Path) -> None:
         self.make_tree(tmp_path / "source", "zips")
@@ -147,7 +147,7 @@ class TestHCP(ConverterTester):
             edit(file, lambda array: array.astype(np.uint8))
         else:
             shutil.copy(file.with_name("aparc.a2009s+aseg.nii.gz"), file)
-        with pytest.raises(ConversionError, match=r"aparc\+aseg\.nii\.gz: has no region of the cortex"):
+        with fails("atlas-other", "aseg.nii.gz"):
             self.convert(tmp_path / "source", tmp_path / "raw")
 
     @pytest.mark.parametrize("split", ["official", "thesis"])
@@ -176,7 +176,7 @@ class TestHCP(ConverterTester):
         } == {"train"}
         for number in numbers[69:]:
             shutil.rmtree(tmp_path / "source" / number)
-        with pytest.raises(ConversionError, match="among 70 subjects or more, there are 69"):
+        with fails("split-published", "70", "69"):
             self.convert(tmp_path / "source", tmp_path / "raw", options={"split": split})
 
     def test_hdf5_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,14 +212,14 @@ class TestHCP(ConverterTester):
         assert self.convert(source, None, dry_run=True, options={"domain": "t2"}).training == 20
         assert json.loads((folder / "dataset.json").read_text())["channel_names"] == {"0": "T1w_0_to_1"}
         for options in ({"thesis": True}, {"n4": True}, {"skull_strip": "labels"}):
-            with pytest.raises(ConversionError, match="have been preprocessed"):
+            with fails("images-preprocessed"):
                 self.convert(source, None, dry_run=True, options=options)
 
     def test_hdf5_files_with_a_volume_in_each_row(self, tmp_path: Path) -> None:
         rows = np.random.default_rng(0).integers(0, 15, (20, 3, 8, 9), np.uint8)
         changes = {"images": rows.astype(np.float32), "labels": rows}
         write_flat(tmp_path / "source" / FLAT.format("T2", 0, 20), 0, (3,) * 20, **changes)
-        with pytest.raises(ConversionError, match="has t2, not t1: add --domain t2"):
+        with fails("domain-other", "t2", "t1", "--domain"):
             self.convert(tmp_path / "source", tmp_path / "raw")
         folder = self.convert(tmp_path / "source", tmp_path / "raw", options={"domain": "t2"}).folder
         assert folder is not None
@@ -232,11 +232,11 @@ class TestHCP(ConverterTester):
         write_flat(source / FLAT.format("T1", 50, 70), 0, (3,) * 20)
         write_flat(source / "copy" / FLAT.format("T1", 50, 70), 0, (3,) * 20)
         report = self.convert(source, None, dry_run=True)
-        rules = {problem.file: problem.rule for problem in report.problems}
-        assert len(rules) == 3
-        assert "add up to 80 slices" in rules[FLAT.format("T1", 0, 20)]
-        assert "has 4 volumes, its name says 5" in rules[FLAT.format("T1", 20, 25)]
-        assert "a second file with subjects 50 to 69" in rules["copy/" + FLAT.format("T1", 50, 70)]
+        assert {problem.file: problem.code for problem in report.problems} == {
+            FLAT.format("T1", 0, 20): "hdf5-counts",
+            FLAT.format("T1", 20, 25): "hdf5-counts",
+            "copy/" + FLAT.format("T1", 50, 70): "case-twice",
+        }
 
     def test_the_thesis_preprocessing(self, tmp_path: Path) -> None:
         """Coronal slices, 256 of 256 x 256 pixels; intensities 0 to 1; nothing is stripped, for HCP is."""

@@ -12,8 +12,8 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_fm.dataset_conversion import get_converter
-from nnunet_fm.dataset_conversion.problems import ConversionError
 from tests.helpers.convert_tester import ConverterTester, Fault, scene, truncate, voxels
+from tests.helpers.errors import fails
 from tests.helpers.images import write_volume
 
 SAGITTAL = (0, 0, 1, 1, 0, 0, 0, -1, 0)
@@ -89,7 +89,7 @@ class TestMRSpineSeg(ConverterTester):
 
     def missing_label(self, root: Path) -> Fault:
         (root / self.label).unlink()
-        return Fault(root, Path(self.image).name, "a training case without labels")
+        return Fault(root, Path(self.image).name, "labels-missing")
 
     def test_it_has_a_second_name(self) -> None:
         assert get_converter("MRSegV").name == "mrspineseg"
@@ -131,7 +131,7 @@ class TestMRSpineSeg(ConverterTester):
         assert list((report.folder / "labelsTs").iterdir()) == []
         shutil.copy(root / "test2/MR/Case200.nii.gz", root / "test2/MR/Case1.nii.gz")
         (problem,) = self.convert(tmp_path, None, dry_run=True).problems
-        assert problem.case == "1" and "a second image of this case is" in problem.rule
+        assert problem.case == "1" and problem.code == "file-twice"
 
     def test_a_case_without_a_lumbar_vertebra_is_left_out(self, tmp_path: Path) -> None:
         self.make_tree(tmp_path, "official")
@@ -148,7 +148,7 @@ class TestMRSpineSeg(ConverterTester):
         assert any("1, 3, 5, 7, 9 are taken to be L1 to L5" in note for note in report.notes)
         record = json.loads((report.folder / "conversion.json").read_text(encoding="utf-8"))
         assert record["labels"]["from_source"] == {str(value): number for value, number in {0: 0, **RELABELLED}.items()}
-        with pytest.raises(ConversionError, match="--labels lumbar"):
+        with fails("labels-option", "--labels"):
             self.convert(tmp_path / "source", None, dry_run=True, options={"labels": "full"})
 
     def test_slices(self, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ class TestMRSpineSeg(ConverterTester):
         (labels / "1_0001.png").replace(labels / "1_0001_labelTrainIds.png")
         truncate(labels / "2_0001_labelTrainIds.png")
         problems = {problem.case: problem for problem in self.convert(tmp_path / "source", None, dry_run=True).problems}
-        assert "is a colour picture" in problems["1"].rule and "is cut off" in problems["2"].rule
+        assert problems["1"].code == "image-colour" and problems["2"].code == "image-cut-off"
 
     def test_thesis_cuts_slices_about_the_spine(self, tmp_path: Path) -> None:
         label = np.zeros((4, 300, 20), np.uint8)  # left, inferior, posterior: slices of 240 x 16 mm

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_fm.dataset_conversion.problems import ConversionError
 from nnunet_fm.dataset_conversion.tree import open_tree
 from tests.helpers.convert_tester import ConverterTester, Fault, edit, scene, truncate, voxels
+from tests.helpers.errors import fails
 from tests.helpers.images import write_volume
 
 SPACING, ORIGIN = (0.5, 0.5, 3.0), (-40.0, 12.5, -70.0)
@@ -156,10 +156,10 @@ class TestNCI(ConverterTester):
 
     def missing_image(self, root: Path) -> Fault:
         shutil.rmtree((root / self.image).parent)
-        return Fault(root, Path(self.label).name, "there is no image")
+        return Fault(root, Path(self.label).name, "images-missing")
 
     def missing_label(self, root: Path) -> Fault:
-        return super().missing_label(root)._replace(file="Prostate3T-01-0001/STUDY/SERIES")
+        return super().missing_label(root)._replace(file="Prostate3T-01-0001/STUDY/SERIES", code="labels-missing")
 
     def nan_in_the_image(self, root: Path) -> Fault:
         """DICOM pixels are whole numbers; a label may be NaN."""
@@ -170,11 +170,11 @@ class TestNCI(ConverterTester):
             return array
 
         edit(root / self.label, spoiled)
-        return Fault(root, Path(self.label).name, "NaN or infinite")
+        return Fault(root, Path(self.label).name, "labels-not-finite")
 
     def truncated_image(self, root: Path) -> Fault:
         truncate(root / self.image)
-        return Fault(root, "Prostate3T-01-0001/STUDY/SERIES", "damaged|cannot be read as one DICOM series")
+        return Fault(root, "Prostate3T-01-0001/STUDY/SERIES", "dicom-damaged|dicom-series|image-damaged")
 
     # What is particular to this dataset
 
@@ -243,11 +243,11 @@ class TestNCI(ConverterTester):
         )
         write_series(study / "C", image, "t2 tra")
         (problem,) = self.convert(tmp_path, None, dry_run=True).problems
-        assert "a second axial T2 series of this case" in problem.rule
+        assert problem.code == "series-several" and "STUDY/" in problem.rule
         shutil.rmtree(study / "C")
         shutil.rmtree(study / "SERIES")
         (problem,) = self.convert(tmp_path, None, dry_run=True).problems
-        assert "is called an axial T2: 'T1 AX', 'T2 SAG'" in problem.rule
+        assert problem.code == "series-missing" and "'T1 AX', 'T2 SAG'" in problem.rule
 
     def test_patients_without_labels(self, tmp_path: Path) -> None:
         """The collection has more patients than the challenge; test cases may lack labels."""
@@ -263,7 +263,7 @@ class TestNCI(ConverterTester):
         self.make_tree(tmp_path, "tcia")
         (tmp_path / self.image).unlink()
         (problem,) = self.convert(tmp_path, None, dry_run=True).problems
-        assert "missing or double slices" in problem.rule
+        assert problem.code == "dicom-distances"
 
     def test_splits(self, tmp_path: Path) -> None:
         for number in (1, 15, 16, 20, 21, 30):
@@ -296,7 +296,7 @@ class TestNCI(ConverterTester):
         second = sitk.ReadImage(report.folder / "imagesTr/nci_train_01_0000.nii.gz")
         assert second.GetSize() == (8, 8, 5) and second.GetSpacing() == pytest.approx((0.625, 0.625, 3.5))
         assert any("are the patients 0000, 0001, 0002" in note for note in report.notes)
-        with pytest.raises(ConversionError, match="leave --thesis out"):
+        with fails("images-preprocessed", "--thesis"):
             self.convert(tmp_path / "source", None, dry_run=True, options={"thesis": True})
 
     def test_a_file_with_slices_last(self, tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ class TestNCI(ConverterTester):
         with h5py.File(tmp_path / "nci/nci_train.hdf5", "a") as file:
             file["nz"][1] = 6
         (problem,) = self.convert(tmp_path, None, dry_run=True).problems
-        assert problem.file == "nci/nci_train.hdf5" and "add up to 14 slices" in problem.rule
+        assert problem.file == "nci/nci_train.hdf5" and problem.code == "hdf5-counts" and "14" in problem.rule
         truncate(tmp_path / "nci/nci_val.hdf5")
         assert len(self.convert(tmp_path, None, dry_run=True).problems) == 2
         for split in ("train", "val", "test"):
@@ -333,7 +333,7 @@ class TestNCI(ConverterTester):
             tmp_path / "nci/data_2d_size_256_256_res_0.625_0.625_cv_fold_2.hdf5",
         )
         (problem,) = self.convert(tmp_path, None, dry_run=True).problems
-        assert "a second file of all cases is" in problem.rule
+        assert problem.code == "file-twice"
 
     def test_thesis_writes_square_slices(self, tmp_path: Path) -> None:
         self.make_tree(tmp_path / "source", "tcia")

@@ -14,6 +14,7 @@ from nnunet_fm.dataset_conversion.problems import Invalid
 from nnunet_fm.dataset_conversion.readers import read_dicom_series, read_png_stack, read_volume
 from nnunet_fm.io.volume import Grid
 from tests.helpers.convert_tester import rotation_z
+from tests.helpers.errors import fails
 from tests.helpers.images import write_volume
 
 
@@ -34,8 +35,9 @@ def test_formats_keep_voxels_and_geometry_and_notice_what_is_cut_off(name: str, 
     content = path.read_bytes()
     for share in (0.2, 0.5, 0.97):
         path.write_bytes(content[: int(share * len(content))])
-        with pytest.raises(Invalid, match=r"this one: .*(damaged|cut off)"):
+        with pytest.raises(Invalid) as error:
             read_volume(path, "this one")
+        assert error.value.code in ("image-damaged", "image-cut-off") and error.value.file == "this one"
 
 
 def test_nifti_peculiarities(tmp_path: Path) -> None:
@@ -56,14 +58,14 @@ def test_nifti_peculiarities(tmp_path: Path) -> None:
     four = np.stack([array, array + 1]).T.astype(np.int16)  # x, y, z, channel
     nibabel.save(nibabel.Nifti1Image(four, np.eye(4)), tmp_path / "four.nii.gz")
     assert np.array_equal(read_volume(tmp_path / "four.nii.gz", "four", 1).array, array + 1)
-    with pytest.raises(Invalid, match="has 4 dimensions instead of 3"):
+    with fails("image-dimensions", "4", "3"):
         read_volume(tmp_path / "four.nii.gz", "four")
-    with pytest.raises(Invalid, match="no four dimensions with a channel 2"):
+    with fails("hdf5-shape", "2"):
         read_volume(tmp_path / "four.nii.gz", "four", 2)
     wrong = bytearray(gzip.compress(gzip.decompress((tmp_path / "big.nii.gz").read_bytes())))
     wrong[-6] ^= 1  # the checksum
     (tmp_path / "big.nii.gz").write_bytes(wrong)
-    with pytest.raises(Invalid, match="damaged|cut off"):
+    with fails("image-damaged"):
         read_volume(tmp_path / "big.nii.gz", "big")
 
 
@@ -76,16 +78,16 @@ def test_axes_at_other_than_right_angles(tmp_path: Path) -> None:
             direction = np.reshape(read_volume(tmp_path / "a.nii", "a").grid.direction, (3, 3))
             assert np.abs(direction @ direction.T - np.eye(3)).max() < 1e-12
         else:
-            with pytest.raises(Invalid, match="not at right angles"):
+            with fails("image-skewed"):
                 read_volume(tmp_path / "a.nii", "a")
 
 
 def test_vectors_and_colours_are_no_volumes(tmp_path: Path) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((3, 4, 5, 3), np.uint8), isVector=True), tmp_path / "a.mha")
-    with pytest.raises(Invalid, match="instead of one number per voxel"):
+    with fails("image-vectors"):
         read_volume(tmp_path / "a.mha", "a")
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5), np.uint8)), tmp_path / "b.mha")
-    with pytest.raises(Invalid, match="has 2 dimensions"):
+    with fails("image-dimensions", "2"):
         read_volume(tmp_path / "b.mha", "b")
 
 
@@ -97,10 +99,10 @@ def test_dicom_slices_are_put_in_the_order_of_their_positions(tmp_path: Path) ->
     assert np.array_equal(volume.array, array)
     assert volume.grid.difference(Grid((9, 8, 6), (0.5, 0.5, 3.0), (-10.0, 20.0, 5.0))) is None
     (tmp_path / "1.dcm").rename(tmp_path / "0.dcm.hidden")
-    with pytest.raises(Invalid, match=r"series: distances between slices are 3 to 6 mm"):
+    with fails("dicom-distances", "3", "6"):
         read_dicom_series(sorted(tmp_path.glob("*.dcm")), "series")
     (tmp_path / "1.dcm").write_bytes(b"no DICOM")
-    with pytest.raises(Invalid, match=r"series/1\.dcm: is no DICOM file"):
+    with fails("dicom-damaged", "series/1.dcm"):
         read_dicom_series(sorted(tmp_path.glob("*.dcm")), "series")
 
 
@@ -113,13 +115,13 @@ def test_png_slices(tmp_path: Path) -> None:
     volume = read_png_stack(paths, names, (0.7, 0.7, 4.0))
     assert np.array_equal(volume.array, array) and volume.grid == Grid((5, 4, 3), (0.7, 0.7, 4.0))
     sitk.WriteImage(sitk.GetImageFromArray(array[0, :2]), paths[1])
-    with pytest.raises(Invalid, match=r"1\.png: has size \(2, 5\)"):
+    with fails("image-size", "1.png", "2", "5"):
         read_png_stack(paths, names, (0.7, 0.7, 4.0))
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5, 3), np.uint8), isVector=True), paths[1])
-    with pytest.raises(Invalid, match=r"1\.png: is a colour picture"):
+    with fails("image-colour", "1.png"):
         read_png_stack(paths, names, (0.7, 0.7, 4.0))
     paths[2].write_bytes(paths[2].read_bytes()[:40])
-    with pytest.raises(Invalid, match=r"2\.png: is cut off"):
+    with fails("image-cut-off", "2.png"):
         read_png_stack(paths[2:], names[2:], (0.7, 0.7, 4.0))
 
 

@@ -13,8 +13,8 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_fm.dataset_conversion import get_converter
-from nnunet_fm.dataset_conversion.problems import ConversionError
 from tests.helpers.convert_tester import ConverterTester, Fault, edit, scene, truncate, voxels
+from tests.helpers.errors import fails
 from tests.helpers.images import write_volume
 
 VOLUMES = {"40_to_68": (4, 5), "20_to_40": (3,), "0_to_20": (4,)}
@@ -82,7 +82,7 @@ class TestUSZ(ConverterTester):
             return array
 
         edit(root / self.label, foreign)
-        return Fault(root, Path(self.label).name, "label values below 0: -1")
+        return Fault(root, Path(self.label).name, "labels-range", "-1")
 
     def second_file(self, root: Path) -> Fault:
         fault = super().second_file(root)
@@ -119,7 +119,7 @@ class TestUSZ(ConverterTester):
         content = json.loads((report.folder / "dataset.json").read_text(encoding="utf-8"))
         assert content["channel_names"] == {"0": "T2_0_to_1"}
         assert content["overwrite_image_reader_writer"] == "SimpleITKIO"
-        with pytest.raises(ConversionError, match="leave --thesis out"):
+        with fails("images-preprocessed", "--thesis"):
             self.convert(tmp_path / "source", None, dry_run=True, options={"thesis": True})
 
     @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_fm.dataset_conversion.problems import ConversionError
 from nnunet_fm.dataset_conversion.verse import VERTEBRAE
-from tests.helpers.convert_tester import ConverterTester, Fault, edit, scene, voxels
+from tests.helpers.convert_tester import ConverterTester, edit, scene, voxels
+from tests.helpers.errors import fails
 from tests.helpers.images import write_volume
 
 PIR = (0, 0, -1, 1, 0, 0, 0, -1, 0)
@@ -112,16 +112,13 @@ class TestVerSe(ConverterTester):
         self.variants, self.slice_axis = ("png",), 0  # type: ignore[misc]
         super().test_every_layout_converts(tmp_path / "slices", monkeypatch)
 
-    def empty_mask(self, root: Path) -> Fault:
-        return super().empty_mask(root)._replace(rule="the mask is empty")
-
     @pytest.mark.parametrize("skip_invalid", [False, True])
     def test_masks_without_a_scan(self, tmp_path: Path, skip_invalid: bool) -> None:
         """As of who downloads the derivatives alone: what is missing is said, whatever the number of processes."""
         self.make_tree(tmp_path / "source", next(iter(SCANS)))
         for scan in (tmp_path / "source").rglob("*_ct.nii.gz"):
             scan.unlink()
-        with pytest.raises(ConversionError, match="_seg-vert_msk.nii.gz: there is no image for this case"):
+        with fails("cases-none" if skip_invalid else "problems-found", "_seg-vert_msk.nii.gz"):
             self.convert(tmp_path / "source", tmp_path / "raw", skip_invalid=skip_invalid, processes=2)
 
     def test_parts_are_those_of_the_folders_and_persons_stay_together(self, tmp_path: Path) -> None:
@@ -141,7 +138,7 @@ class TestVerSe(ConverterTester):
     def test_the_source_itself_may_be_the_folder_of_a_part(self, tmp_path: Path) -> None:
         source = tmp_path / "dataset-verse19validation"
         write_scan(source, "sub-verse004", 0)
-        with pytest.raises(ConversionError, match="no training case is left"):
+        with fails("cases-none"):
             self.convert(source, tmp_path / "raw")
 
     def test_a_person_in_two_parts_is_tested_on(self, tmp_path: Path) -> None:
@@ -225,9 +222,9 @@ class TestVerSe(ConverterTester):
 
     def test_slices_have_neither_other_labels_nor_a_second_preprocessing(self, tmp_path: Path) -> None:
         self.make_tree(tmp_path / "source", "png")
-        with pytest.raises(ConversionError, match="--labels lumbar"):
+        with fails("labels-option", "--labels"):
             self.convert(tmp_path / "source", None, dry_run=True, options={"labels": "full"})
-        with pytest.raises(ConversionError, match="leave --thesis out"):
+        with fails("images-preprocessed", "--thesis"):
             self.convert(tmp_path / "source", None, dry_run=True, options={"thesis": True})
 
     def test_thesis_cuts_slices_about_the_spine(self, tmp_path: Path) -> None:

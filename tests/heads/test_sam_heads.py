@@ -20,7 +20,7 @@ from nnunet_fm.heads.hsam_decoder import RefiningDecoder, cross_first_transforme
 from nnunet_fm.heads.sam_base import SAMHead, sam_neck
 from nnunet_fm.heads.sam_decoder import BatchedMaskDecoder, Decoded, Embedded, TwoWay, dot
 from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
-from nnunet_fm.weights.load import WeightsFileError
+from tests.helpers.errors import fails
 from tests.helpers.head_tester import HeadTester
 from tests.helpers.official_weights import check_official
 from tests.helpers.small_networks import count, shapes
@@ -191,12 +191,12 @@ def test_a_file_without_a_part_is_refused() -> None:
     for part in ("prompt_encoder.no_mask_embed.weight", "image_encoder.neck.0.weight"):
         theirs = official()
         del theirs[part]
-        with pytest.raises(ValueError, match=rf"whole SAM or MedSAM.*lacks 1 .*{part}"):
+        with fails("weights-decoder", "MedSAM", "1", part):
             head.from_official(theirs)
     encoder = {key: tensor for key, tensor in official().items() if key.startswith(("image_encoder.", "prompt_"))}
     head.from_official(encoder)
     head.starts_mask_decoder = True
-    with pytest.raises(ValueError, match="mask_decoder.iou_token.weight"):
+    with fails("weights-decoder", "mask_decoder.iou_token.weight"):
         head.from_official(encoder)
 
 
@@ -236,7 +236,7 @@ def test_the_load_report_accounts_for_the_head_s_file(name: str, backbone: str) 
     section = check_official(network, official(), part="head", new=(r"^mask_decoder2?\.", *neck)).sections[0]
     assert len(section.matched) == 17 + (6 if not neck else 0)
     assert all(key.startswith(("mask_decoder", "neck.")) for key in section.missing)
-    with pytest.raises(WeightsFileError, match="whole SAM or MedSAM"):
+    with fails("weights-decoder", "MedSAM"):
         check_official(network, {"cls_token": torch.empty(1, device="meta")}, part="head")
 
 

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from nnunet_fm.hook import names, short_form, training, wrap
-from nnunet_fm.hook.short_form import ShortFormError, expand
+from nnunet_fm.hook.short_form import expand
 from nnunet_fm.models.names import UnknownNameError
+from tests.helpers.errors import fails
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -205,7 +206,7 @@ def test_users_own_trainers_in_external_folders_win(tmp_path, monkeypatch, searc
     assert find("fm_trainer_own").where == "b"
     assert find("fm_trainer") is fm_trainer
     assert find("fm_trainer_scratch") is trainer_class("fm_trainer_scratch")
-    with pytest.raises(UnknownNameError, match="fm_trainer_owm"):
+    with fails("name-unknown", "fm_trainer_owm"):
         find("fm_trainer_owm")
 
 
@@ -255,7 +256,7 @@ def test_normalisers_are_found_in_spawned_workers(imitation, tmp_path) -> None:
 
 
 def test_unknown_name_of_ours_names_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match="FMPercentileNormalization"):
+    with fails("name-unknown"):
         wrap.resolve("FMPercentilNormalization", "nnunet_fm.preprocessing.normalization")
 
 
@@ -498,7 +499,7 @@ def test_pinned_names_take_the_plans_of_their_model(dataset) -> None:
 def test_several_plans_list_the_commands(dataset) -> None:
     write_plans(dataset, "FMPlans_stunet_b", model="stunet_b")
     write_plans(dataset, "FMPlans_stunet_b_official", model="stunet_b")
-    with pytest.raises(ShortFormError) as error:
+    with fails("plans-several") as error:
         expand(["501", "fm_trainer", "0", "--npz"])
     assert str(error.value).splitlines()[1:] == [
         "  nnUNetv2_train 501 3d_fullres 0 -tr fm_trainer -p FMPlans_stunet_b --npz",
@@ -530,7 +531,7 @@ def test_plans_with_the_named_parts_go_first(dataset, monkeypatch) -> None:
     ],
 )
 def test_without_plans_the_planning_command_is_named(dataset, name, planner) -> None:
-    with pytest.raises(ShortFormError, match=rf"nnUNetv2_plan_and_preprocess -d 501 -pl {planner}$"):
+    with fails("plans-missing", f"nnUNetv2_plan_and_preprocess -d 501 -pl {planner}"):
         expand(["Dataset501_Aorta", name, "0"])
 
 
@@ -542,12 +543,12 @@ def test_given_plans_are_used(dataset) -> None:
     # a pinned trainer brings the model to stock plans
     pinned = ["501", "fm_trainer_stunet_b", "0", "-p", "nnUNetPlans"]
     assert expand(pinned)[:2] == ["501", "3d_fullres"]
-    with pytest.raises(ShortFormError, match="name no model"):
+    with fails("plan-model"):
         expand(["501", "fm_trainer", "0", "-p", "nnUNetPlans"])
-    with pytest.raises(ShortFormError, match="no plans Missing; plans there: FMPlans_stunet_b, Mine, nnUNetPlans"):
+    with fails("plans-missing", "FMPlans_stunet_b", "nnUNetPlans"):
         expand(["501", "fm_trainer", "0", "-p", "Missing"])
     write_plans(dataset, "Only2d", ("2d", "2d_b"))
-    with pytest.raises(ShortFormError, match="no configuration 3d_fullres"):
+    with fails("configuration-missing", "3d_fullres"):
         expand(["501", "fm_trainer_stunet_b", "0", "-p", "Only2d"])
 
 
@@ -590,7 +591,7 @@ def test_a_name_that_is_nearly_ours_is_answered_with_the_nearest(name: str, near
     module = ModuleType("nnunetv2.search")
     module.recursive_find_python_class = lambda folder, class_name, current_module: None
     wrap.wrap(module, "recursive_find_python_class")
-    with pytest.raises(UnknownNameError, match=f"'{name}' is not a name") as error:
+    with fails("name-unknown", name) as error:
         module.recursive_find_python_class("folder", name, None)
     assert error.value.nearest[0] == nearest
 
@@ -669,10 +670,10 @@ def test_bad_usage_exits_with_code_two(dataset, monkeypatch, capsys, arguments, 
 
 def test_missing_folder_variable_and_broken_plans(dataset, monkeypatch) -> None:
     (dataset / "FMPlans_broken.json").write_text("{")
-    with pytest.raises(ShortFormError, match=r"FMPlans_broken\.json is not a JSON file"):
+    with fails("json-invalid", "FMPlans_broken.json"):
         expand(["501", "fm_trainer", "0"])
     monkeypatch.delenv("nnUNet_preprocessed")
-    with pytest.raises(ShortFormError, match="nnUNet_preprocessed is not defined"):
+    with fails("dataset-missing", "nnUNet_preprocessed"):
         expand(["501", "fm_trainer", "0"])
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from nnunet_fm.inference.features import feature_pca, load_network, principal_colours
-from nnunet_fm.inference.inputs import PredictionInputError
 from tests.helpers.datasets import write_image
+from tests.helpers.errors import fails
 from tests.helpers.tiny_models import write_fm_model, write_model
 
 SHAPE = (9, 34, 50)
@@ -81,13 +81,13 @@ def test_slices_count_as_in_the_image(model: Path, image: Path) -> None:
     middle = feature_pca(model, 0, "checkpoint_final.pth", [image])
     fifth = feature_pca(model, 0, "checkpoint_final.pth", [image], EMPTY + (SHAPE[0] - EMPTY) // 2)
     assert middle is not None and fifth is not None and np.array_equal(middle[0], fifth[0])
-    with pytest.raises(PredictionInputError, match=f"it has {SHAPE[0]}, {EMPTY} to {SHAPE[0] - 1} are not empty"):
+    with fails("slice-outside", SHAPE[0], EMPTY, SHAPE[0] - 1):
         feature_pca(model, 0, "checkpoint_final.pth", [image], EMPTY - 1)
 
 
 def test_other_networks_have_none(image: Path, tmp_path: Path) -> None:
     assert feature_pca(write_model(tmp_path / "model"), 0, "checkpoint_final.pth", [image]) is None
-    with pytest.raises(PredictionInputError, match="-f 0"):
+    with fails("checkpoint-missing", "-f", "0"):
         feature_pca(tmp_path / "model", 3, "checkpoint_final.pth", [image])
 
 

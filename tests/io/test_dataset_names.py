@@ -20,6 +20,7 @@ from nnunet_fm.preprocessing.preprocessor import FMPreprocessor
 from nnunet_fm.studies.datasets import find_dataset
 from nnunet_fm.studies.schema import StudyError
 from tests.helpers.datasets import nnunet_folders
+from tests.helpers.errors import fails
 
 
 @pytest.fixture
@@ -38,21 +39,21 @@ def test_a_number_or_a_name(folders: Path, given: str | int, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "expected"),
     [
-        (777, r"no dataset 777 in nnUNet_raw .*Datasets there: Dataset501_A, Dataset501_B, Dataset5010_C$"),
-        ("liver", "'liver' is neither the number of a dataset nor its name"),
-        ("DatasetLiver", "'DatasetLiver' is no name of a dataset"),
+        (777, ("dataset-missing", "777", "nnUNet_raw", "Dataset501_A", "Dataset501_B", "Dataset5010_C")),
+        ("liver", ("dataset-name", "liver")),
+        ("DatasetLiver", ("dataset-name", "DatasetLiver")),
     ],
 )
-def test_what_is_no_dataset(folders: Path, given: str | int, message: str) -> None:
-    with pytest.raises(DatasetNameError, match=message):
+def test_what_is_no_dataset(folders: Path, given: str | int, expected: tuple[str, ...]) -> None:
+    with fails(*expected):
         dataset_name(given)
 
 
 def test_a_variable_that_is_not_set_is_named(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("nnUNet_raw")
-    with pytest.raises(DatasetNameError, match="; nnUNet_raw is not set. Datasets there: Dataset501_A"):
+    with fails("dataset-missing", "nnUNet_raw", "Dataset501_A"):
         dataset_name("5010")
 
 

@@ -9,6 +9,7 @@ import pytest
 from nnunetv2.evaluation import evaluate_predictions
 
 from nnunet_fm.metrics.labels import foreground, read_dataset_json
+from tests.helpers.errors import fails
 
 
 def test_foreground_reads_labels_as_nnunet() -> None:
@@ -22,5 +23,5 @@ def test_foreground_reads_labels_as_nnunet() -> None:
 @pytest.mark.parametrize("text", ["[", "[]", "{}", '{"labels": {}}', '{"labels": {"0": "background"}}'])
 def test_a_dataset_json_without_usable_labels_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "dataset.json").write_text(text)
-    with pytest.raises(ValueError, match=r"dataset\.json: 'labels' must map"):
+    with fails("labels-table", "dataset.json", "labels"):
         read_dataset_json(tmp_path / "dataset.json")

@@ -23,6 +23,7 @@ from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.networks.segmenter2d import FoundationSegmenter2D
 from nnunet_fm.networks.stunet import STUNet
 from nnunet_fm.networks.unet import VanillaUNet2D, VanillaUNet3D
+from tests.helpers.errors import fails
 from tests.helpers.official_files import manifest
 from tests.helpers.small_networks import CLASSES, count, shapes, small
 
@@ -113,16 +114,16 @@ def test_stunet_starts_from_he_initialisation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("wrong", "expected"),
     [
-        ({"dims": [4] * 5}, "six|6 stages"),
-        ({"depth": [1] * 4}, "6 stages"),
-        ({"strides": [[2, 2, 2]] * 5}, "first stage"),
+        ({"dims": [4] * 5}, ("argument-value", "6")),
+        ({"depth": [1] * 4}, ("argument-value", "6")),
+        ({"strides": [[2, 2, 2]] * 5}, ("argument-value",)),
     ],
 )
-def test_stunet_refuses_arguments_it_cannot_follow(wrong: dict[str, Any], message: str) -> None:
+def test_stunet_refuses_arguments_it_cannot_follow(wrong: dict[str, Any], expected: tuple[str, ...]) -> None:
     arguments: dict[str, Any] = {"dims": [4] * 6, "depth": [1] * 6, "strides": POOLING, **wrong}
-    with pytest.raises(ValueError, match=message):
+    with fails(*expected):
         STUNet(1, 2, **arguments)
 
 
@@ -268,17 +269,17 @@ def test_the_input_range_decides_who_standardises() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("wrong", "expected"),
     [
-        ({"input_range": "hounsfield"}, "input_range"),
-        ({"backbone": "dinov3_s"}, "dinov2_s"),
-        ({"head": "quadratic"}, "linear"),
-        ({"image_size": 225}, "multiples of 14"),
+        ({"input_range": "hounsfield"}, ("argument-value", "input_range")),
+        ({"backbone": "dinov3_s"}, ("backbone-unknown", "dinov2_s")),
+        ({"head": "quadratic"}, ("head-unknown",)),
+        ({"image_size": 225}, ("image-edges", "14")),
     ],
 )
-def test_the_segmenter_refuses_unknown_parts(wrong: dict[str, Any], message: str) -> None:
+def test_the_segmenter_refuses_unknown_parts(wrong: dict[str, Any], expected: tuple[str, ...]) -> None:
     arguments: dict[str, Any] = {"backbone": "dinov2_s", "image_size": 28, **wrong}
-    with torch.device("meta"), pytest.raises(ValueError, match=message):
+    with torch.device("meta"), fails(*expected):
         FoundationSegmenter2D(1, 2, **arguments)
 
 
@@ -380,7 +381,7 @@ def test_autograd_records_nothing_of_a_frozen_backbone_unless_a_stem_is_trained(
 
 
 def test_an_unknown_adapter_is_refused() -> None:
-    with pytest.raises(ValueError, match="freeze, full"):
+    with fails("adapter-unknown"):
         apply_adapter("thaw", unet3d())
 
 

@@ -25,9 +25,9 @@ from nnunet_fm.models.registry import get_card
 from nnunet_fm.networks import swinmm
 from nnunet_fm.networks.swinmm import MutualLoss, SwinMM, draw_views, exchange, mean_probability, resampled
 from nnunet_fm.plans.memory import training_memory
-from nnunet_fm.weights.files import WeightsFileError
 from nnunet_fm.weights.load import FileRules, load_checkpoint
 from nnunet_fm.weights.report import PartReport
+from tests.helpers.errors import fails
 from tests.helpers.official_files import manifest, write_official
 from tests.helpers.small_networks import count, shapes
 
@@ -483,12 +483,15 @@ def test_more_input_channels_are_filled_from_one(tmp_path: Path) -> None:
 def test_files_of_other_networks_are_refused(tmp_path: Path) -> None:
     network = meta()
     plain = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("cross_atte6")}
-    for content, message in ((plain, "without 'cross_atte6'"), ({"conv.weight": torch.ones(1)}, "no 'swinViT'")):
-        with pytest.raises(ValueError, match=message):
+    for content, expected in (
+        (plain, ("weights-other", "cross_atte6")),
+        ({"conv.weight": torch.ones(1)}, ("weights-other", "swinViT")),
+    ):
+        with fails(*expected):
             network.from_official(content)
     file = tmp_path / "pretrained_ckpt.pt"
     torch.save({"state_dict": {"encoder.weight": torch.ones(1)}}, file)
-    with pytest.raises(WeightsFileError, match="pretrained_ckpt.pt: no SwinMM file"):
+    with fails("weights-other", "pretrained_ckpt.pt", "SwinMM"):
         section(network, file, 0)
 
 

@@ -11,11 +11,12 @@ import pytest
 from nnunet_fm.models.card import Recipe, ScratchRecipe
 from nnunet_fm.models.names import Spec
 from nnunet_fm.models.registry import cards
-from nnunet_fm.planfile.schema import KEY, PlanError, PlanKey, changed_recipe
+from nnunet_fm.planfile.schema import KEY, PlanKey, changed_recipe
 from nnunet_fm.planfile.training_config import resolve
 from nnunet_fm.plans.pipeline import FEW_CASES
 from nnunet_fm.plans.planner import Options, planner_class
 from tests.helpers.datasets import nnunet_folders, write_dataset, write_fingerprint
+from tests.helpers.errors import fails
 
 SCRATCH = Spec(scratch=True)
 
@@ -82,7 +83,7 @@ def test_what_a_user_sets_holds_for_random_weights(changes: dict[str, Any], expe
 
 
 def test_an_unknown_field_is_named() -> None:
-    with pytest.raises(PlanError, match=r"recipe\.scratch\.lr"):
+    with fails("recipe-field", "recipe.scratch.lr"):
         changed_recipe(Recipe(), {"scratch.lr": 1.0})
 
 
@@ -95,7 +96,7 @@ def test_the_quick_variant_is_planned_by_name(plan: Callable[..., dict[str, Any]
 
 
 def test_a_model_without_the_quick_variant_says_so(plan: Callable[..., dict[str, Any]]) -> None:
-    with pytest.raises(AttributeError, match="FMPlanner_dinov2_s_quick"):
+    with fails("name-unknown", "FMPlanner_dinov2_s_quick"):
         planner_class("FMPlanner_dinov2_s_quick")
 
 

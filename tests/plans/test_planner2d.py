@@ -20,7 +20,7 @@ from nnunet_fm.data.folds import first_cases
 from nnunet_fm.models.card import DatasetChoice
 from nnunet_fm.models.registry import get_card
 from nnunet_fm.models.variants import dataset_choice, on_dataset
-from nnunet_fm.planfile.schema import PlanError, PlanKey
+from nnunet_fm.planfile.schema import PlanKey
 from nnunet_fm.plans.geometry import slice_axis
 from nnunet_fm.plans.planner import Options, planner_class
 from tests.helpers.datasets import (
@@ -31,6 +31,7 @@ from tests.helpers.datasets import (
     write_fingerprint,
     write_image,
 )
+from tests.helpers.errors import fails
 
 PLANNER = "FMPlanner_dinov2_s_linear_freeze"
 SLICES = {
@@ -231,7 +232,7 @@ def test_variants_without_epochs_count_iterations_unless_asked(plan: Planner) ->
     assert (key.iterations, key.epochs, key.recipe.iterations_per_epoch) == (250000, None, 250)
     _, key = plan(planner=f"{PLANNER}_nnunet", epochs=2)
     assert (key.iterations, key.epochs, key.recipe.iterations_per_epoch) == (22, 2, 11)
-    with pytest.raises(PlanError, match="--iterations"):
+    with fails("option-dimension", "--iterations"):
         plan(planner="FMPlanner_stunet_s", epochs=2)
 
 
@@ -257,18 +258,18 @@ def test_names_of_slice_axes(given: object, orientations: dict[str, int], axis: 
 
 
 @pytest.mark.parametrize(
-    ("conversion", "message"),
+    ("conversion", "expected"),
     [
-        ("{", "not a JSON file"),
-        ("[1]", "no JSON object"),
-        ('{"slice_axis": 3}', "0, 1, 2 .*z, y, x, axial, coronal, sagittal"),
-        ('{"slice_axis": true}', "True.*legal are"),
-        ('{"slice_axis": [1]}', "legal are"),
-        ('{"slice_axis": "oblique"}', "'oblique'.*legal are"),
+        ("{", ("json-invalid",)),
+        ("[1]", ("conversion-form",)),
+        ('{"slice_axis": 3}', ("slice-axis", "0", "1", "2")),
+        ('{"slice_axis": true}', ("slice-axis",)),
+        ('{"slice_axis": [1]}', ("slice-axis",)),
+        ('{"slice_axis": "oblique"}', ("slice-axis", "oblique")),
     ],
 )
-def test_a_faulty_conversion_file_is_named(plan: Planner, conversion: str, message: str) -> None:
-    with pytest.raises(PlanError, match=rf"conversion\.json.*{message}"):
+def test_a_faulty_conversion_file_is_named(plan: Planner, conversion: str, expected: tuple[str, ...]) -> None:
+    with fails(*expected, "conversion.json"):
         plan(conversion=conversion)
 
 
@@ -278,11 +279,11 @@ def test_a_plane_needs_to_know_how_the_images_lie(plan: Planner) -> None:
     assert configuration["transpose"] == [1, 0, 2] and key.origin["slice_axis"] == "dataset"
     assert plan(slice_axis="sagittal", conversion="{}")[0]["transpose"] == [2, 0, 1]
     assert plan(conversion="{}")[1].origin["slice_axis"] == "data"
-    with pytest.raises(ValueError, match="have no direction: legal are 0, 1, 2 or z, y, x"):
+    with pytest.raises(ValueError, match="no direction"):
         slice_axis("coronal", {})
-    with pytest.raises(ValueError, match="differ in their axes.*3 RAS, 1 RSA"):
+    with pytest.raises(ValueError, match="3 RAS, 1 RSA"):
         slice_axis("coronal", {"RAS": 3, "RSA": 1})
-    with pytest.raises(PlanError, match="--slice-axis is 'oblique'"):
+    with fails("slice-axis", "--slice-axis", "oblique"):
         plan(slice_axis="oblique")
 
 

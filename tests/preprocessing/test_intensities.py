@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from nnunet_fm.inference.predict import predict_folder
-from nnunet_fm.planfile.schema import KEY, PlanError
+from nnunet_fm.planfile.schema import KEY
 from nnunet_fm.plans.geometry import upsampling_note
 from nnunet_fm.plans.planner import planner_class
-from nnunet_fm.preprocessing.case_preprocessor import CaseError
 from nnunet_fm.preprocessing.intensities import doubt_of_foreground, fault_of_foreground, is_constant, unlike_training
 from nnunet_fm.preprocessing.preprocessor import FMPreprocessor
 from tests.helpers.datasets import nnunet_folders, write_dataset, write_fingerprint, write_image
+from tests.helpers.errors import fails
 from tests.helpers.tiny_models import write_model
 
 SHAPE = (8, 10, 9)
@@ -97,13 +97,13 @@ def test_plan_and_preprocessing(
     assert "WARNING: case_01_0000.nii.gz: channel 0 has the value 7 everywhere" in capsys.readouterr().err
     image = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
     write_image(file, image * np.float32(1e37), (1, 1, 1))
-    with pytest.raises(CaseError, match=r"case_01_0000.nii.gz.*: channel 0 has intensities from .*e\+37, too large"):
+    with fails("intensities-too-large", "case_01_0000.nii.gz", "37"):
         FMPreprocessor(verbose=False).run(501, "3d_fullres", plans["plans_name"], 1)
     fingerprint = tmp_path / "nnUNet_preprocessed" / folder.name / "dataset_fingerprint.json"
     content = json.loads(fingerprint.read_text())
     content["foreground_intensity_properties_per_channel"]["0"]["std"] = math.inf
     fingerprint.write_text(json.dumps(content))
-    with pytest.raises(PlanError, match="channel 0 'MRI': std is inf"):
+    with fails("intensities-invalid", "0", "MRI"):
         planner_class("FMPlanner_stunet_s")(501, 40).plan_experiment()
 
 

@@ -16,12 +16,12 @@ import pytest
 from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import move_plans_between_datasets
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
-from nnunet_fm.preprocessing.preprocessor import FMPreprocessor, PreprocessingError
+from nnunet_fm.preprocessing.preprocessor import FMPreprocessor
 from nnunet_fm.preprocessing.raw import training_cases
-from nnunet_fm.preprocessing.shared_cache import FolderInUseError, is_current, lease, replace_folder, stamp_path
+from nnunet_fm.preprocessing.shared_cache import is_current, lease, replace_folder, stamp_path
 from tests.helpers.datasets import nnunet_folders, write_dataset, write_fingerprint, write_image
+from tests.helpers.errors import fails
 
 SHAPE = (10, 12, 11)
 
@@ -68,7 +68,7 @@ def test_kept_redone_and_protected(planned: dict[str, Any], tmp_path: Path, caps
     os.utime(image, (time.time() + 5, time.time() + 5))
     reading = lease(folder)
     assert reading is not None
-    with pytest.raises(FolderInUseError, match="a training that is running"):
+    with fails("preprocessed-in-use"):
         run(planned)
     assert written(folder) == first
     reading.close()
@@ -105,7 +105,7 @@ def test_settings_changed_by_hand_are_noticed(planned: dict[str, Any]) -> None:
     file = Path(os.environ["nnUNet_preprocessed"], "Dataset801_Blobs", "FMPlans_one.json")
     planned["configurations"]["3d_fullres"]["spacing"] = [2.0, 2.0, 2.0]
     file.write_text(json.dumps(planned))
-    with pytest.raises(PlanError, match="data_identifier"):
+    with fails("plan-identifier", "data_identifier"):
         run(planned)
 
 
@@ -131,7 +131,7 @@ def test_other_labels_are_preprocessed_again(planned: dict[str, Any]) -> None:
     ):
         before = written(folder)
         change_dataset_json(labels=labels, regions_class_order=order)
-        with lease(folder) as reading, pytest.raises(FolderInUseError):  # type: ignore[union-attr]
+        with lease(folder) as reading, fails("preprocessed-in-use"):  # type: ignore[union-attr]
             assert reading
             run(planned)
         assert run(planned) == folder and written(folder) != before and located(folder) == expected
@@ -188,7 +188,7 @@ def test_a_failed_replacement_leaves_the_old_folder(tmp_path: Path) -> None:
     new.mkdir()
     with lease(folder) as reading:  # type: ignore[union-attr]
         assert reading
-        with pytest.raises(FolderInUseError):
+        with fails("preprocessed-in-use"):
             replace_folder(new, folder, {"a": 1})
     assert (folder / "old").exists() and new.is_dir()
     replace_folder(new, folder, {"a": 1})
@@ -215,14 +215,14 @@ def test_a_case_that_fails_leaves_nothing(planned: dict[str, Any], tmp_path: Pat
     write_image(
         tmp_path / "nnUNet_raw/Dataset801_Blobs/labelsTr/case_01.nii.gz", np.zeros((3, 4, 5), np.uint8), [1] * 3
     )
-    with pytest.raises(ValueError, match=r"case_01_0000\.nii\.gz.*case_01\.nii\.gz.*one grid"):
+    with fails("grid-differs", "case_01_0000.nii.gz", "case_01.nii.gz"):
         run(planned)
     assert not list((tmp_path / "nnUNet_preprocessed" / "Dataset801_Blobs").glob("fm_*/"))
 
 
 @pytest.mark.slow
 def test_a_killed_process_is_reported(planned: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(PreprocessingError, match=r"memory.*-np 1"):
+    with fails("process-killed", "-np 1"):
         Killed(verbose=False).run(801, "3d_fullres", planned["plans_name"], 2)
     assert not list((tmp_path / "nnUNet_preprocessed" / "Dataset801_Blobs").glob("fm_*/"))
 

@@ -14,10 +14,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from nnunet_fm.preprocessing.shared_cache import FolderInUseError, is_current, lease, lock, replace_folder
+from nnunet_fm.preprocessing.shared_cache import is_current, lease, lock, replace_folder
 from nnunet_fm.trainers import loop
-from nnunet_fm.trainers.callbacks.fold_lock import FILE, FolderBusyError, check_free, training_in
+from nnunet_fm.trainers.callbacks.fold_lock import FILE, check_free, training_in
 from nnunet_fm.trainers.loop import BudgetTrainer
+from tests.helpers.errors import fails
 
 NOBODY = 65534
 
@@ -78,7 +79,7 @@ def test_who_may_only_read_waits_for_writers_and_keeps_them_off(
         assert found.decode().split() == ["True", str(leased)]
         if leased and os.getuid() == 0:
             (new := folder.with_name("new")).mkdir()
-            with pytest.raises(FolderInUseError):
+            with fails("preprocessed-in-use"):
                 replace_folder(new, folder, {"a": 2})
     assert is_current(folder, {"a": 1})
 
@@ -126,7 +127,7 @@ def test_a_fold_of_another_account(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Path, "open", refuse_writing)
     check_free(tmp_path)
-    with pytest.raises(FolderBusyError, match="belongs to another account"), training_in(tmp_path):
+    with fails("fold-foreign"), training_in(tmp_path):
         pass
     assert opened == ["r", "a+"]
     assert lock(tmp_path / "fm_2d") is not None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import SimpleITK as sitk
 
 from nnunet_fm.reporting.overlay import overlay_figure
+from tests.helpers.errors import fails
 from tests.helpers.images import write_volume
 
 
@@ -53,5 +53,5 @@ def test_overlays_keep_proportions_and_outline_each_class(tmp_path: Path) -> Non
     assert len(axes["axial, reference"].collections) == 2
     assert len(axes["axial, prediction"].collections) == 0
     other = write_volume(tmp_path / "other.nii.gz", np.zeros((8, 10, 11), np.uint8))
-    with pytest.raises(ValueError, match="prediction of image.nii.gz has size"):
+    with fails("grid-differs", "image.nii.gz"):
         overlay_figure(image, reference, other, {"left": (1,)})

@@ -33,6 +33,7 @@ from nnunet_fm.reporting.sections.published import published_section
 from nnunet_fm.reporting.sections.ranking import ranking_table
 from nnunet_fm.reporting.sections.summary import claim, summary
 from tests.helpers.browser import browser, console, findings, run
+from tests.helpers.errors import fails
 from tests.helpers.results_maker import STEPS, make_results
 
 needs_browser = pytest.mark.skipif(browser() is None, reason="no Chromium or Chrome on this machine")
@@ -411,9 +412,9 @@ def test_nothing_scored_yet(tmp_path: Path) -> None:
     page, missing = made(tmp_path, replace(results, scores=results.scores[:0], size_shares={}))
     assert "there are no scores yet" in page.text
     assert [s.split(":")[0] for s in missing][:2] == ["Ranking", "Generalisation"]
-    with pytest.raises(ValueError, match="no trainings"):
+    with fails("trainings-none"):
         write_report(replace(results, runs=results.runs[:0]), tmp_path)
-    with pytest.raises(ValueError, match="no metric 'F1'"):
+    with fails("metric-unknown", "F1"):
         write_report(results, tmp_path, metric="F1")
 
 

@@ -19,6 +19,7 @@ import SimpleITK as sitk
 
 from nnunet_fm.dataset_conversion.demo import unpack
 from nnunet_fm.studies.demo import Demo
+from tests.helpers.errors import assert_refused, fails
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,9 +51,9 @@ def test_the_data_are_a_raw_dataset_with_unseen_labelled_cases(tmp_path: Path) -
 
 def test_a_number_that_is_taken_or_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "Dataset904_Mine").mkdir()
-    with pytest.raises(FileExistsError, match="Dataset904_Mine"):
+    with fails("dataset-taken", "Dataset904_Mine"):
         unpack(tmp_path, 904)
-    with pytest.raises(ValueError, match="1 to 999"):
+    with fails("dataset-number", "999"):
         unpack(tmp_path, 1000)
 
 
@@ -69,7 +70,7 @@ def test_a_failed_step_shows_the_end_of_its_output(tmp_path: Path) -> None:
     program = Path(sys.executable).name
     run.nnunet("first", program, "-c", "import os; print(os.environ['nnUNet_raw'])")
     assert (tmp_path / "logs" / "first.txt").read_text().strip() == str(tmp_path / "nnUNet_raw")
-    with pytest.raises(RuntimeError, match=r"exit code 3: the reason \(see .*second\.txt\)"):
+    with fails("command-failed", "exit code 3: the reason", "second.txt"):
         run.nnunet("second", program, "-c", "print('the reason'); raise SystemExit(3)")
 
 
@@ -134,4 +135,5 @@ def test_from_a_clone_to_the_first_prediction(
     assert times["predict"] - times["start"] < 900
 
     again = environment.run("nnunet-fm", "demo", "--output", output, check=False)
-    assert again.returncode == 1 and "not empty" in again.stderr
+    assert again.returncode == 1
+    assert_refused(again.stderr, "folder-not-empty", output)

@@ -26,8 +26,8 @@ from nnunet_fm.studies import run as running
 from nnunet_fm.studies.job_context import absolute_folder, environment
 from nnunet_fm.studies.job_markers import JobMarkers, write_json
 from nnunet_fm.studies.jobs import Job
-from nnunet_fm.studies.schema import StudyError
 from tests.helpers.datasets import nnunet_folders, write_dataset
+from tests.helpers.errors import assert_error, assert_refused, fails
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -218,7 +218,8 @@ def test_dry_run_with_snakemake_itself(place: Place, monkeypatch: pytest.MonkeyP
     assert summary["missing_weights"] == ["sam_vit_b_01ec64"]
     assert not place.output.exists() and not list(Path(place.folders["nnUNet_preprocessed"]).iterdir())
     answer = invoke(place, monkeypatch, str(place.file))
-    assert answer.exit_code == 1 and "HCP_T1: nnunet-fm convert hcp" in str(answer.exception)
+    assert answer.exit_code == 1
+    assert_error(answer.exception, "datasets-missing", "HCP_T1: nnunet-fm convert hcp")
 
 
 def test_what_a_study_needs_is_said(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,16 +229,18 @@ def test_what_a_study_needs_is_said(place: Place, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patched:
         patched.setattr(command, "find_spec", lambda name: None)
         answer = invoke(place, patched, str(place.file))
-    assert answer.exit_code == 1 and 'pip install "nnunet-fm[study]"' in str(answer.exception)
+    assert answer.exit_code == 1
+    assert_error(answer.exception, "snakemake-missing", 'pip install "nnunet-fm[study]"')
     monkeypatch.delenv("nnUNet_results")
     answer = CliRunner().invoke(app, ["study", str(place.file), "--dry-run"])
-    assert answer.exit_code == 1 and "nnUNet_results is not set" in str(answer.exception)
+    assert answer.exit_code == 1
+    assert_error(answer.exception, "variable-unset", "nnUNet_results")
 
 
 def test_a_study_that_runs_is_refused(tmp_path: Path) -> None:
     lock = Lock(tmp_path / ".study.lock", "study s")
     assert lock.take() is None
-    with lock, pytest.raises(StudyError, match=f"running already, as process {os.getpid()} on"):
+    with lock, fails("study-running", os.getpid()):
         running._take(Lock(lock.path, "study s"), tmp_path, print)
 
 
@@ -440,7 +443,8 @@ def test_snakemake_alone_is_killed(place: Place) -> None:
     (snakemake,) = [child for child in psutil.Process(first.pid).children() if "snakemake" in child.cmdline()]
     snakemake.kill()
     _, err = first.communicate(timeout=60)
-    assert first.returncode == 1 and "Snakemake was ended by SIGKILL" in err
+    assert first.returncode == 1
+    assert_refused(err, "snakemake-ended", "SIGKILL")
     place.open()
     code, _, err = place.run()
     assert code == 0, err

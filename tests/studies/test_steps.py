@@ -21,11 +21,12 @@ from nnunet_fm.metrics.find_labels import trained_on
 from nnunet_fm.metrics.scores_table import COLUMNS, read_scores, write_scores
 from nnunet_fm.reporting.results import Run
 from nnunet_fm.studies import data, gpus, steps, testing, training
-from nnunet_fm.studies.cases import CaseSet, NoTestCasesError, choose_cases, without_seen
+from nnunet_fm.studies.cases import CaseSet, choose_cases, without_seen
 from nnunet_fm.studies.collect import collect, collect_results
 from nnunet_fm.studies.job_context import JobContext
-from nnunet_fm.studies.process import CommandError, StepError, run_command, thread_variables
+from nnunet_fm.studies.process import StepError, run_command, thread_variables
 from tests.helpers.datasets import nnunet_folders, write_dataset, write_image
+from tests.helpers.errors import fails
 from tests.helpers.results_maker import write_record
 
 DATASET = "Dataset007_Blobs"
@@ -72,12 +73,12 @@ def test_test_set_or_validation_cases(folders: Path) -> None:
     assert sorted(case for chosen in made for case in chosen.cases) == [f"case_{i:02d}" for i in range(10)]
     (raw / "splits_final.json").write_text(json.dumps([{"train": ["case_01"], "val": ["case_02", "case_00"]}]))
     assert choose_cases(raw, preprocessed, "0", "auto", own=True).cases == ["case_00", "case_02"]
-    with pytest.raises(NoTestCasesError, match="has 1 folds, and no fold 3"):
+    with fails("test-cases-missing", "1", "3"):
         choose_cases(raw, preprocessed, "3", "auto", own=True)
-    with pytest.raises(NoTestCasesError, match="keeps no case of Dataset007_Blobs back"):
+    with fails("test-cases-missing", "Dataset007_Blobs"):
         choose_cases(raw, preprocessed, "all", "auto", own=True)
     assert len(choose_cases(raw, preprocessed, "all", "auto", own=False).cases) == 10
-    with pytest.raises(NoTestCasesError, match="set test: validation"):
+    with fails("test-cases-missing"):
         choose_cases(raw, preprocessed, "0", "test", own=True)
     label_the_tests(raw)
     for fold in ("0", "all"):
@@ -172,7 +173,7 @@ def test_a_training_goes_on_from_what_is_whole(
 
 def test_a_training_that_ends_unfinished_fails(folders: Path) -> None:
     fold_folder(folders)
-    with pytest.raises(StepError, match="holds no checkpoint_final"):
+    with fails("validation-missing", "checkpoint_final"):
         training.train(place(folders, TRAIN))
 
 
@@ -246,7 +247,7 @@ def test_stock_data_are_kept_if_whole_and_redone_if_not(folders: Path) -> None:
     (base / "shared" / "case_03.pkl").unlink()
     data.preprocess(step)
     assert len(step.commands) == 3
-    with pytest.raises(StepError, match="plans 2d for Dataset007_Blobs, but not 3d_fullres"):
+    with fails("plan-differs", "Dataset007_Blobs", "3d_fullres"):
         data.preprocess(place(folders, {"dataset": DATASET, "configuration": "3d_fullres", "plans": ["a"]}))
 
 
@@ -293,7 +294,7 @@ def test_predict_and_evaluate(folders: Path) -> None:
     prediction.write_bytes(content[:-9])
     testing.predict(step)
     assert len(step.commands) == 3 and prediction.read_bytes() == content
-    with pytest.raises(StepError, match="has no checkpoint_final"):
+    with fails("model-incomplete", "checkpoint_final"):
         testing.predict(place(folders, {**what, "checkpoint": "checkpoint_final.pth"}))
 
 
@@ -342,9 +343,9 @@ def test_a_failed_step_says_why(jobs: Path) -> None:
 def test_commands_hold_the_lock_and_fail_loudly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = Lock(tmp_path / "lock", "x")
     assert lock.take() is None
-    with pytest.raises(StepError, match="no_such_command is not installed"):
+    with fails("command-missing", "no_such_command"):
         run_command(["no_such_command"], lock, {})
-    with pytest.raises(CommandError, match="nnunet-fm failed with exit code 2"):
+    with fails("command-failed", "2"):
         run_command(["nnunet-fm", "no_such_thing"], lock, {})
     assert len(json.loads(lock.path.read_text())["processes"]) == 2
     lock.release()
@@ -384,7 +385,7 @@ def write_run(folder: Path, name: str, **changes: Any) -> Run:
 def test_collect_takes_the_current_runs_and_what_they_have(folders: Path) -> None:
     study = folders / "study"
     raw = blobs(folders)
-    with pytest.raises(FileNotFoundError, match="no study's folder"):
+    with fails("study-folder"):
         collect(study)
     for name in ("scored", "waiting", "removed"):
         write_run(study, name)
@@ -430,7 +431,7 @@ def test_collect_models_trained_by_hand(folders: Path, monkeypatch: pytest.Monke
     preprocessed = folders / "nnUNet_preprocessed" / DATASET
     preprocessed.mkdir()
     (preprocessed / "gt_segmentations").symlink_to(raw / "labelsTr")
-    with pytest.raises(FileNotFoundError, match="no trained models of dataset 7"):
+    with fails("model-missing", "7"):
         collect_results([7])
     recipe = {"seed": 5}
     ours = {
@@ -464,7 +465,7 @@ def test_collect_models_trained_by_hand(folders: Path, monkeypatch: pytest.Monke
     assert len(dice) == 8 and (dice["value"] == 1).all() and set(results.size_shares) == {DATASET}
     assert len(results.files) == 4 and results.files["image"].str.endswith("case_01_0000.nii.gz").all()
     assert list(collect_results([7], folds=["all"]).runs["trainer"]) == ["nnUNetTrainerX"]
-    with pytest.raises(FileNotFoundError, match="the names given choose none"):
+    with fails("trainings-none"):
         collect_results([7], trainers=["other"])
     fold = folders / "nnUNet_results" / DATASET / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0"
     write_record(fold, DATASET, ["case_01"])

@@ -16,6 +16,7 @@ from nnunet_fm.studies.jobs import make_jobs
 from nnunet_fm.studies.prepare import Prepared, find_machine, prepare, threads
 from nnunet_fm.studies.schema import Study, StudyError, read_study
 from tests.helpers.datasets import write_files
+from tests.helpers.errors import fails
 
 STUDIES = Path(__file__).parents[2] / "docs" / "studies"
 EXAMPLE = Path(__file__).parents[2] / "nnunet_fm" / "studies" / "example.yaml"
@@ -79,13 +80,13 @@ def test_a_fault_is_named_with_its_cure(tmp_path: Path, changes: dict[str, objec
 
 
 def test_files_that_are_no_study(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match="there is no"):
+    with fails("study-missing"):
         read_study(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("[1, 2]")
-    with pytest.raises(StudyError, match="holds no study"):
+    with fails("study-form"):
         read_study(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("name: [")
-    with pytest.raises(StudyError, match="is no YAML"):
+    with fails("yaml-invalid", "YAML"):
         read_study(tmp_path / "broken.yaml")
 
 
@@ -115,7 +116,7 @@ def test_datasets_by_number_and_name(tmp_path: Path) -> None:
     assert find_dataset("Dataset002_Größe_β", tmp_path).short == "Größe_β"
     missing = find_dataset("Liver", tmp_path)
     assert missing.folder is None and missing.short == missing.name == "Liver" and missing.json == {}
-    with pytest.raises(StudyError, match="'Twice' is Dataset003_Twice and Dataset004_Twice"):
+    with fails("dataset-ambiguous", "Dataset003_Twice", "Dataset004_Twice"):
         find_dataset("Twice", tmp_path)
 
 
@@ -235,26 +236,28 @@ def test_domains_must_have_the_same_labels(tmp_path: Path) -> None:
     write_files(tmp_path / "raw", "B", 2, {"background": 0, "two": 1})
     changes = {"datasets": [], "anatomies": {"x": ["A", "B"]}}
     assert expanded(tmp_path, **changes).trainings
-    with pytest.raises(StudyError, match="Dataset002_B: has no 'one'"):
+    with fails("labels-differ", "Dataset002_B", "one"):
         expanded(tmp_path, **changes, generalise=True)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
-        ({"models": ["stunet_s", "stunet_s"]}, "two models of the study are called 'stunet_s'"),
-        ({"models": ["stunet_s"], "adapters": ["rein"]}, "'stunet_s' has no adapter 'rein'"),
-        ({"models": ["resnet18"], "heads": ["hqhsam"]}, "as resnet18_unetdec_small does"),
-        ({"models": [{"model": "stunet_s", "skip": ["A"]}]}, "nothing is left to train"),
-        ({"models": [{"model": "stunet_s", "skip": ["Z"]}]}, "'Z' is none of the study's datasets, A"),
-        ({"models": ["stunet_s", {"model": "stunet_s", "label": "again"}]}, "are the same training on A"),
-        ({"datasets": ["A", "Dataset001_A"]}, "stand in the study twice: Dataset001_A"),
+        ({"models": ["stunet_s", "stunet_s"]}, ("label-twice", "stunet_s")),
+        ({"models": ["stunet_s"], "adapters": ["rein"]}, ("part-unknown", "stunet_s", "rein")),
+        ({"models": ["resnet18"], "heads": ["hqhsam"]}, ("part-unknown", "hqhsam", "resnet18_unetdec_small")),
+        ({"models": [{"model": "stunet_s", "skip": ["A"]}]}, ("trainings-none",)),
+        ({"models": [{"model": "stunet_s", "skip": ["Z"]}]}, ("dataset-missing", "'Z'")),
+        ({"models": ["stunet_s", {"model": "stunet_s", "label": "again"}]}, ("training-twice", "again", "stunet_s")),
+        ({"datasets": ["A", "Dataset001_A"]}, ("dataset-twice", "Dataset001_A")),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+def test_parts_that_do_not_fit_are_refused(
+    tmp_path: Path, changes: dict[str, object], expected: tuple[str, ...]
+) -> None:
     if "Dataset001_A" in changes.get("datasets", ()):
         write_files(tmp_path / "raw", "A", 1)
-    with pytest.raises(StudyError, match=re.escape(said)):
+    with fails(*expected):
         expanded(tmp_path, **changes)
 
 

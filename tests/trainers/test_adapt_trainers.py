@@ -20,12 +20,12 @@ import nnunet_fm.trainers
 from nnunet_fm.adaptation.pseudo_labels import predict
 from nnunet_fm.dataset_conversion.demo import unpack
 from nnunet_fm.losses.adaptation import NOT_COUNTED
-from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.adapt import AdaptOptions, plan_adaptation
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.preprocessing.preprocessor import FMPreprocessor
 from nnunet_fm.weights.slim import bases_of
 from tests.helpers.datasets import nnunet_folders, write_dataset, write_fingerprint
+from tests.helpers.errors import fails
 from tests.helpers.official_files import write_official
 
 CPU = torch.device("cpu")
@@ -201,7 +201,7 @@ def test_a_slim_model_is_adapted_kept_slim_and_predicts_without_its_source(folde
         again = make(trainer.plans_manager.plans, "fm_trainer_selftraining")
         again.load_checkpoint(str(final))
         assert again.iteration == 2 and not moved(again, weights(trainer))
-        with pytest.raises(PlanError, match="model to adapt is not there: .*nnunet-fm adapt --source"):
+        with fails("source-missing", "--source"):
             make(trainer.plans_manager.plans, "fm_trainer_selftraining").initialize()
     finally:
         hidden.rename(source("linear"))
@@ -213,7 +213,7 @@ def test_a_source_that_has_changed_is_refused() -> None:
     content = file.read_bytes()
     try:
         file.write_bytes(content + b"\0")
-        with pytest.raises(PlanError, match="not what it was when the adaptation was planned"):
+        with fails("source-changed"):
             trainer.initialize()
     finally:
         file.write_bytes(content)
@@ -278,7 +278,7 @@ def test_labelled_cases_are_training_cases() -> None:
     assert other.labelled_cases(training) != chosen == adapted("linear", labelled=2).labelled_cases(training)
     assert set(adapted("linear", labelled=99).labelled_cases(training)) == set(training)
     named = adapted("linear", labelled_cases=[validation[0]])
-    with pytest.raises(PlanError, match=f"labels of {validation[0]}, no training cases of fold 0"):
+    with fails("case-unknown", validation[0], "0"):
         named.labelled_cases(training)
     assert adapted("linear", faithful=True).labelled_cases(training) == sorted(training)[:3]
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from nnunet_fm.models.card import Recipe
 from nnunet_fm.networks.base import FoundationNetwork
-from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.trainers.optimizer import build_optimizer
 from nnunet_fm.trainers.schedule import ProgressSchedule
+from tests.helpers.errors import fails
 
 
 class Plain(nn.Module):
@@ -110,5 +110,5 @@ def test_a_step_uses_the_rate_of_the_group() -> None:
 
 
 def test_layer_decay_needs_named_layers() -> None:
-    with pytest.raises(PlanError, match="Plain does not name its layers"):
+    with fails("layer-decay"):
         build(Plain(), layer_decay=0.75)

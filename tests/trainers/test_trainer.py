@@ -22,13 +22,12 @@ import nnunet_fm.trainers
 from nnunet_fm.data.augmentation import initial_patch_size
 from nnunet_fm.data.sampling import FMDataLoader
 from nnunet_fm.losses.dice_ce import DiceCE, OutputSupervision
-from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.trainers import loading
-from nnunet_fm.weights.cache import MissingWeightsError
 from nnunet_fm.weights.files import WeightsFileError
 from tests.helpers import trainings
 from tests.helpers.datasets import empty, training_folders, write_dataset, write_fingerprint
+from tests.helpers.errors import fails
 from tests.helpers.trainings import Killed, kill_after, record_losses
 
 CPU = torch.device("cpu")
@@ -90,19 +89,19 @@ def preprocessed(plans: dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("planner", "name", "configuration", "message"),
+    ("planner", "name", "configuration", "expected"),
     [
-        ("FMPlanner_stunet_s", "fm_trainer_stunet_b", None, "pinned to stunet_b"),
-        ("FMPlanner_stunet_s", "fm_trainer_scratch", "2d", "no configuration '2d'"),
-        ("FMPlanner_stunet_s", "fm_trainer_linear", None, "no head 'linear'"),
-        ("FMPlanner_vanilla_unet3d", "fm_trainer_freeze", None, "no adapter 'freeze'"),
+        ("FMPlanner_stunet_s", "fm_trainer_stunet_b", None, ("plan-model", "stunet_b")),
+        ("FMPlanner_stunet_s", "fm_trainer_scratch", "2d", ("configuration-missing", "2d")),
+        ("FMPlanner_stunet_s", "fm_trainer_linear", None, ("part-unknown", "linear")),
+        ("FMPlanner_vanilla_unet3d", "fm_trainer_freeze", None, ("part-unknown", "freeze")),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(
-    folders: Path, planner: str, name: str, configuration: str | None, message: str
+    folders: Path, planner: str, name: str, configuration: str | None, expected: tuple[str, ...]
 ) -> None:
     plans = make_plan("plain", planner)
-    with pytest.raises(PlanError, match=message):
+    with fails(*expected):
         make_trainer(plans, name, configuration=configuration)
     assert not list(folders.glob(f"nnUNet_results/*/{name}__*"))
 
@@ -110,11 +109,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 def test_stock_plans_need_a_pinned_trainer_of_their_dimension(folders: Path) -> None:
     plans = make_plan("plain")
     stock = {k: v for k, v in plans.items() if k != "nnunet_fm"} | {"plans_name": "nnUNetPlans"}
-    with pytest.raises(PlanError, match="pinned trainer"):
+    with fails("plan-stock"):
         make_trainer(stock, "fm_trainer")
-    with pytest.raises(PlanError, match="2D model"):
+    with fails("configuration-dimension"):
         make_trainer(stock, "fm_trainer_dinov2_s")
-    with pytest.raises(PlanError, match="cascade"):
+    with fails("cascade-second"):
         cascade = json.loads(json.dumps(stock))
         cascade["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
         make_trainer(cascade, "fm_trainer_stunet_s", configuration="3d_cascade_fullres")
@@ -133,7 +132,7 @@ def test_pinned_trainers_warn_when_plans_transpose(folders: Path) -> None:
 
 def test_missing_weights_stop_with_an_instruction() -> None:
     trainer = make_trainer(make_plan("plain"), "fm_trainer")
-    with pytest.raises(MissingWeightsError, match=r"small_ep4k.model.*fm_trainer_scratch"):
+    with fails("weights-missing", "small_ep4k.model", "fm_trainer_scratch"):
         trainer.initialize()
     assert trainer.network is None
 
@@ -459,7 +458,7 @@ def test_pretrained_weights_that_do_not_fit_are_a_sentence(tmp_path: Path) -> No
         assert "\n" not in str(error.value) and (
             name == "official" or "nnUNetTrainer and plans nnUNetPlans" in str(error.value)
         )
-    with pytest.raises(WeightsFileError, match="absent.*cannot be read"):
+    with fails("weights-unreadable"):
         maybe_load_checkpoint(trainer, False, False, str(tmp_path / "absent"))
 
 

@@ -6,12 +6,11 @@ import multiprocessing
 import pickle
 from typing import Any
 
-import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 import nnunet_fm.trainers
-from nnunet_fm.models.names import UnknownNameError
 from nnunet_fm.models.registry import grammar
+from tests.helpers.errors import fails
 
 
 def test_every_listed_name_is_a_trainer_class() -> None:
@@ -34,6 +33,6 @@ def _name_and_adapter(made: Any) -> tuple[str, str]:
 
 
 def test_unknown_trainers_name_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match="fm_trainer_stunet_s"):
+    with fails("name-unknown", "fm_trainer_stunet_s"):
         _ = nnunet_fm.trainers.fm_trainer_stunet_ss
     assert not hasattr(nnunet_fm.trainers, "fm_trainer_nonsense")

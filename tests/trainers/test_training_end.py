@@ -12,7 +12,6 @@ import pytest
 import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 
-from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.trainers import budget as budget_module
 from nnunet_fm.trainers import fm_trainer
@@ -20,6 +19,7 @@ from nnunet_fm.trainers.callbacks import Callback
 from nnunet_fm.trainers.callbacks.fold_lock import check_free
 from nnunet_fm.trainers.loading import ProcessLoader, end_loaders
 from tests.helpers.datasets import empty, training_folders, write_dataset, write_fingerprint
+from tests.helpers.errors import fails
 from tests.helpers.trainings import Killed, kill_after, make_trainer, record_of
 
 CPU = torch.device("cpu")
@@ -204,7 +204,7 @@ def test_patience_waits_while_no_class_was_in_the_patches() -> None:
 
 @pytest.mark.parametrize("patience", [0, -1, 2.5, "soon"])
 def test_patience_is_a_number_of_epochs(patience: Any) -> None:
-    with pytest.raises(PlanError, match=r"patience"):
+    with fails("recipe-field"):
         make_plans("FMPlans_impatient", patience=patience)
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 
-from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.records.training import TrainingRecord
 from nnunet_fm.trainers.loop import BudgetTrainer
 from tests.helpers.datasets import empty, nnunet_folders, write_dataset, write_fingerprint
+from tests.helpers.errors import fails
 from tests.helpers.two_processes import in_two_processes, interrupted_training, make_trainer, steps
 
 SHAPE = (16, 20, 22)
@@ -123,6 +123,6 @@ def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch: pytest.Monk
     trainer = make_trainer(make_plans("plain", "vanilla_unet2d", batch=3), "2d")
     trainer.is_ddp = True
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
-    with pytest.raises(PlanError, match=r"2 processes cannot share the batch of 3 .*-num_gpus"):
+    with fails("batch-share", "2", "3", "-num_gpus"):
         trainer.initialize()
     assert trainer.network is None and isinstance(trainer, BudgetTrainer)

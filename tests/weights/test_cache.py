@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from nnunet_fm.weights import cache
-from nnunet_fm.weights.cache import MissingWeightsError, cache_folder, find, locate, sha256
+from nnunet_fm.weights.cache import cache_folder, find, locate, sha256
+from tests.helpers.errors import fails
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_any_of_the_names_is_found(folder: Path) -> None:
 
 
 def test_missing_file_says_what_to_do(folder: Path) -> None:
-    with pytest.raises(MissingWeightsError) as error:
+    with fails("weights-missing") as error:
         locate("stunet_small", ["a.model", "b.model"], page="https://example.org/x", instead="use fm_trainer_scratch")
     for part in ("stunet_small", "a.model", "b.model", "https://example.org/x", str(folder), "fm_trainer_scratch"):
         assert part in str(error.value)

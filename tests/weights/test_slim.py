@@ -23,16 +23,14 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from torch import Tensor, nn
 
-from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.plans.planner import Options, planner_class
 from nnunet_fm.weights import cache, slim
 from nnunet_fm.weights.bundle import bundle
-from nnunet_fm.weights.cache import ChangedFileError
-from nnunet_fm.weights.files import WeightsFileError
 from nnunet_fm.weights.load import load_checkpoint
-from nnunet_fm.weights.slim import NOTE, BaseFileError, bases_of, expand_slim, full_state_dict, slim_state_dict
+from nnunet_fm.weights.slim import NOTE, bases_of, expand_slim, full_state_dict, slim_state_dict
 from tests.helpers import trainings
 from tests.helpers.datasets import nnunet_folders, write_dataset, write_fingerprint
+from tests.helpers.errors import fails
 from tests.helpers.slim_files import ENTRY_OF_PLAN, FILE, build, pretrained, same, write_base
 
 ENCODER = "conv_blocks_context."
@@ -274,7 +272,7 @@ def test_stock_transfer_refuses_slim_weights(base: Path, tmp_path: Path, form: F
     torch.save({"network_weights": form(slim_state_dict(pretrained(base)))}, tmp_path / "checkpoint_final.pth")
     other = build()
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
-    with pytest.raises(WeightsFileError, match=f"{ENCODER}0.0.conv1.weight.*{NOTE}.*nnunet-fm weights bundle FOLDER"):
+    with fails("checkpoint-note", ENCODER, "conv1.weight", NOTE, "FOLDER"):
         load_pretrained_weights(other, str(tmp_path / "checkpoint_final.pth"))
     assert same(other.state_dict(), before)
 
@@ -297,7 +295,7 @@ def test_a_slim_file_is_expanded(base: Path, tmp_path: Path, form: Form) -> None
 def test_a_missing_base_says_what_to_do(base: Path) -> None:
     content = slim_state_dict(pretrained(base))
     base.unlink()
-    with pytest.raises(BaseFileError) as error:
+    with fails("base-file-missing") as error:
         build().load_state_dict(content)
     for part in (FILE, str(base.parent), "a page", "nnunet-fm weights bundle FOLDER"):
         assert part in str(error.value)
@@ -307,7 +305,7 @@ def test_another_base_names_both_hashes(base: Path) -> None:
     content = slim_state_dict(pretrained(base))
     before = cache.sha256(base)
     torch.save({"state_dict": build("full", seed=7).state_dict()}, base)
-    with pytest.raises(BaseFileError) as error:
+    with fails("base-file-changed") as error:
         build().load_state_dict(content)
     assert before in str(error.value) and cache.sha256(base) in str(error.value)
 
@@ -327,7 +325,7 @@ def test_tensors_are_verified_beside_the_file(base: Path) -> None:
     names = dict(entry.tensors)
     first, second = (f"{ENCODER}1.0.conv{i}.weight" for i in (1, 2))
     names[first], names[second] = names[second], names[first]
-    with pytest.raises(BaseFileError, match="not those left out"):
+    with fails("base-file-changed"):
         slim._tensors(slim.replace(entry, tensors=names))
 
 
@@ -423,7 +421,7 @@ def test_prediction_over_folds_equals_that_of_full_checkpoints(
     assert np.array_equal(predict(older), expected)
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "empty"))
     assert np.array_equal(predict(full), expected)
-    with pytest.raises(BaseFileError, match="small_ep4k.model"):
+    with fails("base-file-missing", "small_ep4k.model"):
         predict(model)
 
 
@@ -470,8 +468,8 @@ def test_the_plan_pins_the_official_file(study: tuple[dict[str, Any], Path]) -> 
     changed = copy.deepcopy(plans)
     changed["nnunet_fm"]["weights"]["backbone"]["sha256"] = "0" * 64
     trainer = make_trainer(changed, 3)
-    with pytest.raises(ChangedFileError, match=f"{entry['sha256']}.*in the plans.*{'0' * 64}"):
+    with fails("weights-changed", entry["sha256"], "0" * 64):
         trainer.initialize()
     changed["nnunet_fm"]["weights"]["backbone"]["name"] = "stunet_tiny"
-    with pytest.raises(PlanError, match="stunet_small_totalsegmentator"):
+    with fails("weights-unknown", "stunet_small_totalsegmentator"):
         make_trainer(changed, 3)
