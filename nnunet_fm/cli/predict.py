@@ -24,6 +24,7 @@ from nnunet_fm.errors import one_line
 
 if TYPE_CHECKING:
     from nnunet_fm.inference.cases import CaseFailure
+    from nnunet_fm.inference.inputs import PredictionRequest
     from nnunet_fm.records.prediction import CaseTimes, PredictionTimes
 
 EPILOG = """
@@ -144,7 +145,6 @@ def predict(
                 import torch
             with importing_lightly():
                 from nnunet_fm.inference.inputs import ALL_FOLDS, ModelName, PredictionRequest
-                from nnunet_fm.inference.predict import predict_request
 
             request = PredictionRequest(
                 model or ModelName(str(dataset), trainer, plans, str(configuration)), images, output,
@@ -154,22 +154,30 @@ def predict(
                 processes_preprocessing=preprocessing, processes_export=exporting, previous_stage=previous_stage,
                 num_parts=num_parts, part_id=part_id, on_device=not not_on_device, verbose=verbose,
             )  # fmt: skip
-            with bars(hidden=disable_progress_bar or quiet) as bar:
-                times = predict_request(
-                    request, on_case=report.case, on_progress=bar("cases"), loading=importing_lightly
-                )
+            times = _predict(request, report, hidden=disable_progress_bar or quiet)
         except KeyboardInterrupt:
             report.interrupted()
             raise typer.Exit(130) from None
         except Exception as error:
             failure, times = error, getattr(error, "times", None)
+    _print_times(times, failure, as_json=as_json, quiet=quiet)
+    report.end(times, failure)
+    if failure is not None:
+        raise failure
+
+
+def _predict(request: PredictionRequest, report: _Report, *, hidden: bool) -> PredictionTimes:
+    with importing_lightly():
+        from nnunet_fm.inference.predict import predict_request
+    with bars(hidden=hidden) as bar:
+        return predict_request(request, on_case=report.case, on_progress=bar("cases"), loading=importing_lightly)
+
+
+def _print_times(times: PredictionTimes | None, failure: Exception | None, *, as_json: bool, quiet: bool) -> None:
     if as_json:
         print(json.dumps(_content(times, failure), indent=1))
     elif times is not None and not quiet:
         print(times.summary())
-    report.end(times, failure)
-    if failure is not None:
-        raise failure
 
 
 class _Report:
