@@ -24,7 +24,7 @@ class FMError(Exception):
             self.code = code
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (type(self), self.args, self.__dict__)
+        return _unpickled, (type(self), self.args), self.__dict__
 
 
 class InvalidValueError(FMError, ValueError):
@@ -47,11 +47,10 @@ class FailedError(FMError, RuntimeError):
     """Work that could not be finished; the message says why, and what to do."""
 
 
-def _unpickled(kind: type[FMError], args: tuple[Any, ...], attributes: dict[str, Any]) -> FMError:
+def _unpickled(kind: type[FMError], args: tuple[Any, ...]) -> FMError:
     """An error that another process has sent. Its class may be made of other arguments, so that it is not called."""
     error = kind.__new__(kind, *args)
     super(FMError, error).__init__(*args)
-    error.__dict__.update(attributes)
     return error
 
 
