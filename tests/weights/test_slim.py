@@ -29,7 +29,7 @@ from nnunet_fm.weights.bundle import bundle
 from nnunet_fm.weights.load import load_checkpoint
 from nnunet_fm.weights.slim import NOTE, bases_of, expand_slim, full_state_dict, slim_state_dict
 from tests.helpers import trainings
-from tests.helpers.datasets import nnunet_folders, write_dataset, write_fingerprint
+from tests.helpers.datasets import training_folders, write_dataset, write_fingerprint
 from tests.helpers.errors import fails
 from tests.helpers.slim_files import ENTRY_OF_PLAN, FILE, build, pretrained, same, write_base
 
@@ -357,12 +357,7 @@ def make_trainer(plans: dict[str, Any], fold: int) -> Any:
 def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], Path]]:
     """Plans of a small network, and the folder of two folds trained with a frozen encoder."""
     root = tmp_path_factory.mktemp("nnunet")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        variables = nnunet_folders(root, patch)
-        patch.setenv("nnUNet_n_proc_DA", "0")
-        patch.setenv("nnUNet_def_n_proc", "1")
+    with training_folders(root) as variables, pytest.MonkeyPatch.context() as patch:
         patch.setenv(cache.CACHE_VARIABLE, str(root / "weights"))
         (root / "weights").mkdir()
         torch.save({"state_dict": build("full", seed=1).state_dict()}, root / "weights" / "small_ep4k.model")
@@ -379,9 +374,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, 
             trainer = make_trainer(plans, fold)
             trainer.run_training()
             trainer.perform_actual_validation(save_probabilities=False)
+            Path(trainer.output_folder, "progress.png").touch()  # is not drawn here, and nnU-Net's export asks for it
         yield plans, Path(trainer.output_folder_base)
-    torch.set_num_threads(threads)
-    shutil.rmtree(root)
 
 
 def predict(model: Path, folds: tuple[int, ...] = (0, 1)) -> np.ndarray:
