@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import functools
 import re
 import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from nnunet_fm.dataset_conversion.splits import Split, make_folds, read_split
 from nnunet_fm.dataset_conversion.tree import NOT_OPENED, Tree, open_tree
 from nnunet_fm.dataset_conversion.writer import FILE_ENDING, fingerprint, read_json, versions, write_json
 from nnunet_fm.io.atomic_write import OLD, PARTIAL, scratch_folder
-from nnunet_fm.io.orphans import end_with_parent
+from nnunet_fm.io.worker_processes import worker_processes
 
 FORMAT = 1
 """Of ``conversion.json``."""
@@ -272,11 +271,10 @@ _job: ConversionJob | None = None
 
 
 def _start_worker(job: ConversionJob) -> None:
-    """In a worker: take the job, leave Ctrl-C to the parent, and end with it however it ends."""
+    """Take the job in a worker process, and leave Ctrl-C to the parent."""
     global _job
     _job = job
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
 
 
 def _in_worker(case: Case, part: str, write: bool) -> CaseOutcome:
@@ -310,10 +308,12 @@ def _convert_all(
         for case, part in plan.cases:
             done(convert_case(job, case, part, write=write and sound))
         return list(outcomes.values())
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (job,))
+    killed = ConversionError(
+        "a worker process was ended from outside, most likely for lack of memory: convert fewer at a time (-np)",
+        code="process-killed",
+    )
     waiting: set[Future[CaseOutcome]] = set()
-    try:
+    with worker_processes(workers, functools.partial(_start_worker, job), killed=killed) as pool:
         for case, part in plan.cases:
             if len(waiting) > processes:  # few at a time: whether to write is decided when a case starts
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -322,17 +322,6 @@ def _convert_all(
             waiting.add(pool.submit(_in_worker, case, part, write and sound))
         for future in waiting:
             done(future.result())
-    except (KeyboardInterrupt, SystemExit):
-        for worker in multiprocessing.active_children():  # what they have begun is done again by the next run
-            worker.terminate()
-        raise
-    except BrokenProcessPool:
-        raise ConversionError(
-            "a worker process was ended from outside, most likely for lack of memory: convert fewer at a time (-np)",
-            code="process-killed",
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
     return [outcomes[case.name] for case, _ in plan.cases]
 
 

@@ -10,12 +10,18 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunet_fm.errors import FailedError
 from nnunet_fm.io.image_faults import why
 
-KILLED = (
+_KILLED = (
     "a worker process ended without a word, probably killed for lack of memory: use fewer ({flag} 1), or none "
     "({flag} 0); --continue_prediction keeps what is done"
 )
+
+
+def killed(flag: str) -> FailedError:
+    """The error for a worker process that was killed, and the flag that sets the number of processes."""
+    return FailedError(_KILLED.format(flag=flag), code="process-killed")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from nnunet_fm.cpu.malloc import give_back_freed_memory, keep_freed_memory
 from nnunet_fm.cpu.prepacked_weights import prepack_weights
 from nnunet_fm.cpu.skip_initialisation import WithoutRandomWeights
 from nnunet_fm.inference import inputs
-from nnunet_fm.inference.cases import KILLED, CaseFailure, CaseFiles, PlannedModel
+from nnunet_fm.inference.cases import CaseFailure, CaseFiles, PlannedModel, killed
 from nnunet_fm.inference.export import export
 from nnunet_fm.inference.preprocess import Preprocessed, preprocess_cases
 from nnunet_fm.inference.sliding_window import Sums, Window, mirrored_mean, predictions
@@ -157,7 +157,7 @@ class FMPredictor(nnUNetPredictor):
         exporting = min(exporting, len(cases))
         exports: Exports = {}
         with (
-            worker_processes(exporting, model.prepare, KILLED.format(flag="-nps")) as pool,
+            worker_processes(exporting, model.prepare, killed=killed("-nps"), prints_to_stderr=True) as pool,
             closing(preprocess_cases(model, cases, preprocessing)) as arriving,
         ):
             for case, preprocessed in arriving:

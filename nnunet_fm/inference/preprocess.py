@@ -18,7 +18,7 @@ import numpy as np
 from nnunetv2.inference.data_iterators import PreprocessAdapter
 
 from nnunet_fm.errors import InvalidValueError
-from nnunet_fm.inference.cases import KILLED, CaseFailure, CaseFiles, PlannedModel
+from nnunet_fm.inference.cases import CaseFailure, CaseFiles, PlannedModel, killed
 from nnunet_fm.io.dataset_json import channel_names
 from nnunet_fm.io.worker_processes import worker_processes
 from nnunet_fm.preprocessing.intensities import unlike_training
@@ -59,7 +59,7 @@ def preprocess_cases(
     ahead = max(1, 2 * processes)
     waiting: deque[tuple[CaseFiles, Future[Preprocessed | CaseFailure]]] = deque()
     coming = iter(cases)
-    with worker_processes(processes, model.prepare, KILLED.format(flag="-npp")) as pool:
+    with worker_processes(processes, model.prepare, killed=killed("-npp"), prints_to_stderr=True) as pool:
         while True:
             while len(waiting) < ahead and (case := next(coming, None)) is not None:
                 waiting.append((case, pool.submit(preprocess, model, case)))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from concurrent.futures import as_completed
 from typing import Any, TypeVar
 
 from nnunet_fm.cpu.limits import startable
 from nnunet_fm.errors import FailedError
-from nnunet_fm.io.orphans import end_with_parent
+from nnunet_fm.io.worker_processes import worker_processes
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -40,17 +38,10 @@ def over_files(
             results.append(function(*arguments))
             report(done, len(tasks))
         return results
-    with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
+    killed = FailedError("a process was killed, often for want of memory: use fewer processes", code="process-killed")
+    with worker_processes(workers, killed=killed) as pool:
         futures = [pool.submit(function, *arguments) for arguments in tasks]
-        try:
-            for done, future in enumerate(as_completed(futures), 1):
-                future.result()
-                report(done, len(tasks))
-        except BrokenProcessPool:
-            raise FailedError(
-                "a process was killed, often for want of memory: use fewer processes", code="process-killed"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for done, future in enumerate(as_completed(futures), 1):
+            future.result()
+            report(done, len(tasks))
         return [future.result() for future in futures]

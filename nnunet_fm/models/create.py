@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from nnunet_fm.errors import InvalidValueError
 from nnunet_fm.models.build import architecture, build_network, legal_patch
 from nnunet_fm.models.names import SCRATCH, TRAINER_PREFIX
-from nnunet_fm.models.parts import BACKBONE, load_part, official_parts
+from nnunet_fm.models.parts import BACKBONE, Part, load_part, official_parts
 from nnunet_fm.models.registry import get_card, grammar
 from nnunet_fm.networks.base import FoundationNetwork
 from nnunet_fm.weights.cache import check_hash, locate
@@ -57,7 +57,7 @@ def create_model(
     patch, strides = legal_patch(card, patch_size or geometry.patch, spacing)
     entry = architecture(card, patch_size=patch, spacing=spacing, strides=strides, head=head)
     network = build_network(entry, in_channels, num_classes, adapter=spec.adapter, deep_supervision=deep_supervision)
-    report = LoadReport()
+    network.load_report = LoadReport()
     if pretrained:
         chosen = {BACKBONE: pretrained} if isinstance(pretrained, str) else {}
         parts = official_parts(card, head, spec.adapter, entry["arch_kwargs"], chosen=chosen)
@@ -65,13 +65,19 @@ def create_model(
             raise InvalidValueError(
                 f"{card.title} has no official weights: give pretrained=False", code="weights-none-official"
             )
-        for part in parts:
-            official = part.checkpoint
-            file = locate(
-                official.name, official.files, page=official.page, pull=bool(official.urls),
-                instead="give pretrained=False",
-            )  # fmt: skip
-            check_hash(file, {"from its publisher": official.published})
-            report += load_part(network, part, file)
-    network.load_report = report
+        network.load_report = _load(network, parts)
     return network.eval()
+
+
+def _load(network: FoundationNetwork, parts: Sequence[Part]) -> LoadReport:
+    """Load the official file of each part from the weights folder."""
+    report = LoadReport()
+    for part in parts:
+        official = part.checkpoint
+        file = locate(
+            official.name, official.files, page=official.page, pull=bool(official.urls),
+            instead="give pretrained=False",
+        )  # fmt: skip
+        check_hash(file, {"from its publisher": official.published})
+        report += load_part(network, part, file)
+    return report

@@ -42,6 +42,39 @@ class CaseError(FMError, ValueError):
     """A case cannot be read or preprocessed; the message names its files."""
 
 
+def _cropped_labels(seg: NDArray[np.number] | None, nonzero: NDArray[np.bool_]) -> NDArray[np.number]:
+    """Integer labels of a cropped label map ``(Z, Y, X)``; `OUTSIDE` in the background around the nonzero region."""
+    if seg is None:
+        return nonzero.view(np.int8) + np.int8(OUTSIDE)
+    labels = _integers(seg)
+    labels[(labels == 0) & ~nonzero] = OUTSIDE
+    return labels
+
+
+def _check_finite(image: NDArray[np.float32], channel: NDArray[np.number], index: int) -> None:
+    """Raise an error for a preprocessed channel with voxels that are NaN or infinite: they would end the training."""
+    if not np.isfinite(image.sum()):
+        why_constant(channel, index)  # raises the error where large intensities are the reason
+        raise InvalidValueError(
+            f"channel {index} has voxels that are NaN or infinite: replace them", code="image-not-finite"
+        )
+
+
+def _check_shapes(data: NDArray[np.number], seg: NDArray[np.number] | None, schemes: Sequence[str]) -> None:
+    """Raise an error for another number of channels than the plan has, or a label map of another shape."""
+    if len(data) != len(schemes):
+        raise InvalidValueError(
+            f"{len(data)} channels or volumes in time, where the plan has {len(schemes)}", code="channels-count"
+        )
+    if seg is not None and len(seg) != 1:
+        raise InvalidValueError(f"the label map has {len(seg)} volumes, not one", code="label-map-shape")
+    if seg is not None and seg.shape[1:] != data.shape[1:]:
+        raise InvalidValueError(
+            f"images of {data.shape[1:]} voxels come with a label map of {seg.shape[1:]}: put both on one grid",
+            code="grid-differs",
+        )
+
+
 class CasePreprocessor(DefaultPreprocessor):
     """nnU-Net's preprocessing of a case, for training and for prediction.
 
@@ -76,18 +109,8 @@ class CasePreprocessor(DefaultPreprocessor):
             ValueError: if images and label map differ in shape, or an image has voxels that are NaN, infinite or too
                 large.
         """
-        dataset_json, schemes = _content(dataset_json), configuration_manager.normalization_schemes
-        if len(data) != len(schemes):
-            raise InvalidValueError(
-                f"{len(data)} channels or volumes in time, where the plan has {len(schemes)}", code="channels-count"
-            )
-        if seg is not None and len(seg) != 1:
-            raise InvalidValueError(f"the label map has {len(seg)} volumes, not one", code="label-map-shape")
-        if seg is not None and seg.shape[1:] != data.shape[1:]:
-            raise InvalidValueError(
-                f"images of {data.shape[1:]} voxels come with a label map of {seg.shape[1:]}: put both on one grid",
-                code="grid-differs",
-            )
+        dataset_json = _content(dataset_json)
+        _check_shapes(data, seg, configuration_manager.normalization_schemes)
         axes = [0, *(axis + 1 for axis in plans_manager.transpose_forward)]
         data = data.transpose(axes)
         spacing = [properties["spacing"][axis] for axis in plans_manager.transpose_forward]
@@ -100,26 +123,15 @@ class CasePreprocessor(DefaultPreprocessor):
         properties["bbox_used_for_cropping"] = box
         properties["shape_after_cropping_and_before_resampling"] = nonzero.shape
         shape = compute_new_shape(nonzero.shape, spacing, target)
-        if seg is None:
-            labels = (nonzero.view(np.int8) + np.int8(OUTSIDE))[None]
-        else:
-            labels = _integers(seg.transpose(axes)[0][crop])[None]
-            labels[0][(labels[0] == 0) & ~nonzero] = OUTSIDE
+        labels = _cropped_labels(None if seg is None else seg.transpose(axes)[0][crop], nonzero)[None]
         del nonzero
 
         images = None
         for index, channel in enumerate(data):
-            # always a copy, in the order of the plan's axes: normalisers write into what they get
-            image = np.array(channel[crop], dtype=np.float32, order="C")
-            image = _normaliser(index, plans_manager, configuration_manager).run(image, labels[0])
-            if is_constant(image):
-                print(f"WARNING: {self.where}{why_constant(channel[crop], index)}", file=sys.stderr)
+            normaliser = _normaliser(index, plans_manager, configuration_manager)
+            image = self._normalised(index, channel[crop], labels[0], normaliser)
             image = configuration_manager.resampling_fn_data(image[None], shape, spacing, target)[0]
-            if not np.isfinite(image.sum()):  # each patch of it would end the training
-                why_constant(channel[crop], index)  # says so where it is because of large intensities
-                raise InvalidValueError(
-                    f"channel {index} has voxels that are NaN or infinite: replace them", code="image-not-finite"
-                )
+            _check_finite(image, channel[crop], index)
             if images is None:
                 images = np.empty((len(data), *image.shape), dtype=np.float32)
             images[index] = image
@@ -128,13 +140,22 @@ class CasePreprocessor(DefaultPreprocessor):
         if self.verbose:
             print(f"{properties['shape_after_cropping_and_before_resampling']} voxels of {spacing} mm, "
                   f"resampled to {images.shape[1:]} voxels of {target} mm")  # fmt: skip
-
         if seg is not None:
             locations = sample_locations(labels, located_classes(plans_manager, dataset_json))
             self.has_foreground = any(len(voxels) for label, voxels in locations.items() if not _has_outside(label))
             properties["class_locations"] = locations
             labels = self.modify_seg_fn(labels, plans_manager, dataset_json, configuration_manager)
         return images, labels.astype(np.int16 if labels.max() > 127 else np.int8, copy=False), properties
+
+    def _normalised(
+        self, index: int, channel: NDArray[np.number], labels: NDArray[np.number], normaliser: Any
+    ) -> NDArray[np.float32]:
+        """Normalise a cropped channel ``(Z, Y, X)``; name a channel that becomes constant."""
+        # always a copy, in the order of the plan's axes: normalisers write into what they get
+        image = normaliser.run(np.array(channel, dtype=np.float32, order="C"), labels)
+        if is_constant(image):
+            print(f"WARNING: {self.where}{why_constant(channel, index)}", file=sys.stderr)
+        return image
 
     def run_case(
         self,

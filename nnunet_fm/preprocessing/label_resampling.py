@@ -79,10 +79,9 @@ def fm_resample_seg_to_shape(
             separate_z_anisotropy_threshold,
         )  # fmt: skip
         return stock
-    old = data.shape[1:]
     taps = [
-        _nearest_slice(old[axis], new[axis]) if separate and axis == thick else _resize(old[axis], new[axis], order)
-        for axis in range(3)
+        _nearest_slice(old, size) if separate and axis == thick else _resize(old, size, order)
+        for axis, (old, size) in enumerate(zip(data.shape[1:], new, strict=True))
     ]
     out = np.empty((data.shape[0], *new), dtype=data.dtype)
     for labels, result in zip(data, out, strict=True):

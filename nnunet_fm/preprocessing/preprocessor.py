@@ -8,9 +8,7 @@ import pickle
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, get_context
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,8 @@ from nnunet_fm.io.atomic_write import PARTIAL
 from nnunet_fm.io.dataset_json import canonical
 from nnunet_fm.io.dataset_names import dataset_name, dataset_number
 from nnunet_fm.io.image_files import DamagedImageError
-from nnunet_fm.io.orphans import end_with_parent
 from nnunet_fm.io.untrusted import ForeignFileError, read_object
+from nnunet_fm.io.worker_processes import worker_processes
 from nnunet_fm.planfile.schema import PlanError
 from nnunet_fm.planfile.write import write_json
 from nnunet_fm.preprocessing import normalization
@@ -234,21 +232,14 @@ class FMPreprocessor(CasePreprocessor):
         Raises:
             PreprocessingError: if the system killed a process.
         """
-        others = set(active_children())
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent)
-        try:
+        killed = PreprocessingError(
+            f"one of {workers} preprocessing processes was killed, most likely because the memory "
+            f"did not suffice: give nnU-Net fewer of them (-np {workers // 2})",
+            code="process-killed",
+        )
+        with worker_processes(workers, killed=killed, end_at_once=True) as pool:
             for future in as_completed([pool.submit(self._save, case) for case in cases]):
                 yield future.result()
-        except BrokenProcessPool:
-            raise PreprocessingError(
-                f"one of {workers} preprocessing processes was killed, most likely because the memory "
-                f"did not suffice: give nnU-Net fewer of them (-np {workers // 2})",
-                code="process-killed",
-            ) from None
-        finally:
-            for process in set(active_children()) - others:
-                process.terminate()  # all is written: their clean-up would take a second
-            pool.shutdown(cancel_futures=True)
 
     def _save(self, case: tuple[Any, ...]) -> bool:
         """Write a case; tells whether it has foreground."""
