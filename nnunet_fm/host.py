@@ -1,4 +1,4 @@
-"""The installed nnunetv2 against the versions that this package asks for, which stand in its own requirements."""
+"""Check of the installed nnunetv2 against the versions in the requirements of this package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class HostVersionError(FMError, RuntimeError):
 
 
 def wanted() -> Requirement | None:
-    """What this package asks of nnunetv2; None where the package runs from a folder, without an installation."""
+    """Required version of nnunetv2; None where the package runs from a folder, without an installation."""
     from importlib.metadata import PackageNotFoundError, requires
 
     from packaging.requirements import Requirement

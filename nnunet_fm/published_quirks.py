@@ -124,7 +124,7 @@ def published_channels(backbone: str, images: Tensor) -> Tensor:
 
 
 def published_norm(backbone: str) -> Literal["none"] | None:
-    """Which feature maps get the final norm in the thesis's code; None for the backbone's own way."""
+    """Feature maps that get the final norm in the code of the thesis; None for the backbone's own way."""
     return "none" if backbone.startswith("mae") else None
 
 

@@ -32,7 +32,7 @@ Then: nnUNetv2_preprocess and nnUNetv2_train as printed, or in short nnUNetv2_tr
 
 
 class Method(str, Enum):
-    """How a model is adapted."""
+    """Methods of adaptation."""
 
     selftraining = "selftraining"
     entropymin = "entropymin"

@@ -16,7 +16,7 @@ class DeviceError(FMError, RuntimeError):
 
 
 def device_fault(device: torch.device) -> str | None:
-    """Why a device cannot be used; None if it can."""
+    """Reason why a device cannot be used; None if it can."""
     if device.type not in DEVICES:
         return f"device '{device.type}' is not one of {', '.join(DEVICES)}"
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

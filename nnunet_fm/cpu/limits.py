@@ -27,7 +27,7 @@ _chosen: dict[str, str] = {}
 
 
 def cores() -> int:
-    """Cores that this process may run on, whatever share of their time it gets."""
+    """Number of cores that this process may run on, regardless of its share of their time."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -58,7 +58,7 @@ def threads() -> int:
 
 @cache
 def shared_memory_fault() -> str | None:
-    """Why no worker processes can be started here: their locks need `SHARED`; None where they can."""
+    """Reason why no worker processes can be started here: their locks need `SHARED`; None where they can."""
     if sys.platform != "linux":
         return None
     from multiprocessing import get_context

@@ -33,7 +33,7 @@ class AffineTransform(SpatialTransform):
 
     @classmethod
     def like(cls, stock: SpatialTransform) -> SpatialTransform:
-        """A transform with the settings of ``stock``; ``stock`` itself where it does what is not done here."""
+        """Return a transform with the settings of ``stock``; ``stock`` itself where a setting is not supported here."""
         possible = (
             stock.p_elastic_deform == 0
             and (stock.mode_image, stock.padding_mode_image) == ("bilinear", "zeros")
@@ -48,7 +48,7 @@ class AffineTransform(SpatialTransform):
         return own
 
     def _get_base_grid_clone(self) -> Tensor:
-        """No points: stock's `get_parameters` is called for what it draws."""
+        """Return no points: `get_parameters` of the stock transform is called for its random numbers only."""
         return torch.empty(0, len(self.patch_size))
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class AffineTransform(SpatialTransform):
 
 
 def sample_points(affine: Tensor, centre: Sequence[float], shape: Sequence[int], patch: Sequence[int]) -> list[Tensor]:
-    """Where each voxel of a patch lies in the image: per axis of the image, in voxels from the first one's centre.
+    """Position of each voxel of a patch in the image: per axis of the image, in voxels from the centre of the first.
 
     The operations are those of stock's grid, in its order, so that they round alike.
 
@@ -165,7 +165,7 @@ def _normalised(coordinates: Tensor, size: int) -> Tensor:
 
 
 def _cut(volume: Tensor, points: Sequence[Tensor], outside: int) -> tuple[Tensor, list[Tensor], list[int]]:
-    """What linear interpolation needs of a volume, at least two voxels along each axis.
+    """Part of a volume that linear interpolation needs, at least two voxels along each axis.
 
     Args:
         volume: ``(C, *shape)``.

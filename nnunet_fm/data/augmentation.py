@@ -81,7 +81,7 @@ class RescaleTransform(ImageOnlyTransform):
 
 
 class InPlaneAngle:
-    """A rotation in plane, as batchgeneratorsv2 asks for angles: one by one, for each axis to rotate about."""
+    """Angle of a rotation in plane; batchgeneratorsv2 calls it once for each axis of rotation."""
 
     def __init__(self, angle: tuple[float, float]) -> None:
         self.angle = angle
@@ -113,7 +113,7 @@ def _affine(steps: dict[str, Step], patch: Sequence[int]) -> BasicTransform:
 
 
 def _rot90(step: Step, patch: Sequence[int]) -> BasicTransform:
-    """Where the patch's edges in plane differ only the half turn fits, and takes the place of the quarter turns.
+    """Turn a patch in plane by quarters; by a half where its sizes in plane differ.
 
     Turns are kept where left and right must not be exchanged: they turn the patient, and mirror nothing.
     """

@@ -1,4 +1,4 @@
-"""Which cases are of a patient that a model was trained on, in one dataset or in two of the same source."""
+"""Cases of patients that a model was trained on, in one dataset or in two of the same source."""
 
 from __future__ import annotations
 

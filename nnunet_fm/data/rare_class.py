@@ -1,4 +1,4 @@
-"""How training slices are drawn where rare classes are to be seen more often: ``sampling: rare_class`` of 2D recipes.
+"""Drawing of training slices that shows rare classes more often: ``sampling: rare_class`` of 2D recipes.
 
 A class, background included, is drawn with probability softmax((1 - frequency) / 0.1), its frequency being the mean of
 its share of a slice's pixels over all training slices. Then one of the slices with more than 4 pixels of that class is
@@ -30,7 +30,7 @@ MIN_PIXELS = 5
 
 @dataclass(frozen=True)
 class Survey:
-    """What the training slices contain.
+    """Classes in each training slice.
 
     Attributes:
         slices: label -> ``(N, 2)``, case and slice of those with at least `MIN_PIXELS` of its pixels, in order. Labels

@@ -1,4 +1,4 @@
-"""How training patches are drawn from cases; a recipe names one way.
+"""Ways to draw training patches from cases; a recipe names one.
 
 ``nnunet``: nnU-Net's own, a fixed share of each batch is centred on foreground. ``pos_neg``: each patch is, with a
 probability, centred on a voxel drawn uniformly from all foreground, otherwise on one from the background, as MONAI's
@@ -117,7 +117,7 @@ class FMDataLoader(nnUNetDataLoader):
         return {kind: np.concatenate(counts[kind]) for kind in kinds}
 
     def _mask(self, labels: NDArray[np.integer], wanted: Voxels) -> NDArray[np.bool_]:
-        """Background does not count what nnU-Net marks as outside the nonzero region (-1)."""
+        """Mask of a label; the background is without the voxels outside of the nonzero region (-1)."""
         if wanted == "background":
             return labels == 0
         return labels > 0 if self.ignore_label is None else (labels > 0) & (labels != self.ignore_label)
@@ -138,7 +138,7 @@ def corner_range(
 
 
 class LastCase:
-    """A dataset that remembers the case it loaded last: the loader asks where to cut right after loading."""
+    """Dataset that remembers the case it loaded last, because the patch is chosen right after loading."""
 
     def __init__(self, data: Any) -> None:
         self._data = data

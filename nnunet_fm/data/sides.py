@@ -1,4 +1,4 @@
-"""Labels that tell left from right, front from back or top from bottom, found by their names.
+"""Labels that differ by side (left and right, front and back, top and bottom), found by their names.
 
 A *pair* is two labels that are equal but for the word of a side, in any place and case: ``Kidney_L`` and
 ``kidney right``, ``anterior`` and ``posterior``.
@@ -110,7 +110,7 @@ def _words(name: str) -> list[str]:
 
 
 def _side(name: str) -> tuple[Side, str] | None:
-    """The side that a name tells, and the rest of the name; None where it tells none, or both."""
+    """Side that a name contains, and the rest of the name; None where it contains none or both."""
     words = _words(name)
     for meaning in (CLEAR | SHORT, CLEAR):  # an abbreviation may be something else: "Left_L5"
         sides: set[Side] = set()

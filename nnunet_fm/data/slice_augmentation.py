@@ -28,7 +28,7 @@ HUES = 180
 
 @dataclass(frozen=True)
 class Chance:
-    """Whether something happens, and how strongly: a number drawn uniformly."""
+    """Probability of a step, and the range of its strength, which is drawn uniformly."""
 
     probability: float
     strength: tuple[float, float]
@@ -163,7 +163,7 @@ class MotionTransform(WarpTransform):
     def _positions(
         shape: Sequence[int], shift: NDArray[np.float64], angle: float, factor: float
     ) -> NDArray[np.float64]:
-        """Where the pixels come from ``(2, Y, X)``: back through scale, rotation and translation, in this order."""
+        """Source positions of the pixels ``(2, Y, X)``: back through scale, rotation and translation, in this order."""
         centre = (np.array(shape) - 1) / 2
         cos, sin = np.cos(angle), np.sin(angle)
         back = np.array([[cos, sin], [-sin, cos]]) / factor

@@ -1,4 +1,4 @@
-"""Which patient a case is of: some have several scans in one dataset, or one in each of several datasets."""
+"""Patient of each case: some have several scans in one dataset, or one in each of several datasets."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def converted_subjects(folder: Path) -> dict[str, str]:
 
 
 def own_name(dataset: str, case: str) -> str:
-    """The patient of a case that no file tells of."""
+    """Name of the patient of a case that no file lists."""
     return f"{dataset} {case}"
 
 

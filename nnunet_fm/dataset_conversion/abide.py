@@ -72,7 +72,7 @@ class ABIDE(BrainConverter):
         return found if found.cases or found.problems else self._public(site)
 
     def flat_files(self, tree: Tree, options: ConversionOptions) -> list[tuple[str, Mapping[str, str]]]:
-        """By their folder: all sites' files have similar names."""
+        """Sort files by their folder: the files of all sites have similar names."""
         return [
             (file, match.groupdict())
             for file, match in tree.match(FLAT.format("T1"))
@@ -153,7 +153,7 @@ def _case(subject: str, image: str, label: str, *, corrected: bool = False) -> C
 
 
 def _site(tree: Tree, file: str) -> str | None:
-    """Which site's folder a file lies in: the innermost that names one, the source itself being the outermost."""
+    """Site whose folder holds a file: the innermost folder that names one, the source itself last."""
     for part in reversed((tree.source.resolve().name, *file.split("/"))):
         word = re.split(r"[_.]", part)[0].lower()
         if word in SITES:

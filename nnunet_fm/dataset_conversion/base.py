@@ -1,4 +1,4 @@
-"""What a converter is: one file per dataset, a table of facts and a function that lists the cases of a download.
+"""Base of all converters: one file per dataset, a table of facts and a function that lists the cases.
 
 A new converter is a subclass of `Converter` in a file of its own, and a line in `dataset_conversion/__init__.py`::
 
@@ -78,7 +78,7 @@ class AllowedValues:
 
 @dataclass(frozen=True)
 class ConversionOptions:
-    """What a user chose of what a dataset offers; see `Converter.options`.
+    """Options of a conversion that a user chose; see `Converter.options`.
 
     Attributes:
         domain: which of several datasets of one anatomy.
@@ -101,7 +101,7 @@ class ConversionOptions:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where one image, label map or mask comes from.
+    """Source of one image, label map or mask.
 
     Attributes:
         file: path in the tree; of several files (DICOM slices, PNG slices) their common folder or stem.
@@ -155,7 +155,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a tree holds.
+    """Content of a tree: cases, splits, problems.
 
     Attributes:
         layout: which of the known layouts was found, a key of `Converter.layouts`.
@@ -180,7 +180,7 @@ class Listing:
 
 
 class Work:
-    """What a converter may use while it converts one case.
+    """Tools of a converter while it converts one case.
 
     Attributes:
         options: the user's.
@@ -225,7 +225,7 @@ class Work:
 
 
 class Converter(ABC):
-    """One dataset: what is known of it, and how its download is read. Instances have no state.
+    """Facts about one dataset, and the reading of its download. Instances have no state.
 
     Attributes:
         name: as typed.
@@ -307,7 +307,7 @@ class Converter(ABC):
         return self.label_sets[options.labels]
 
     def split(self, name: str, cases: Sequence[Case]) -> Split:
-        """A published split by name, over the cases of the listing; by default ``official`` is what the tree says."""
+        """Return a published split by name, over the cases of the listing; ``official`` is that of the folders."""
         return Split.of({case.name: case.part for case in cases})
 
     def read_case(self, case: Case, work: Work) -> tuple[list[Volume], Volume | None]:
@@ -359,7 +359,7 @@ class Converter(ABC):
     def apply_thesis(
         self, images: list[Volume], label: Volume | None, axis: int, work: Work
     ) -> tuple[list[Volume], Volume | None]:
-        """What ``--thesis`` does last: intensities to 0..1, then pixel size and edge of the slices.
+        """Apply the last steps of ``--thesis``: intensities to 0..1, then pixel size and size of the slices.
 
         Args:
             images: all channels.

@@ -1,4 +1,4 @@
-"""What the brain datasets share: 15 classes, published splits by position, the laboratory's HDF5 files, the thesis."""
+"""Shared parts of the brain datasets: 15 classes, splits by position, the laboratory's HDF5 files, the thesis."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Part = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class Subjects:
-    """What a tree of single files holds.
+    """Subjects of a tree of single files.
 
     Attributes:
         layout: key of `Converter.layouts`.

@@ -33,7 +33,7 @@ THESIS_SPLIT = {"train": 198, "val": 30, "test": 57}
 
 @dataclass(frozen=True)
 class Release:
-    """How one release names its files, and what its numbers mean.
+    """Names of the files of one release, and meaning of its numbers.
 
     Attributes:
         image: pattern of a sequence's file, whose group ``case`` names the case; ``SEQUENCE`` is replaced.
@@ -223,7 +223,7 @@ class BraTS(Converter):
         return Listing(keys[0], cases, problems, notes, channels=tuple(CHANNELS[name] for name in sequences))
 
     def split(self, name: str, cases: Sequence[Case]) -> Split:
-        """As many cases as the thesis had in each part.
+        """Return the published split, or one with as many cases in each part as the thesis had.
 
         Raises:
             ConversionError: if the cases are not as many as those of 2018.
@@ -251,7 +251,7 @@ def _releases(tree: Tree) -> list[str]:
 
 
 def _year(tree: Tree, file: str, case: str) -> str:
-    """Of files that have the same names in two releases: what a folder says, or the visit's number.
+    """Year of a release by a folder's name, or by the number of the visit: two releases name their files alike.
 
     Visits are numbered from 0 in 2023, before treatment, and from 100 in 2024, after it.
     """
@@ -260,7 +260,7 @@ def _year(tree: Tree, file: str, case: str) -> str:
 
 
 def _role(release: Release, sequence: str) -> str:
-    """What messages call a sequence's file."""
+    """Name of a sequence's file in messages."""
     return "image" if isinstance(release.sequences[sequence], int) else f"{sequence} image"
 
 

@@ -34,7 +34,7 @@ RECORDS = ".records"
 
 @dataclass(frozen=True)
 class ConversionJob:
-    """What all cases of a conversion share; sent to every worker once.
+    """Settings that all cases of a conversion share; sent to every worker once.
 
     Attributes:
         converter: the dataset's.
@@ -59,7 +59,7 @@ class ConversionJob:
 
 @dataclass(frozen=True)
 class CaseOutcome:
-    """What became of a case: a record of what was done, a problem, or the reason to leave it out.
+    """Result of a case: the record of its conversion, a problem, or the reason to leave it out.
 
     The record has ``part``, ``subject``, ``sources`` and ``files`` (path -> SHA-256), ``shape`` and ``spacing``
     (z, y, x), ``source_voxels`` and ``voxels`` per label, and ``notes``.
@@ -115,7 +115,7 @@ def convert_case(job: ConversionJob, case: Case, part: str, *, write: bool) -> C
 
 
 def prepare(job: ConversionJob, case: Case, work: Work) -> tuple[list[Volume], Volume | None]:
-    """Read a case and apply the steps that the options ask for: N4, skull strip, then the thesis's."""
+    """Read a case and apply the steps of the options: N4, skull strip, then those of the thesis."""
     options, file = job.options, case.images[0].file
     images, label = job.converter.read_case(case, work)
     if options.n4 and not case.corrected:
@@ -174,7 +174,7 @@ def _write(target: Path, case: Case, part: str, images: list[Volume], label: Vol
 
 
 def _finished(job: ConversionJob, case: Case, part: str, work: Work) -> dict[str, Any] | None:
-    """The record of an interrupted run, if this case's sources and files are still what it says."""
+    """Return the record of an interrupted run, if the case's sources and files have not changed since."""
     from nnunet_fm.weights.cache import compute_sha256
 
     record = read_json(_record_path(job, case)) if job.options.skull_strip in ("labels", "no") else None
@@ -202,7 +202,7 @@ def _record_path(job: ConversionJob, case: Case) -> Path:
 
 
 def _key(job: ConversionJob, case: Case, part: str) -> str:
-    """Of everything besides the content of files that decides about the result."""
+    """Cache key of a case: everything but the content of files that the result depends on."""
     return fingerprint(
         [job.converter.name, job.converter.version, asdict(job.options), asdict(case), part, job.slice_axis, job.reader]
     )
@@ -210,7 +210,7 @@ def _key(job: ConversionJob, case: Case, part: str) -> str:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums over threads differ in the last bit from run to run; cases are what runs in parallel."""
+    """Compute with one thread: sums over threads differ in the last bit. Cases run in parallel instead."""
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:

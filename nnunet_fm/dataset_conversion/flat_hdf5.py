@@ -104,7 +104,7 @@ def _numbers(opened: Any, key: str, file: str) -> NDArray[Any]:
 
 
 def _parts(shape: tuple[int, ...], slices: list[int], file: str) -> list[dict[str, int]]:
-    """Where each volume's slices are."""
+    """Range of slices of each volume."""
     if len(shape) == 4:
         if slices and set(slices) != {shape[1]}:
             raise Invalid(

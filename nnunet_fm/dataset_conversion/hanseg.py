@@ -89,7 +89,7 @@ class HaNSeg(Converter):
     )
 
     def options(self, **chosen: Any) -> ConversionOptions:
-        """As of every converter; ``outside`` depends on the domain."""
+        """Options of every converter; the default of ``outside`` depends on the domain."""
         options = super().options(**chosen)
         if options.domain == "ct":
             if options.outside is not None:

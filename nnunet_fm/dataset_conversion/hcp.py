@@ -53,7 +53,7 @@ class HCP(BrainConverter):
         return (f"{_sequence(options)}w",)
 
     def subjects(self, tree: Tree, options: ConversionOptions) -> Subjects:
-        """By six-digit number; ``aparc.a2009s+aseg`` has other numbers for the cortex and is never taken."""
+        """Find subjects by six-digit number; ``aparc.a2009s+aseg`` numbers the cortex differently and is left out."""
         found, problems = tree.collect(
             {
                 "image": rf"(?P<case>\d{{6}})/T1w/{_sequence(options)}w_acpc_dc_restore_brain\.nii\.gz",
@@ -69,7 +69,7 @@ class HCP(BrainConverter):
         return Subjects("structural", cases, problems)
 
     def flat_files(self, tree: Tree, options: ConversionOptions) -> list[tuple[str, Mapping[str, str]]]:
-        """By the sequence in their names."""
+        """Sort files by the sequence in their names."""
         return [
             (file, match.groupdict())
             for file, match in tree.match(FLAT.format(_sequence(options)))

@@ -20,7 +20,7 @@ LabelValue = int | tuple[int, ...]
 
 @dataclass(frozen=True)
 class LabelTable:
-    """What the numbers in a source's label files become.
+    """Mapping from numbers in a source's label files to classes.
 
     Attributes:
         names: name -> number in our files, or numbers of a region, as in nnU-Net's ``dataset.json``.

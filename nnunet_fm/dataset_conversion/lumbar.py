@@ -1,4 +1,4 @@
-"""What the two spine datasets share: five lumbar vertebrae, the thesis's PNG slices and its crop around the spine."""
+"""Shared parts of the two spine datasets: five lumbar vertebrae, PNG slices and crop of the thesis."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class LumbarConverter(Converter):
         return LUMBAR if case.images[0].file.endswith(".png") else super().case_table(case, options)
 
     def read_label(self, case: Case, grid: Grid, work: Work) -> Volume:
-        """As `Converter.read_label`; a scan that shows other structures only is left out."""
+        """Read a label map like `Converter.read_label`; leave out a scan that shows other structures only."""
         try:
             return super().read_label(case, grid, work)
         except Invalid:

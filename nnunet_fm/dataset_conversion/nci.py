@@ -28,7 +28,7 @@ HDF5 = re.compile(r"(?:^|[/_-])nci[/_-]|cv_fold_\d+\.hdf5$", re.IGNORECASE)
 
 
 class Series(NamedTuple):
-    """What the header of a series's first file says."""
+    """Header of the first file of a series."""
 
     axial: bool
     description: str
@@ -130,7 +130,7 @@ class NCI(Converter):
 
 
 def _images(tree: Tree) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Patient -> folder of a series -> its files; what is unpacked goes before archives."""
+    """Map patients to folders of series and their files; unpacked folders go before archives."""
     found: dict[str, dict[str, list[str]]] = {}
     for file, match in tree.match(rf"(?P<case>{PATIENT})/(?:.*/)?[^/]+\.(?:dcm|DCM)"):
         found.setdefault(match["case"], {}).setdefault(file.rsplit("/", 1)[0], []).append(file)

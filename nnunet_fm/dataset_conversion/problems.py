@@ -1,4 +1,4 @@
-"""What a converter says when data are not as they should be: always the file and the rule."""
+"""Problems of a download: each names the file and the rule that it breaks."""
 
 from __future__ import annotations
 

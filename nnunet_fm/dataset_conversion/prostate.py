@@ -1,4 +1,4 @@
-"""What the two prostate datasets share: their labels, and the flat HDF5 files of the ETH Computer Vision Laboratory."""
+"""Shared parts of the two prostate datasets: labels, and the flat HDF5 files of the ETH Computer Vision Laboratory."""
 
 from __future__ import annotations
 

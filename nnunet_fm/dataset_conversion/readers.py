@@ -25,7 +25,7 @@ MAX_SKEW = 1e-2
 
 
 def read_volume(path: Path, name: str, channel: int | None = None) -> Volume:
-    """A 3D image of scalars from NIfTI, MGZ, NRRD, MetaImage or whatever else SimpleITK reads.
+    """Read a 3D image of scalars from NIfTI, MGZ, NRRD, MetaImage or another format of SimpleITK.
 
     Args:
         path: the file on disk.

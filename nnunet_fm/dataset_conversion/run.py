@@ -1,4 +1,4 @@
-"""From a download to a raw folder: list, check, convert in parallel; put it in place in one step or leave nothing."""
+"""Convert a download to a raw folder: list, check, convert in parallel, put the folder in place in one step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LEGAL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion did.
+    """Result of a conversion.
 
     Attributes:
         status: ``converted``; ``unchanged``, where an earlier run did the same; ``checked``, by a dry run.
@@ -133,7 +133,7 @@ def convert(
 
 @dataclass(frozen=True)
 class _Plan:
-    """A source, what it holds, and where each case goes."""
+    """Source of a conversion, its cases, and the part that each belongs to."""
 
     converter: Converter
     options: ConversionOptions
@@ -195,7 +195,7 @@ class _Plan:
         return self.listing.reader or self.converter.reader
 
     def job(self, target: Path, scratch: Path) -> ConversionJob:
-        """What workers need; files of several cases are unpacked and hashed here, once."""
+        """Return the job for the workers; files of several cases are unpacked and hashed here, once."""
         from nnunet_fm.weights.cache import compute_sha256
 
         uses = Counter(name for case, _ in self.cases for name in dict.fromkeys(case.files))
@@ -211,7 +211,7 @@ class _Plan:
         )
 
     def key(self) -> str:
-        """Of everything besides the content of files that decides about the result."""
+        """Cache key of the run: everything but the content of files that the result depends on."""
         return fingerprint(
             [
                 self.converter.name,
@@ -377,7 +377,7 @@ def _left_right(plan: _Plan, table: LabelTable) -> dict[str, Any]:
 
 
 def _finish(target: Path, folder: Path, plan: _Plan, content: dict[str, Any]) -> None:
-    """Write the JSON files, drop what is not of this run, rename."""
+    """Write the JSON files, remove files of other runs, rename the folder."""
     from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 
     wanted = {name for record in content["cases"].values() for name in record["files"]}

@@ -1,4 +1,4 @@
-"""Which voxels are brain: labelled ones, or those of masks that a user has."""
+"""Masks of the brain: from labels, or from files of the user."""
 
 from __future__ import annotations
 

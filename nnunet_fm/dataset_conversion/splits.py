@@ -1,4 +1,4 @@
-"""Which cases are trained on, validated on and tested on: published lists, a user's file, seeded folds."""
+"""Cases for training, validation and test: published lists, a user's file, seeded folds."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Split:
 
     @classmethod
     def of(cls, parts: Mapping[str, str]) -> Split:
-        """From case -> ``train``, ``val`` or ``test``."""
+        """Make a split of a mapping from cases to ``train``, ``val`` or ``test``."""
         train, val, test = (tuple(sorted(case for case, p in parts.items() if p == part)) for part in PARTS)
         return cls(train, val, test)
 

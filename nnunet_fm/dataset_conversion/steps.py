@@ -1,4 +1,4 @@
-"""Changes to intensities and size that a user asks for or a dataset prescribes; images come out as float32."""
+"""Steps that change intensities and size, by a user's option or a dataset's rule; images become float32."""
 
 from __future__ import annotations
 

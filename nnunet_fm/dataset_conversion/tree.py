@@ -50,7 +50,7 @@ UNREADABLE = (
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a file is: on disk, or a member of a zip on disk."""
+    """Place of a file: on disk, or in a zip on disk."""
 
     path: Path
     member: str | None = None
@@ -119,7 +119,7 @@ class Tree:
     def collect_stacks(
         self, patterns: Mapping[str, str]
     ) -> tuple[dict[str, dict[str, tuple[str, ...]]], list[Problem]]:
-        """As `collect`, for roles of one file per slice: ``({case: {role: files in order}}, problems)``.
+        """Collect like `collect`, for roles of one file per slice: ``({case: {role: files in order}}, problems)``.
 
         Args:
             patterns: role -> regular expression with the groups ``case`` and ``slice``, a number.

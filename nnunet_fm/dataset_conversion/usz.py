@@ -76,7 +76,7 @@ class USZ(Converter):
         return hdf5_listing(tree, parts, problems)
 
     def read_label(self, case: Case, grid: Grid, work: Work) -> Volume:
-        """As `Converter.read_label`; numbers below 0 are no structure's."""
+        """Read a label map like `Converter.read_label`; numbers below 0 belong to no structure."""
         label = super().read_label(case, grid, work)
         if min(work.counts) < 0:
             raise Invalid(case.labels[0].file, f"label values below 0: {min(work.counts)}", code="labels-range")

@@ -34,7 +34,7 @@ RELEASE_2019 = re.compile(r"verse[-_]?(?:20)?19(?!\d)", re.IGNORECASE)
 
 
 class VerSe(LumbarConverter):
-    """Scans are told apart by the names of their files: folders of the 400 series hold several of one person."""
+    """VerSe; the names of files separate scans, as folders of the 400 series hold several of one person."""
 
     name = "verse"
     dataset = "VerSe"
@@ -101,7 +101,7 @@ class VerSe(LumbarConverter):
 
 
 def _scan(case: Case) -> str:
-    """What the two releases call one scan: its number, whatever the person or plane is called."""
+    """Number of a scan, by which the two releases can be matched."""
     number = re.search(r"split-(verse\d+)", case.name)
     return number[1] if number else case.person.removeprefix("sub-")
 

@@ -73,7 +73,7 @@ def fingerprint(content: Any) -> str:
 
 
 def versions() -> Mapping[str, str]:
-    """Of the packages that decide about a byte of the output."""
+    """Versions of the packages that the bytes of the output depend on."""
     from importlib.metadata import version
 
     from nnunet_fm import __version__

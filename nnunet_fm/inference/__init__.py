@@ -1,1 +1,1 @@
-"""Prediction that records what it takes, and feature maps of trained models."""
+"""Prediction with a record of its times, and feature maps of trained models."""

@@ -1,4 +1,4 @@
-"""What a trained 2D foundation model sees in a slice: principal components of its last feature map, as colours."""
+"""Principal components of the last feature map of a trained 2D model, as colours of a slice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inputs of a prediction: what is asked for, and what is to be done once everything was checked."""
+"""Inputs of a prediction: the request, and the checked list of cases."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Files = Mapping[str, Sequence[Path]]
 
 
 class PredictionInputError(FMError, ValueError):
-    """Inputs that cannot be predicted; the message says why, and what to do."""
+    """Error for inputs that cannot be predicted; the message says why, and what to do."""
 
 
 class ModelName(NamedTuple):
@@ -488,7 +488,7 @@ def tell_counts(total: int, share: int, part_id: int, num_parts: int) -> None:
 
 
 def unfinished(cases: Sequence[CaseFiles], ending: str, *, probabilities: bool) -> list[CaseFiles]:
-    """Cases without a result; what is there but not whole is named and does not count.
+    """Return the cases without a result; name damaged results, which do not count.
 
     Args:
         cases: to look for.

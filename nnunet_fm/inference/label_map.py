@@ -57,7 +57,7 @@ def linear_resampling(
     current_spacing: Sequence[float],
     new_spacing: Sequence[float],
 ) -> LinearResampling | None:
-    """What a plan's `resampling_fn_probabilities` does to a grid, or None if it is not linear, or not known."""
+    """Linear resampling of a plan's `resampling_fn_probabilities`; None if it is not linear, or not known."""
     if tuple(old) == tuple(new):
         return LinearResampling((None, None, None), rounded=False)
     if not isinstance(function, partial) or function.args:
@@ -97,7 +97,7 @@ def _torch_nearest(old: int, new: int) -> Tensor:
 
 
 def _zoom_linear(old: int, new: int) -> Tensor:
-    """As scikit-image resizes with mode "edge"."""
+    """Matrix of linear resizing by scikit-image with mode "edge"."""
     matrix = ndimage.zoom(np.eye(old), (new / old, 1), order=1, mode="nearest", grid_mode=True)
     return torch.from_numpy(matrix.astype(np.float32))
 

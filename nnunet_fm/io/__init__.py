@@ -1,1 +1,1 @@
-"""Files on the disk: read without trust, written in one step, and what nnU-Net's folders hold."""
+"""Files on the disk: reading without trust, writing in one step, and the content of nnU-Net's folders."""

@@ -24,7 +24,7 @@ SCRATCH = "nnunet_fm_scratch_"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write what becomes the file `path` in the end, unless that fails.
+    """Yield a temporary path whose file replaces `path` in the end, unless writing fails.
 
     The name is no one else's, on any machine that shares the disk. Content and name are on the disk when it ends.
 
@@ -63,7 +63,7 @@ def scratch_folder() -> Iterator[str]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names of a folder's files written to the disk, where the file system can be told to."""
+    """Write the names of a folder's files to the disk, where the file system supports it."""
     with suppress(OSError):
         _sync(folder)
 
@@ -78,7 +78,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def partial_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path`, of this process alone, for what becomes `path` and its like; removed in the end.
+    """Yield an empty folder of this process beside `path` for unfinished files; remove it in the end.
 
     Two processes that make the same file have one each. A folder that a killed process left is taken over.
 

@@ -32,5 +32,5 @@ def unreadable(file: object, error: BaseException, printed: str = "") -> str:
 
 
 def exact(value: np.generic) -> str:
-    """A number with as many digits as tell it from its neighbours of the same type: ``2.0000002``, ``0.5``, ``9``."""
+    """Write a number with all digits that its type can tell apart: ``2.0000002``, ``0.5``, ``9``."""
     return str(value).removesuffix(".0")

@@ -175,7 +175,7 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 
 def fault_of_result(label_map: Path, image: Path) -> str | None:
-    """Why a label map is no result for an image, if it is none: damaged, or of another size."""
+    """Reason why a label map is no result for an image: damaged, or of another size; None for a result."""
     try:
         if not check_not_truncated(label_map):
             return None
@@ -238,7 +238,7 @@ def read_nifti(path: Path) -> tuple[Any, NDArray[Any]]:
 
 @dataclass(frozen=True)
 class _Voxels:
-    """Where the voxels of an image are.
+    """Place of the voxels of an image.
 
     Args:
         image: the file that was named.
@@ -340,7 +340,7 @@ class _Voxels:
         return found, checksum
 
     def _pieces(self) -> Iterator[bytes]:
-        """What is packed, in pieces; several streams may follow one another, and zeros the last of them."""
+        """Yield decompressed data in pieces; several streams may follow one another, and zeros the last of them."""
         with self.file.open("rb") as file:
             file.seek(self.start)
             packed = file.read(CHUNK)
@@ -380,7 +380,7 @@ def _packing(file: Path) -> str:
 
 
 def _voxels(path: Path, header: sitk.ImageFileReader) -> _Voxels | None:
-    """Where a file has its voxels; None for formats that have no size to compare."""
+    """Place of the voxels in a file; None for formats that have no size to compare."""
     name = path.name.lower()
     if name.endswith(NIFTI):
         return _nifti_voxels(path)
@@ -397,7 +397,7 @@ def _voxels(path: Path, header: sitk.ImageFileReader) -> _Voxels | None:
 
 @dataclass(frozen=True)
 class _Nifti:
-    """What is in the header of a NIfTI or Analyze file: edges in voxels, bits of a voxel, bytes before the voxels."""
+    """Header of a NIfTI or Analyze file: size in voxels, bits of a voxel, bytes before the voxels."""
 
     file: Path
     shape: tuple[int, ...]
@@ -494,7 +494,7 @@ def _data_file(path: Path) -> tuple[Path, int, bytes] | None:
 
 
 def _described_voxels(path: Path, size: int) -> _Voxels | None:
-    """Where the voxels of a MetaImage or NRRD file are, by its header; None if they are written as text."""
+    """Place of the voxels of a MetaImage or NRRD file by its header; None if they are written as text."""
     found = _data_file(path)
     assert found is not None
     file, start, header = found

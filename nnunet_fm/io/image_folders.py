@@ -96,7 +96,7 @@ def left_out_words(left_out: Mapping[str, str], most: int = 10) -> str:
 
 
 def _parts(name: str, ending: str) -> tuple[str | None, str | None]:
-    """Case and channel number of a file's name; None for what it lacks."""
+    """Case and channel number of a file's name; None for a part that it lacks."""
     if not name.endswith(ending) or name == ending:
         return None, None
     stem = name.removesuffix(ending)
@@ -105,7 +105,7 @@ def _parts(name: str, ending: str) -> tuple[str | None, str | None]:
 
 
 def _fault(path: Path, case: str | None, number: str | None, ending: str, numbered: bool) -> str | None:
-    """Why something that is or holds images is not taken; None where it is taken, or no image."""
+    """Reason why a file or folder with images is left out; None where it is used, or has no images."""
     name = path.name
     if path.is_dir():
         inner = next(_images_in(path, ending), None)

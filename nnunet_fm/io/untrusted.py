@@ -1,4 +1,4 @@
-"""Files that somebody else wrote: what they promise is bounded before it is believed, and nothing in them runs."""
+"""Read files of unknown origin: check declared sizes before allocating, execute nothing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class ForeignFileError(FMError, ValueError):
-    """A file that is not what it has to be; the message names the file and the rule."""
+    """Error for a file that breaks a rule of its format; the message names the file and the rule."""
 
 
 def read_text(path: Path, limit: int = TEXT_BYTES) -> str:
@@ -144,7 +144,7 @@ def plain_name(name: str) -> str:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a file ends as a zip archive does. One that goes on on other disks cannot be read as any."""
+    """Whether a file ends like a zip archive. Archives over several disks are not supported."""
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:
@@ -152,7 +152,7 @@ def is_zip(path: Path) -> bool:
 
 
 def other_kind(path: Path) -> str | None:
-    """What a file is, and what to do about it, if it begins as one of the kinds that are often taken for another.
+    """Kind of a file that is often mistaken for another, by its first bytes, and advice; None for other files.
 
     Returns:
         the rest of a sentence that begins with the file, such as ``is a RAR archive: unpack it first``.

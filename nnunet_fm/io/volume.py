@@ -1,4 +1,4 @@
-"""An image or label map with its place in the patient, and what is done with it in physical space."""
+"""Image or label map with its place in the patient, and operations in physical space."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 @dataclass(frozen=True)
 class Grid:
-    """Where voxels are, as SimpleITK has it.
+    """Grid of voxels in space, in the terms of SimpleITK.
 
     Attributes:
         size: voxels along x, y, z.
@@ -34,7 +34,7 @@ class Grid:
 
     @classmethod
     def from_affine(cls, shape: tuple[int, ...], affine: NDArray[Any]) -> Grid:
-        """From an affine of voxel indices (x, y, z) to (right, anterior, superior) in mm; ``shape`` is (z, y, x)."""
+        """Make a grid of an affine from (x, y, z) to (right, anterior, superior) in mm; ``shape`` is (z, y, x)."""
         matrix = LPS_TO_RAS @ affine
         spacing = np.linalg.norm(matrix[:3, :3], axis=0)
         direction = matrix[:3, :3] / spacing
@@ -59,12 +59,12 @@ class Grid:
         return matrix
 
     def indices_of(self, indices: NDArray[Any], other: Grid) -> NDArray[np.float64]:
-        """Where voxels of another grid lie in this one: (n, 3) indices (x, y, z), fractions included."""
+        """Return the positions of another grid's voxels in this one: (n, 3) indices (x, y, z), fractions included."""
         homogeneous = np.concatenate([indices, np.ones((len(indices), 1))], axis=1)
         return (homogeneous @ (np.linalg.inv(self._matrix()) @ other._matrix()).T)[:, :3]
 
     def difference(self, other: Grid) -> str | None:
-        """What differs from another grid, in words; None if they are the same within `GRID_TOLERANCE`."""
+        """Difference from another grid in words; None if they are the same within `GRID_TOLERANCE`."""
         if self.size != other.size:
             return f"size {_times(self.size)} against {_times(other.size)}"
         corners = np.array(list(product(*((0, n - 1) for n in self.size))), dtype=float)
@@ -97,7 +97,7 @@ class Volume:
 
     @classmethod
     def from_sitk(cls, image: sitk.Image) -> Volume:
-        """From a 3D image of scalars."""
+        """Make a volume of a 3D image of scalars."""
         grid = Grid(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
         return cls(sitk.GetArrayFromImage(image), grid)
 

@@ -1,4 +1,4 @@
-"""From a model card to nnU-Net's ``architecture`` entry of a plan, and from that entry to a network."""
+"""Make nnU-Net's ``architecture`` entry of a plan from a model card, and a network from that entry."""
 
 from __future__ import annotations
 

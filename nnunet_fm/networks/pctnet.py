@@ -335,7 +335,7 @@ class Pyramid(nn.Module):
 
 
 class Stem(nn.Module):
-    """From the image to the pyramid's first level, by two levels of convolutions."""
+    """Two levels of convolutions from the image to the first level of the pyramid."""
 
     def __init__(self, input_channels: int, widths: Sequence[int], dropout: Sequence[float], mode: int) -> None:
         super().__init__()
@@ -354,7 +354,7 @@ class Stem(nn.Module):
 
 
 class PctHead(nn.Module):
-    """From the pyramid's decoded feature map back to the resolution of the image."""
+    """Decoder from the pyramid's feature map back to the resolution of the image."""
 
     def __init__(self, num_classes: int, widths: Sequence[int], dropout: Sequence[float], mode: int) -> None:
         super().__init__()

@@ -178,7 +178,7 @@ class PlanKey(BaseModel):
 
 
 def unseen_mirroring(plans: Mapping[str, Any]) -> str | None:
-    """A warning for plans whose checkpoints may ask for mirrored images without having been trained on them.
+    """Warning for plans whose checkpoints may allow mirrored images without a training on them.
 
     Older versions stored such checkpoints for ``mirror: true`` with an augmentation without flips. nnU-Net's own
     predictor follows the checkpoint; ours follows the plan.

@@ -1,4 +1,4 @@
-"""What happens to one case: nnU-Net's crop, normalisation and resampling with its result, in less time and memory."""
+"""Preprocessing of a case: crop, normalisation and resampling with the results of nnU-Net in less time and memory."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def _warn_of_numbers(files: Sequence[str]) -> None:
 
 @contextmanager
 def _named_on_failure(files: str) -> Iterator[None]:
-    """Raise a CaseError that names the files for whatever a reader raises."""
+    """Turn any error of a reader into a CaseError that names the files."""
     printed = io.StringIO()
     try:
         with redirect_stdout(printed):

@@ -1,4 +1,4 @@
-"""Where each class lies in a preprocessed case: nnU-Net's samples, drawn from half the memory and time."""
+"""Sampled voxels of each class in a preprocessed case: the samples of nnU-Net in half the memory and time."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def _reader(file: str, dataset_json: Mapping[str, Any]) -> BaseReaderWriter:
 def _fault(
     raw: Path, cases: Mapping[str, Mapping[str, Any]], channels: int, reader: BaseReaderWriter
 ) -> PlanError | None:
-    """The first case of which no fingerprint can be taken, and why, or what all label maps lack; None without either.
+    """Reason why no fingerprint can be taken: a faulty case, or no label map with a class; None without one.
 
     Every file is read once more, in this process.
     """

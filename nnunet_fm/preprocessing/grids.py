@@ -1,4 +1,4 @@
-"""Whether label maps, and further channels, lie on the grid of their image, as their headers tell."""
+"""Check by the headers that label maps and further channels lie on the grid of their image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TURNED = np.cos(np.pi / 4)
 
 @dataclass(frozen=True)
 class Misfit:
-    """How a file's grid differs from that of its image.
+    """Difference of a file's grid from that of its image.
 
     Attributes:
         reason: in words.
@@ -79,7 +79,7 @@ def check_grids(cases: Mapping[str, Mapping[str, Any]], reader: str) -> list[str
 
 
 def misfit(other: Grid, image: Grid) -> Misfit | None:
-    """How a grid of the same size differs from an image's; None for the same place, and for another size.
+    """Difference of a grid from that of an image of the same size; None for the same place, and for another size.
 
     Reading finds out about sizes, and says more than headers do.
     """
@@ -108,7 +108,7 @@ def misfit(other: Grid, image: Grid) -> Misfit | None:
 
 
 def _without_place(other: Grid, image: Grid, files: Sequence[str]) -> Misfit | None:
-    """How two grids differ where one of the headers tells neither origin nor direction; None where both do.
+    """Difference of two grids where one header has neither origin nor direction; None where both have them.
 
     Readers that turn images turn such a file by what they make up, and then the difference is real.
     """
@@ -120,7 +120,7 @@ def _without_place(other: Grid, image: Grid, files: Sequence[str]) -> Misfit | N
 
 
 def _grid(file: str, reader: str) -> Grid | None:
-    """The grid of a volume by its header; None where SimpleITK cannot tell it."""
+    """Grid of a volume by its header; None where SimpleITK cannot read it."""
     header = read_header(file)
     if header is None:
         return None

@@ -35,7 +35,7 @@ def is_constant(image: NDArray[np.number]) -> bool:
 
 
 def why_constant(raw: NDArray[np.number], channel: int) -> str:
-    """Why a channel has one value after its normalisation, in words.
+    """Reason why a channel has one value after its normalisation.
 
     Args:
         raw: the channel before it.
@@ -55,7 +55,7 @@ def why_constant(raw: NDArray[np.number], channel: int) -> str:
 
 
 def unlike_training(name: str, numbers: Mapping[str, Any], image: NDArray[np.number]) -> str | None:
-    """Why a channel is probably of another modality than a model's training images; None where it may be the same.
+    """Reason to think that a channel is of another modality than the training images; None without one.
 
     A sample of its voxels is looked at: those of another modality are many.
 
@@ -89,7 +89,7 @@ def fault_of_foreground(numbers: Mapping[str, Any]) -> str | None:
 
 
 def doubt_of_foreground(name: str, numbers: Mapping[str, Any]) -> str | None:
-    """Why a channel is probably not what its name says; None where it may be."""
+    """Reason to doubt the name of a channel; None without one."""
     low, high, mean = (numbers.get(key) for key in ("min", "max", "mean"))
     if not (isinstance(low, (int, float)) and isinstance(high, (int, float)) and isinstance(mean, (int, float))):
         return None

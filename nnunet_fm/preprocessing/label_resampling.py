@@ -104,14 +104,14 @@ class _Taps:
 
 
 def _nearest_slice(old: int, new: int) -> _Taps:
-    """What nnU-Net does along the separate axis."""
+    """Weights of nnU-Net's resampling along the separate axis."""
     positions = old / new * (np.arange(new) + 0.5) - 0.5
     slices = ndimage.map_coordinates(np.arange(old), positions[None], order=0, mode="nearest")
     return _Taps.single(slices.astype(np.intp))
 
 
 def _resize(old: int, new: int, order: int) -> _Taps:
-    """What skimage's ``resize`` does along an axis with mode "edge", down to the last bit of the weights."""
+    """Weights of skimage's ``resize`` along an axis with mode "edge", equal to the last bit."""
     if old == new:
         return _Taps.single(np.arange(old))
     zoom, grid = new / old, {"grid_mode": True}

@@ -53,7 +53,7 @@ class FMPercentileNormalization(ImageNormalization):
 
 
 class FMSymmetricPercentileNormalization(FMPercentileNormalization):
-    """As `FMPercentileNormalization`, but scaled to [-1, 1]; what that class sets to 0 becomes -1.
+    """Normalise like `FMPercentileNormalization`, but to [-1, 1]; voxels that it sets to 0 become -1.
 
     Plans leave ``use_mask_for_norm`` off: with it nnU-Net sets voxels outside the mask to 0 in training, which is
     mid-grey here.

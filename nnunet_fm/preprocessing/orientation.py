@@ -1,4 +1,4 @@
-"""How a dataset's images lie in the patient, compared with what a model's weights have seen."""
+"""Orientation of a dataset's images in the patient, compared with that of the pre-training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UNORIENTED_READERS = ("NaturalImage2DIO", "Tiff3DIO")
 
 
 def axis_codes(direction: Sequence[float]) -> str:
-    """Where the image axes x, y, z point to, as nibabel's letters: ``RAS`` is right, anterior, superior.
+    """Directions of the image axes x, y, z in the letters of nibabel: ``RAS`` is right, anterior, superior.
 
     Args:
         direction: SimpleITK's direction cosines, nine numbers by row, in its own frame (left, posterior, superior).
@@ -46,7 +46,7 @@ def axis_codes(direction: Sequence[float]) -> str:
 
 
 def dataset_orientations(cases: Mapping[str, Mapping[str, Any]], reader: str) -> Counter[str]:
-    """How many training images lie in which direction as nnU-Net reads them; empty where the format knows none.
+    """Number of training images of each orientation, by nnU-Net's reader; empty for formats without one.
 
     Args:
         cases: as nnU-Net lists them, case -> ``{"images": [a file for each channel], ...}``.
@@ -124,7 +124,7 @@ def patient_axes(
 
 
 def _direction(file: str) -> NDArray[np.float64] | None:
-    """Direction cosines of the image axes x, y, z as columns of a 3 x 3 matrix; None where the header tells none."""
+    """Direction cosines of the image axes x, y, z as columns of a 3 x 3 matrix; None where the header has none."""
     header = read_header(file)
     if header is None or header.GetDimension() < 3 or not tells_place(header):
         return None

@@ -141,7 +141,7 @@ def _is_current_without_labels(
 
 
 class PreprocessingError(FMError, RuntimeError):
-    """Preprocessing cannot go on; the message says why and what to do."""
+    """Error that ends preprocessing; the message says why and what to do."""
 
 
 class FMPreprocessor(CasePreprocessor):
@@ -242,7 +242,7 @@ class FMPreprocessor(CasePreprocessor):
                 yield future.result()
 
     def _save(self, case: tuple[Any, ...]) -> bool:
-        """Write a case; tells whether it has foreground."""
+        """Write a case; return whether it has foreground."""
         target = Path(case[0])
         try:
             self.run_case_save(*case)

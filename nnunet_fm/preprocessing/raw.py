@@ -114,7 +114,7 @@ def check_channels(raw_folder: Path, dataset_json: Mapping[str, Any], cases: Map
 
 
 def _colours(cases: Mapping[str, dict[str, Any]], channels: int) -> Iterator[tuple[str, str]]:
-    """Pictures of other colours than the dataset's channels, and label maps in colour: case -> what is wrong.
+    """Find pictures of other colours than the dataset's channels, and label maps in colour: case -> fault.
 
     Headers tell them; what looks wrong is read to be certain.
     """

@@ -50,7 +50,7 @@ def stamp_path(folder: Path) -> Path:
 
 
 def is_current(folder: Path, stamp: Mapping[str, Any]) -> bool:
-    """True if the folder exists and was written from exactly what the stamp describes."""
+    """Return whether the folder exists and was written from the data and settings of the stamp."""
     return folder.is_dir() and read_stamp(folder) == stamp
 
 

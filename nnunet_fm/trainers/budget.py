@@ -51,7 +51,7 @@ class Budget:
         return min(share, 1.0)
 
     def ended_by(self, done: int, seconds: float, without_best: int) -> End | None:
-        """Why the training ends now; None while it goes on.
+        """Reason why the training ends now; None while it goes on.
 
         Args:
             done: iterations so far.

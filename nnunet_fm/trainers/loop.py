@@ -121,7 +121,7 @@ class BudgetTrainer(nnUNetTrainer):
 
     @property
     def ended_by(self) -> End | None:
-        """Why the training ends now; None while it goes on."""
+        """Reason why the training ends now; None while it goes on."""
         return self._ended_by(epochs=self.current_epoch)
 
     def _ended_by(self, epochs: int) -> End | None:

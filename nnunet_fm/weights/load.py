@@ -120,7 +120,7 @@ class _Target:
         return f"{self.path}{name}" in self.projections
 
     def be_missing(self, name: str) -> str | None:
-        """Why the file may lack a tensor of the network; None if it may not."""
+        """Reason why the file may lack a tensor of the network; None if it may not."""
         if self.in_head(name):
             return "head, stays at its initial values"
         if self.adapters and any(part in name for part in ADAPTER_PARTS):

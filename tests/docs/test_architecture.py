@@ -140,3 +140,17 @@ def test_former_paths_of_modules_lead_to_the_modules_of_today() -> None:
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.stdout == "done\n", done.stderr
+
+
+def test_first_lines_of_docstrings_are_imperatives_or_noun_phrases() -> None:
+    """The first rule of CONTRIBUTING, as far as a program can see it."""
+    riddle = re.compile(r"(What|How|Why|As|Of|From|Where|Which|Whose|By|Nor)\b")
+    found = [
+        f"{file.relative_to(REPOSITORY)}: {line}"
+        for file in sorted((REPOSITORY / "nnunet_fm").rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef))
+        for line in (ast.get_docstring(node) or "").splitlines()[:1]
+        if riddle.match(line)
+    ]
+    assert not found, "\n".join(found)
