@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,6 @@ class Split:
         """The split of some of its cases."""
         folds = tuple((tuple(c for c in a if c in cases), tuple(c for c in b if c in cases)) for a, b in self.folds)
         return replace(Split.of({c: p for c, p in self.parts.items() if c in cases}), folds=folds)
-
-
-def by_position(names: Sequence[str], train: slice, val: slice = slice(0), test: slice = slice(0)) -> Split:
-    """A split published as positions in a sorted list: ``by_position(sorted(subjects), slice(20), slice(20, 25))``."""
-    return Split(tuple(names[train]), tuple(names[val]), tuple(names[test]))
 
 
 def make_folds(split: Split, subjects: Mapping[str, str]) -> list[Fold]:

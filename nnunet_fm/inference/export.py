@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from nnunet_fm.inference.cases import CaseFailure, CaseFiles, PlannedModel
 from nnunet_fm.inference.label_map import label_map
 from nnunet_fm.io.atomic_write import partial_folder
 from nnunet_fm.io.image_files import check_not_truncated
+from nnunet_fm.io.messages import space_left
 
 THREADS = min(torch.get_num_threads(), threads(), default_num_processes)
 """Threads of an export: as many as nnU-Net's, but no more than cores, or than ``OMP_NUM_THREADS`` allows."""
@@ -76,9 +76,8 @@ def _check_written(model: PlannedModel, file: Path) -> None:
         if not check_not_truncated(file):
             model.plans.image_reader_writer_class().read_seg(str(file))
     except Exception:
-        free = shutil.disk_usage(file.parent).free
         raise WriteError(
-            f"its label map cannot be written whole, the disk has {free / 1e9:.1f} GB left: make room and predict "
+            f"its label map cannot be written whole, {space_left(file.parent)}: make room and predict "
             "again with --continue_prediction",
             code="prediction-not-written",
         ) from None

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from skimage.filters import threshold_otsu
-from torch import nn
 
 from nnunet_fm.inference.inputs import PredictionInputError
 from nnunet_fm.inference.predictor import load_predictor
@@ -19,18 +18,6 @@ CPU = torch.device("cpu")
 COLOURS = 3
 PERCENTILES = (1.0, 99.0)
 """Of each component over the slice; what lies outside is clipped, so that single patches do not darken all others."""
-
-
-def load_network(
-    model_folder: Path, fold: int | str, checkpoint: str = "checkpoint_final.pth", device: torch.device = CPU
-) -> nn.Module:
-    """The trained network of one fold, in eval mode.
-
-    Raises:
-        PredictionInputError: if the model, the fold or the checkpoint is not there.
-    """
-    network: nn.Module = load_predictor(model_folder, (fold,), checkpoint, device=device).network
-    return network.to(device).eval()
 
 
 @torch.inference_mode()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,6 +29,11 @@ def validation_faults(error: ValidationError, prefix: str = "") -> str:
         prefix: what precedes each path, such as ``recipe.``.
     """
     return "; ".join(f"{prefix}{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+
+
+def space_left(folder: Path) -> str:
+    """Words for the free space of a folder's disk: ``the disk has 3.2 GB left``."""
+    return f"the disk has {shutil.disk_usage(folder).free / 1e9:.1f} GB left"
 
 
 def duration(seconds: float) -> str:

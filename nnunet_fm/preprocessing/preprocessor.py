@@ -24,6 +24,7 @@ from nnunet_fm.io.atomic_write import PARTIAL
 from nnunet_fm.io.dataset_json import canonical
 from nnunet_fm.io.dataset_names import dataset_name, dataset_number
 from nnunet_fm.io.image_files import DamagedImageError
+from nnunet_fm.io.messages import space_left
 from nnunet_fm.io.untrusted import ForeignFileError, read_object
 from nnunet_fm.io.worker_processes import worker_processes
 from nnunet_fm.planfile.schema import PlanError
@@ -259,9 +260,8 @@ class FMPreprocessor(CasePreprocessor):
         except (OSError, RuntimeError) as error:
             if not any(target.parent.glob(f"{target.name}*.b2nd")):  # reading, which names its file
                 raise
-            free = shutil.disk_usage(target.parent).free
             raise PreprocessingError(
-                f"{target.name} could not be written to {target.parent} ({error}; the disk has {free / 1e9:.1f} GB "
-                "left): make room, or export nnUNet_preprocessed to another disk, and run the same command again",
+                f"{target.name} could not be written to {target.parent} ({error}; {space_left(target.parent)}): "
+                "make room, or export nnUNet_preprocessed to another disk, and run the same command again",
                 code="case-not-written",
             ) from None

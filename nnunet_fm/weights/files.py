@@ -6,7 +6,6 @@ import math
 import os
 import pickle
 import re
-import shutil
 import struct
 import warnings
 import zipfile
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from nnunet_fm.errors import FMError
 from nnunet_fm.io.atomic_write import PARTIAL, sync_folder
+from nnunet_fm.io.messages import space_left
 from nnunet_fm.io.untrusted import is_zip, other_kind
 from nnunet_fm.weights.pickled import UNNEEDED, RefusedError, check_pickles
 
@@ -97,9 +97,8 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         kept = "the one before it is kept" if path.exists() else "there was none before it"
-        free = shutil.disk_usage(path.parent).free
         raise CheckpointError(
-            f"{path} could not be written ({_first_line(error)}; the disk has {free / 1e9:.1f} GB left); {kept}. Make "
+            f"{path} could not be written ({_first_line(error)}; {space_left(path.parent)}); {kept}. Make "
             "room or give access, then continue the training with --c"
         ) from error
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_fm.dataset_conversion.splits import Split, by_position, make_folds, read_split
+from nnunet_fm.dataset_conversion.splits import Split, make_folds, read_split
 from tests.helpers.errors import fails
 
 CASES = {f"case_{i:02d}": f"subject_{i // 2}" for i in range(20)}
@@ -21,7 +21,8 @@ def test_folds_are_nnunets_own_where_every_case_is_a_subject() -> None:
 
 
 def test_a_subject_is_in_one_fold_and_fold_0_is_the_published_one() -> None:
-    split = by_position(list(CASES), slice(0, 12), slice(12, 16), slice(16, 20))
+    cases = list(CASES)
+    split = Split(tuple(cases[:12]), tuple(cases[12:16]), tuple(cases[16:]))
     folds = make_folds(split, CASES)
     assert folds[0] == {"train": list(split.train), "val": list(split.val)} and len(folds) == 5
     for fold in folds[1:]:

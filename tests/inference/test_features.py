@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_fm.inference.features import feature_pca, load_network, principal_colours
+from nnunet_fm.inference.features import feature_pca, principal_colours
+from nnunet_fm.inference.predictor import load_predictor
 from tests.helpers.datasets import write_image
 from tests.helpers.errors import fails
 from tests.helpers.tiny_models import write_fm_model, write_model
@@ -46,7 +47,7 @@ def test_colours_are_components_of_what_the_head_gets(model: Path, image: Path) 
     assert colours.shape == (*pixels.shape, 3) and colours.dtype == pixels.dtype == np.float32
     assert pixels.min() == colours.min() == 0 and pixels.max() == colours.max() == 1
 
-    network = load_network(model, 0)
+    network = load_predictor(model, (0,), device=torch.device("cpu")).network.eval()
     maps: list[torch.Tensor] = []
     network.head.register_forward_pre_hook(lambda head, arguments: maps.append(arguments[0][0]))
     spread = torch.from_numpy(pixels)[None, None]  # the plan scales to [0, 1] by the volume, this by the slice
