@@ -18,7 +18,7 @@ TESTER = Converted()
 
 def damaged(at: Bench, damage: Callable[[Path], Fault]) -> Seen:
     TESTER.make_tree(at.root / "source", TESTER.variants[0])
-    source, file, _ = damage(at.root / "source")
+    source, file, *_ = damage(at.root / "source")
     with at.unchanged():
         seen = at.raises(ConversionError, lambda: TESTER.convert(source, at.raw))
     assert Path(file).name in seen.text

@@ -26,6 +26,7 @@ WRITES = re.compile(
 )
 NOT_REPLACED = {
     "cli/console.py": "what is printed into nothing",
+    "cli/predict.py": "a log to which lines are added",
     "studies/demo.py": "the log of a command",
     "dataset_conversion/tree.py": "what is unpacked into a folder for temporary files",
     "dataset_conversion/writer.py": "images in a folder that is renamed when it is complete",

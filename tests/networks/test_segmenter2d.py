@@ -229,15 +229,15 @@ def test_a_network_with_two_branches_can_be_sent_to_a_worker() -> None:
 
 
 def test_the_command_prints_what_each_part_trains(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    from nnunet_fm.cli.list import What, list_
+    from nnunet_fm.cli.list import list_
     from nnunet_fm.models import registry
 
     two = {name: get_card(name) for name in ("sam_b", "vanilla_unet2d")}
     monkeypatch.setattr(registry, "cards", lambda: two)
-    list_(What.models, as_json=True, parameters=True, classes=15)
+    list_([], as_json=True, parameters=True, classes=15)
     (sam, unet) = json.loads(capsys.readouterr().out)
     assert sam["trained_by_head"] == FACTS_HEADS and sam["trained_by_adapter"]["ladder"] == 22_452_482
     assert unet == {"name": "vanilla_unet2d", "classes": 15, "parameters": 31_038_543, "trained_by_head": {},
                     "trained_by_adapter": {}}  # fmt: skip
-    list_(What.models, as_json=False, parameters=True, classes=15)
+    list_([], as_json=False, parameters=True, classes=15)
     assert "17,317,051" in capsys.readouterr().out

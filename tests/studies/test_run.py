@@ -219,7 +219,7 @@ def test_dry_run_with_snakemake_itself(place: Place, monkeypatch: pytest.MonkeyP
     assert not place.output.exists() and not list(Path(place.folders["nnUNet_preprocessed"]).iterdir())
     answer = invoke(place, monkeypatch, str(place.file))
     assert answer.exit_code == 1
-    assert_error(answer.exception, "datasets-missing", "HCP_T1: nnunet-fm convert hcp")
+    assert_error(answer.exception, "dataset-missing", "HCP_T1: nnunet-fm convert hcp")
 
 
 def test_what_a_study_needs_is_said(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
