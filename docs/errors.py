@@ -235,7 +235,9 @@ def _without_repetition(text: str) -> str:
 def escaped(text: str) -> str:
     """Markdown that shows the text as it is; code stays code."""
     parts = " ".join(text.split()).split("`")
-    return "`".join(p if number % 2 else re.sub(r"([\\*_<>\[\]#|])", r"\\\1", p) for number, p in enumerate(parts))
+    for number in range(0, len(parts), 2):
+        parts[number] = re.sub(r"([\\*_>\[\]#|])", r"\\\1", parts[number]).replace("<", "&lt;")
+    return "`".join(parts)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def test_messages_are_gathered_as_they_read() -> None:
     assert any("is not a name" in text for text in module.messages("name-unknown"))  # of the class itself
     (tree,) = ast.parse("f'{a} has no {b}{c}: ' f'give one of {d}'").body
     assert module.template(tree.value) == "… has no …: give one of …"  # type: ignore[attr-defined]
-    assert module.escaped("a_b `c_d` *") == r"a\_b `c_d` \*"
+    assert module.escaped("a_b `c_d <e>` * <f>") == r"a\_b `c_d <e>` \* &lt;f\>"
 
 
 def test_headings_of_troubleshooting_are_codes_and_get_their_messages() -> None:
