@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 __version__ = "0.1.0"
 
 _MODULES = {
@@ -17,6 +15,8 @@ _MODULES = {
 def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from importlib import import_module  # this module is imported at the start of every interpreter
+
     return getattr(import_module(_MODULES[name]), name)
 
 
