@@ -123,6 +123,8 @@ def add(
     with working(f"checking {file.name}", quiet=quiet):
         added = put(file, name, link=link)
     digest = sha256(added.path)
+    if added.doubt:
+        print(f"WARNING: {added.doubt}: it is not the file of its publisher", file=sys.stderr)
     if as_json:
         print(json.dumps({**describe(added.official), "sha256": digest, "counts": added.counts}, indent=2))
     elif not quiet:

@@ -295,6 +295,11 @@ class Checkpoint(_CardPart):
         """The publisher's hash, or its first digits: ``sha256:…`` or ``md5:…``; None where none is known."""
         return f"sha256:{self.sha256}" if self.sha256 else f"md5:{self.md5}" if self.md5 else None
 
+    @property
+    def required(self) -> str | None:
+        """The publisher's whole SHA-256, without which a file is refused; a file with another MD5 gets a warning."""
+        return self.sha256 if self.sha256 and len(self.sha256) == 64 else None
+
 
 class Pretraining(_CardPart):
     """Data of the pre-training, for warnings of test leakage, other intensities and another orientation."""

@@ -78,6 +78,6 @@ def _load(network: FoundationNetwork, parts: Sequence[Part]) -> LoadReport:
             official.name, official.files, page=official.page, pull=bool(official.urls),
             instead="give pretrained=False",
         )  # fmt: skip
-        check_hash(file, {"from its publisher": official.published})
+        check_hash(file, {"from its publisher": official.required})
         report += load_part(network, part, file)
     return report

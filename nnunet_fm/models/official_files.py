@@ -41,11 +41,13 @@ class AddedFile:
         official: what it is.
         path: where it is.
         counts: number of its tensors of each kind, from the load report.
+        doubt: difference from the publisher's MD5 or first digits, in words; empty without one.
     """
 
     official: Official
     path: Path
     counts: dict[str, int]
+    doubt: str = ""
 
 
 def cached(official: Official) -> Path | None:
@@ -163,13 +165,13 @@ def add(file: Path, name: str | None = None, *, link: bool = False) -> AddedFile
                 f"{file} is not '{official.checkpoint.name}': {error}", code=code_of(error, "weights-mismatch")
             ) from None
         algorithm, first = split_hash(official.checkpoint.published or "")
+        doubt = ""
         if first and not (digest := compute_hash(checkpoint, algorithm)).startswith(first):
-            raise WeightsFileError(
-                f"{file} has {HASH_NAMES[algorithm]} {digest}, but '{official.checkpoint.name}' has {first}",
-                code="weights-changed",
-            )
+            doubt = f"{file} has {HASH_NAMES[algorithm]} {digest}, but '{official.checkpoint.name}' has {first}"
+            if official.checkpoint.required:
+                raise WeightsFileError(doubt, code="weights-changed")
         path = install(checkpoint, official.checkpoint.files[0], link=link)
-    return AddedFile(official, path, report.sections[0].counts)
+    return AddedFile(official, path, report.sections[0].counts, doubt)
 
 
 def verify(official: Official, progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:

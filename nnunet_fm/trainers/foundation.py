@@ -44,7 +44,7 @@ from nnunet_fm.trainers.loading import shape_of
 from nnunet_fm.trainers.loop import BudgetTrainer
 from nnunet_fm.trainers.optimizer import build_optimizer
 from nnunet_fm.trainers.schedule import ProgressSchedule
-from nnunet_fm.weights.cache import MissingWeightsError, check_hash, locate
+from nnunet_fm.weights.cache import MissingWeightsError, check_hash, has_hash, locate
 from nnunet_fm.weights.files import WeightsFileError, read_trained
 from nnunet_fm.weights.load import WeightsMismatchError, load_trained
 from nnunet_fm.weights.report import LoadReport
@@ -167,7 +167,11 @@ class fm_trainer(BudgetTrainer):
                 missing[official.name] = str(error)  # one message per file, which several parts may share
                 continue
             planned = self.config.sha256.get(part.name)
-            check_hash(file, {"in the plans": planned, "from its publisher": official.published})
+            check_hash(file, {"in the plans": planned, "from its publisher": official.required})
+            if official.published and not has_hash(file, official.published):
+                self.print_to_log_file(
+                    f"WARNING: {file} is not the file of its publisher, whose hash is {official.published}"
+                )
             files.append((part, file))
         if missing:
             raise MissingWeightsError("\n".join(missing.values()))
